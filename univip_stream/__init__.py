@@ -1,0 +1,22 @@
+"""univip-stream: mine region proposals into WebDataset shards, and train UniVIP from them.
+
+Nothing heavy is imported here: mining works without torch, training without Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from univip_stream.stream import ShardDataset as ShardDataset
+
+__all__ = ["ShardDataset", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # ShardDataset needs torch; it is imported when asked for, so that `univip-stream mine` never loads it.
+    if name == "ShardDataset":
+        from univip_stream.stream import ShardDataset
+
+        return ShardDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
