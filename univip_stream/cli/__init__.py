@@ -1,25 +1,34 @@
 """The command `univip-stream`: parse, call, print. Each subcommand is imported only when it is used."""
 
 import importlib
+import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from univip_stream import __version__
 from univip_stream.errors import InputError
 
-# name -> where its click command lives. Lazy, so that `mine` runs without torch and `train` without Ray.
+
+class Command(NamedTuple):
+    """Where a subcommand lives, and its line in the list of commands."""
+
+    target: str
+    says: str
+
+
+# Lazy, so that `mine` runs without torch, `train` without Ray, and `--help` at once.
 COMMANDS = {
-    "mine": "univip_stream.cli.mine:mine",
-    "verify": "univip_stream.cli.verify:verify",
-    "train": "univip_stream.cli.train:train",
-    "eval": "univip_stream.cli.evaluate:evaluate",
+    "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes."),
+    "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest."),
+    "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
+    "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a trained representation: knn."),
 }
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands are imported on use."""
+    """A click group whose commands are imported on use, and which prints people's errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -27,9 +36,14 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = COMMANDS[cmd_name].target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Click's own asks every command for its help, which would import torch and Ray to print a list.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.says) for name, command in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,6 +51,14 @@ class LazyGroup(click.Group):
         except InputError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_status)
+        except BrokenPipeError:
+            # The reader of our output left (`| head`). Nothing is wrong, and nothing more can be said.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as error:
+            # The file system or network said no: the message names the file, the cause is not in our code.
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,0 +1,41 @@
+# One command a job; each sets up what it needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first of these that is Python 3.11 or 3.12; `make PYTHON=/path/to/python3.12 setup` overrides.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check bench clean
+
+help: ## list the jobs
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(READY) ## virtual environment in .venv, pinned dependencies, the package (editable)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or: make PYTHON=/path/to/python3.12 setup" >&2; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) (a few minutes the first time, 6 GB)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $(READY)
+
+demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole road in minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh
+
+test: $(READY) ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy univip_stream pipelines/demo_images.py
+
+bench: $(READY) ## every benchmark, ratios against a peer measured in the same run
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## remove the virtual environment, caches and the demo's output
+	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build
