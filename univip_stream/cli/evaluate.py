@@ -18,13 +18,19 @@ def evaluate() -> None:
 @evaluate.command()
 @click.argument("run", type=click.Path(path_type=Path))
 # What to judge on.
-@click.option("--train", required=True, metavar="SOURCE", help="Labelled reference images: a folder of class folders, or shards.")
+@click.option(
+    "--train", required=True, metavar="SOURCE", help="Labelled reference images: a folder of class folders, or shards."
+)
 @click.option("--val", required=True, metavar="SOURCE", help="Labelled images to classify: the same classes.")
 # How.
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Neighbours that vote.")
 @click.option("--temperature", default=0.07, show_default=True, type=click.FloatRange(min=0, min_open=True),
               help="Votes weigh exp(cosine / temperature).")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(min=8), help="Pixels of the square centre crop.  [default: the run's scene size]")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=8),
+    help="Pixels of the square centre crop.  [default: the run's scene size]",
+)
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images a forward pass.")
 @click.option("--untrained", is_flag=True, help="Also score the same network untrained: the floor to compare with.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")

@@ -27,7 +27,7 @@ def classify(
     reference_ND: np.ndarray,
     labels_N: Sequence[str],
     queries_QD: np.ndarray,
-    config: KnnConfig = KnnConfig(),  # noqa: B008 - frozen
+    config: KnnConfig = KnnConfig(),
     *,
     queries_at_once: int = 1024,
 ) -> list[str]:

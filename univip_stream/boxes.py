@@ -1,0 +1,185 @@
+"""Boxes: the filter of the paper, and random boxes where there are too few.
+
+A box is four integers x, y, w, h in pixels: x to the right, y down, and x + w and y + h lie just outside the box.
+
+Shape letters: N and M boxes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from univip_stream.errors import InputError
+from univip_stream.shapes import Bool, Float, Int32
+
+
+def as_boxes(boxes: ArrayLike) -> Int32[np.ndarray, "N 4"]:
+    """Any sequence of x, y, w, h as an int32 N x 4 array; an empty one has shape 0 x 4.
+
+    Raises:
+        InputError: for another shape, for numbers that are not whole, or that do not fit 32 bits.
+
+    """
+    array = np.asarray(boxes)
+    if array.size == 0:
+        return np.empty((0, 4), np.int32)
+    if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iuf":
+        raise InputError(f"boxes have shape {array.shape} and type {array.dtype}; expected N x 4 numbers x, y, w, h")
+    if not np.isfinite(array).all() or np.any(array != np.trunc(array)) or np.any(np.abs(array) > 2**31 - 1):
+        raise InputError("boxes hold numbers that are no whole pixels; expected 32-bit integers x, y, w, h")
+    return array.astype(np.int32)
+
+
+def validate_boxes(boxes: ArrayLike, width: int, height: int) -> None:
+    """Raise InputError, naming the first offender, unless every box has an area and lies inside the image."""
+    array = as_boxes(boxes).astype(np.int64)
+    x, y, w, h = array.T
+    bad = (w < 1) | (h < 1) | (x < 0) | (y < 0) | (x + w > width) | (y + h > height)
+    if bad.any():
+        first = int(bad.argmax())
+        raise InputError(
+            f"box {first} is {array[first].tolist()} (x, y, w, h); expected w, h >= 1 inside {width} x {height} pixels"
+        )
+
+
+def iou(boxes: ArrayLike, others: ArrayLike) -> Float[np.ndarray, "N M"]:
+    """Intersection over union of every pair, 0 to 1, float64."""
+    a, b = as_boxes(boxes).astype(np.int64), as_boxes(others).astype(np.int64)
+    overlap = np.ones((len(a), len(b)), np.int64)
+    for axis in (0, 1):
+        low = np.maximum(a[:, None, axis], b[None, :, axis])
+        high = np.minimum((a[:, axis] + a[:, axis + 2])[:, None], (b[:, axis] + b[:, axis + 2])[None, :])
+        overlap *= np.maximum(high - low, 0)
+    union = (a[:, 2] * a[:, 3])[:, None] + (b[:, 2] * b[:, 3])[None, :] - overlap
+    # Areas are exact integers, and a quotient of exact integers is rounded once: equal boxes give exactly 1.
+    return np.asarray(overlap / np.maximum(union, 1), np.float64)
+
+
+def inside(boxes: ArrayLike, region: ArrayLike) -> Bool[np.ndarray, "N"]:
+    """Whether each box lies wholly inside the region x, y, w, h; touching its border counts as inside.
+
+    This is the test of UniVIP's Algorithm 1 with its erratum mended: as printed, it asks whether the region lies in the box.
+    """
+    x, y, w, h = as_boxes(boxes).astype(np.int64).T
+    left, top, width, height = (int(v) for v in np.asarray(region))
+    return np.asarray((x >= left) & (y >= top) & (x + w <= left + width) & (y + h <= top + height))
+
+
+def filter_boxes(
+    boxes: ArrayLike,
+    min_scale: float = 64,
+    max_aspect: float = 3.0,
+    max_iou: float = 0.5,
+    max_boxes: int | None = None,
+) -> Int32[np.ndarray, "N 4"]:
+    """Keep boxes that are large, not too long, and not covered by a better one (UniVIP, section 3.1; ORL's order).
+
+    First go boxes with min(w, h) < `min_scale` pixels or an aspect outside [1 / `max_aspect`, `max_aspect`]. Then, in the
+    given order (best first), a box is kept if its IoU with every box kept before it is at most `max_iou`. The first kept
+    box is therefore always the first that passed, and the result does not depend on boxes that were dropped.
+
+    Args:
+        boxes: N x 4 integers x, y, w, h, best first.
+        min_scale: shortest side kept, in pixels. 64 in the paper.
+        max_aspect: longest side over shortest. 3 in the paper.
+        max_iou: greatest overlap of two kept boxes, 0 to 1. 0.5 in the paper.
+        max_boxes: stop after so many; None keeps all.
+
+    Returns:
+        The kept boxes in their order, int32.
+
+    """
+    array = as_boxes(boxes)
+    w, h = array[:, 2].astype(np.int64), array[:, 3].astype(np.int64)
+    large = (np.minimum(w, h) >= min_scale) & (np.minimum(w, h) >= 1)
+    array = array[large & (w <= max_aspect * h) & (h <= max_aspect * w)]
+
+    kept: list[int] = []
+    alive = np.ones(len(array), bool)
+    while alive.any() and (max_boxes is None or len(kept) < max_boxes):
+        first = int(alive.argmax())
+        kept.append(first)
+        alive[: first + 1] = False
+        later = first + 1 + np.flatnonzero(alive[first + 1 :])
+        alive[later] = iou(array[first : first + 1], array[later])[0] <= max_iou
+    return array[kept]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxFilter:
+    """The filter's numbers, as one value."""
+
+    min_scale: int = 64
+    """Shortest side kept, in pixels of the image. Smaller boxes rarely hold an object that 96 x 96 can show."""
+    max_aspect: float = 3.0
+    """Longest side over shortest; longer boxes are mostly borders and poles."""
+    max_iou: float = 0.5
+    """Of two boxes overlapping more than this, the earlier stays."""
+    max_boxes: int | None = None
+    """Keep at most so many; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.min_scale < 1:
+            raise InputError(f"min_scale is {self.min_scale}; expected at least 1 pixel")
+        if not self.max_aspect >= 1:
+            raise InputError(f"max_aspect is {self.max_aspect}; expected at least 1 (longest side over shortest)")
+        if not 0 <= self.max_iou <= 1:
+            raise InputError(f"max_iou is {self.max_iou}; expected 0 to 1")
+        if self.max_boxes is not None and self.max_boxes < 1:
+            raise InputError(f"max_boxes is {self.max_boxes}; expected at least 1, or none for all")
+
+    def __call__(self, boxes: ArrayLike) -> Int32[np.ndarray, "N 4"]:
+        return filter_boxes(boxes, self.min_scale, self.max_aspect, self.max_iou, self.max_boxes)
+
+
+# Random boxes tried before the overlap constraint gives way. With K = 4 at IoU 0.5 the first few nearly always do.
+_TRIES_A_BOX = 32
+
+
+def naive_boxes(
+    region: ArrayLike,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    min_scale: int = 64,
+    max_aspect: float = 3.0,
+    max_iou: float = 0.5,
+    avoid: ArrayLike = (),
+) -> Int32[np.ndarray, "N 4"]:
+    """Random boxes inside a region, under the constraints of the filter (the paper's "naive" strategy, Table 8 b).
+
+    Side lengths are uniform among those allowed, then places. Where the region is smaller than `min_scale`, the shortest
+    side allowed becomes the region's; where no free place is found, the box that overlaps least is taken. So there are
+    always exactly `count` boxes and it always ends.
+
+    Args:
+        region: x, y, w, h to stay inside; w, h >= 1.
+        count: how many.
+        rng: where chance comes from.
+        min_scale: shortest side in pixels.
+        max_aspect: longest side over shortest, at least 1.
+        max_iou: greatest overlap among them and with `avoid`.
+        avoid: boxes that are there already.
+
+    Returns:
+        int32, count x 4.
+
+    """
+    left, top, width, height = (int(v) for v in np.asarray(region))
+    if width < 1 or height < 1:
+        raise InputError(f"a region of {width} x {height} pixels holds no box; expected at least 1 x 1")
+    shortest = max(1, min(int(min_scale), width, height))
+    taken = as_boxes(avoid)
+    for _ in range(count):
+        w = rng.integers(shortest, min(width, int(max_aspect * height)) + 1, _TRIES_A_BOX)
+        lowest = np.maximum(shortest, np.ceil(w / max_aspect).astype(np.int64))
+        h = rng.integers(lowest, np.minimum(height, (w * max_aspect).astype(np.int64)) + 1)
+        x = left + rng.integers(0, width - w + 1)
+        y = top + rng.integers(0, height - h + 1)
+        tries = np.stack([x, y, w, h], axis=1).astype(np.int32)
+        worst = iou(tries, taken).max(axis=1, initial=0.0)
+        free = worst <= max_iou
+        chosen = int(free.argmax()) if free.any() else int(worst.argmin())
+        taken = np.concatenate([taken, tries[chosen : chosen + 1]])
+    return taken[len(taken) - count :]

@@ -1,0 +1,112 @@
+"""Region proposals: an image in, ranked boxes out, one interface over several engines.
+
+Every engine is a pure function of the pixels, the seed and its options: the same in every process and thread setting.
+Engines are imported when used, so a machine without numba or OpenCV's contrib part can use the others.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from univip_stream.boxes import as_boxes
+from univip_stream.errors import InputError, UsageError
+
+Proposer = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where an engine lives. Its module also has `version() -> str`, which changes when its boxes can change."""
+
+    module: str
+    function: str
+    says: str
+    """One line for the help."""
+
+
+ENGINES = {
+    "selective-search": Engine(
+        module="univip_stream.proposals.fast",
+        function="selective_search",
+        says="our kernel: hierarchies of regions at a working resolution, ranked by agreement",
+    ),
+    "selective-search-exact": Engine(
+        module="univip_stream.proposals.exact",
+        function="selective_search_exact",
+        says="OpenCV Fast's algorithm at full resolution, each thing done once",
+    ),
+    "opencv-fast": Engine(
+        module="univip_stream.proposals.opencv", function="fast", says="OpenCV's selective search, Fast mode"
+    ),
+    "opencv-quality": Engine(
+        module="univip_stream.proposals.opencv", function="quality", says="OpenCV's selective search, Quality mode"
+    ),
+    "naive": Engine(module="univip_stream.proposals.naive", function="naive", says="random boxes"),
+}
+
+
+def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, **options: Any) -> np.ndarray:
+    """Propose boxes that may hold an object.
+
+    Args:
+        image: uint8, height x width x 3, RGB. Grey (height x width), alpha (a fourth channel, laid over white) and 16 bit
+            are turned into that first.
+        engine: a name of `ENGINES`.
+        seed: for engines that use chance. The same image, seed and options give the same boxes.
+        options: of the engine.
+
+    Returns:
+        int32, N x 4: x, y, w, h in pixels, best first, unfiltered, no two equal, all inside the image.
+
+    Raises:
+        UsageError: an engine that does not exist, or an option it does not have.
+        InputError: something that is no image.
+
+    """
+    found = _engine(engine)
+    function: Proposer = getattr(importlib.import_module(found.module), found.function)
+    pixels = as_rgb(image)
+    try:
+        boxes = function(pixels, seed=seed, **options)
+    except TypeError as error:
+        if options and "unexpected keyword" in str(error):
+            raise UsageError(f"engine {engine!r} has no such option: {error}") from error
+        raise
+    return as_boxes(boxes)
+
+
+def engine_version(engine: str) -> str:
+    """What the boxes of an engine depend on beside image, seed and options; goes into the shards' fingerprint."""
+    return str(importlib.import_module(_engine(engine).module).version())
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Any grey, RGB or RGBA image of 8 or 16 bits as uint8, height x width x 3, C-contiguous.
+
+    Raises:
+        InputError: another shape or type, or no pixels.
+
+    """
+    pixels = np.asarray(image)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise InputError(f"image has shape {image.shape} and type {image.dtype}; expected uint8 height x width x 3, RGB")
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 4:
+        alpha = pixels[..., 3:].astype(np.uint16)
+        # Rounded integer blend over white, the same on every machine.
+        pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _engine(name: str) -> Engine:
+    if name not in ENGINES:
+        raise UsageError(f"unknown proposals {name!r}; expected one of: {', '.join(ENGINES)}")
+    return ENGINES[name]

@@ -1,0 +1,31 @@
+"""Random boxes under the filter's constraints: the paper's "naive" strategy (Table 8 b)."""
+
+import zlib
+
+import numpy as np
+
+from univip_stream.boxes import naive_boxes
+
+
+def naive(image: np.ndarray, *, seed: int = 0, count: int = 100) -> np.ndarray:
+    """Propose `count` random boxes; which ones depends on the image's size and pixels and the seed.
+
+    Args:
+        image: uint8, height x width x 3.
+        seed: of the generator, together with the pixels.
+        count: how many. The boxes avoid each other where they can, so that the paper's filter keeps most.
+
+    Returns:
+        int32, at most count x 4: x, y, w, h; equal boxes (in a tiny image) are given once.
+
+    """
+    height, width = image.shape[:2]
+    rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(np.ascontiguousarray(image).tobytes())]))
+    boxes = naive_boxes((0, 0, width, height), count, rng)
+    _, first = np.unique(boxes, axis=0, return_index=True)
+    return boxes[np.sort(first)]
+
+
+def version() -> str:
+    """Changes when the same seed gives other boxes."""
+    return "1"
