@@ -1,0 +1,72 @@
+"""UniVIP (paper section 3): scene-scene similarity, scene-instance affinity and instance-instance discrimination.
+
+Letters: A augmentations of an instance, B batch, K instances an image, S and I side of scene and instance, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from univip_stream.errors import UsageError
+from univip_stream.losses import instance_loss, scene_instance_loss, scene_loss
+from univip_stream.methods.base import Method, MethodConfig, feature_std, losses_by_term
+from univip_stream.shapes import Float
+
+
+class UniVIP(Method):
+    """The sum of three terms (Eq. 12), each of which can be switched off; without instances only the first remains.
+
+    Instances run as one forward of B * K images. With two augmentations the online network sees the first and the target
+    the second; with one, both see the same crops.
+    """
+
+    def __init__(self, config: MethodConfig, instances: int) -> None:
+        super().__init__(config)
+        self.instances = instances
+        self.with_scene_instance = config.scene_instance and instances > 0
+        self.with_instance = config.instance and instances > 0
+        if not (config.scene or self.with_scene_instance or self.with_instance):
+            raise UsageError(
+                f"No loss is left: scene={config.scene}, scene_instance={config.scene_instance}, instance={config.instance}"
+                f" with {instances} instances an image. Switch one on (the instance terms need instances)."
+            )
+        # Only where it is used: distributed training waits for the gradient of every parameter there is.
+        self.aggregate = nn.Linear(instances * config.width, config.width) if self.with_scene_instance else None
+
+    def forward(
+        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            targets = self.encode(self.target, scenes)
+        projections_2BD = self.encode(self.online, scenes)
+        predictions = self.predict(projections_2BD)
+        scene = scene_loss(*predictions, *targets) if self.config.scene else None
+        scene_instance = discrimination = None
+        if self.with_scene_instance or self.with_instance:
+            crops_ABK3II = self._checked(instances)
+            o_BKD = self._embed(nn.Sequential(self.online, self.predictor), crops_ABK3II[0])
+            if self.aggregate is not None:
+                aggregate_BD = self.aggregate(o_BKD.flatten(1))  # Eq. 4
+                scene_instance = scene_instance_loss(aggregate_BD, *targets)
+            if self.with_instance:
+                with torch.no_grad():
+                    t_BKD = self._embed(self.target, crops_ABK3II[-1])
+                discrimination = instance_loss(
+                    o_BKD,
+                    t_BKD,
+                    *predictions,
+                    *targets,
+                    epsilon=self.config.epsilon,
+                    iterations=self.config.iterations,
+                    mass=self.config.mass,
+                )
+        return losses_by_term(scene, scene_instance, discrimination) | {"feature_std": feature_std(projections_2BD)}
+
+    def _checked(self, instances: Tensor | None) -> Tensor:
+        if instances is None or instances.shape[2] != self.instances:
+            found = "none" if instances is None else instances.shape[2]
+            raise ValueError(f"the method was built for {self.instances} instances an image, the batch has {found}")
+        return instances
+
+    def _embed(self, network: nn.Module, crops: Float[Tensor, "B K 3 I I"]) -> Float[Tensor, "B K D"]:
+        joint: Tensor = network(crops.flatten(0, 1))
+        return joint.unflatten(0, crops.shape[:2])

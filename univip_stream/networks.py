@@ -1,0 +1,162 @@
+"""The networks around the losses: backbones by name, the two heads, the moving average, normalisation kept per view.
+
+Letters: B images, V views in one batch, D width of a vector.
+"""
+
+import copy
+import difflib
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from univip_stream.errors import UsageError
+from univip_stream.shapes import Float
+
+
+class Backbone(nn.Module):
+    """A trunk that turns images (B, 3, H, W) into pooled features (B, D), D being `.width`."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.width = width
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return cast(Tensor, self.trunk(images))
+
+
+def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = False) -> Backbone:
+    """Build a backbone by name: a torchvision ResNet (resnet18, resnet50, wide_resnet50_2 ...) or any timm model.
+
+    A name that both have is torchvision's, the paper's; `timm/NAME` asks for timm's. `pretrained` downloads the library's
+    weights. `small_stem` gives a ResNet a 3 x 3 stride-1 first convolution and no max-pooling, for images of some 32 to
+    96 px. Raises UsageError for a name that neither has, and for a small stem on another architecture.
+    """
+    import torchvision.models as zoo
+
+    if name in _torchvision_resnets():
+        trunk = zoo.get_model(name, weights="DEFAULT" if pretrained else None)
+        width = trunk.fc.in_features
+        trunk.fc = nn.Identity()
+    else:
+        import timm
+
+        bare = name.removeprefix("timm/")
+        if not timm.is_model(bare):
+            raise UsageError(_unknown_backbone(name, timm.list_models()))
+        try:  # Vision transformers meet two image sizes here (scenes and instances); they must be told.
+            trunk = timm.create_model(bare, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:
+            trunk = timm.create_model(bare, pretrained=pretrained, num_classes=0)
+        width = getattr(trunk, "head_hidden_size", trunk.num_features)
+    if small_stem:
+        _make_stem_small(trunk, name)
+    return Backbone(trunk, width)
+
+
+def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
+    """BYOL's head, projector and predictor alike: linear, BN, ReLU, and a last linear plain (no bias, no BN)."""
+    return nn.Sequential(
+        nn.Linear(in_width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_width, bias=False)
+    )
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A deep copy that no gradient reaches: the start of a target network."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_ema(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Eq. 1, for every parameter in place: target = momentum * target + (1 - momentum) * online.
+
+    Buffers stay as they are: a target network in train mode keeps its own batch statistics.
+    """
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
+
+
+class ViewBatchNorm:
+    """Mixed into a batch normalisation: its batch is `views` equal groups, one after another, normalised one by one.
+
+    The same, to the bit, as one call for each group in turn, running statistics included.
+    """
+
+    views: int = 1
+
+    def forward(self, batch: Tensor) -> Tensor:
+        one_view = super().forward  # type: ignore[misc]
+        if self.views == 1 or not cast(nn.Module, self).training:
+            return cast(Tensor, one_view(batch))
+        if len(batch) % self.views:
+            raise ValueError(f"a batch of {len(batch)} does not split into {self.views} views")
+        return torch.cat([one_view(view) for view in batch.chunk(self.views)])
+
+
+def per_view_batchnorm(module: nn.Module) -> nn.Module:
+    """Give every batch normalisation inside the module a `views` count (1 to begin with), in place; return the module.
+
+    Works for BatchNorm, SyncBatchNorm and timm's variants, and again after a conversion between them, which forgets it.
+    Parameters, buffers and state names stay. Set the count with `views_in_batch`.
+    """
+    for child in module.modules():
+        if isinstance(child, _BatchNorm) and not isinstance(child, ViewBatchNorm):
+            child.__class__ = _view_class(cast(Any, type(child)))
+    return module
+
+
+def synchronise_batchnorm(module: nn.Module) -> nn.Module:
+    """Turn every batch normalisation into one over all processes, statistics still kept per view; return the module.
+
+    Use the module returned: a module that is itself a batch normalisation is replaced, not changed.
+    """
+    from timm.layers import convert_sync_batchnorm  # knows timm's normalisations with activation, which torch's does not
+
+    return per_view_batchnorm(convert_sync_batchnorm(module))
+
+
+@contextmanager
+def views_in_batch(module: nn.Module, views: int) -> Iterator[None]:
+    """Within: the batches that the module is given are `views` equal groups, each normalised with its own statistics."""
+    norms = [child for child in module.modules() if isinstance(child, ViewBatchNorm)]
+    for norm in norms:
+        norm.views = views
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.views = 1
+
+
+@functools.cache
+def _view_class(base: type[nn.Module]) -> Any:
+    """`base` with ViewBatchNorm mixed in; one class for each base, so that copies and guards see the same type."""
+    return type(f"View{base.__name__}", (ViewBatchNorm, base), {"__doc__": ViewBatchNorm.__doc__})
+
+
+@functools.cache
+def _torchvision_resnets() -> frozenset[str]:
+    import torchvision.models as zoo
+
+    # ResNet, ResNeXt and Wide ResNet: all the same class, with the pooled features before `.fc`.
+    return frozenset(name for name in zoo.list_models(module=zoo) if "resne" in name)
+
+
+def _unknown_backbone(name: str, timm_names: list[str]) -> str:
+    known = [*sorted(_torchvision_resnets()), *timm_names]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    guess = f"Did you mean {' or '.join(near)}?" if near else "For example resnet50, or a timm model such as convnext_tiny."
+    return f"There is no backbone {name!r} in torchvision's ResNets or in timm. {guess}"
+
+
+def _make_stem_small(trunk: nn.Module, name: str) -> None:
+    stem = getattr(trunk, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(trunk, "maxpool"):
+        raise UsageError(f"small_stem is for ResNets, and {name} is none: leave it off, or choose resnet18 or resnet50.")
+    trunk.conv1 = nn.Conv2d(3, stem.out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
+    trunk.maxpool = nn.Identity()
