@@ -8,7 +8,7 @@ import difflib
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.errors import UsageError
 from univip_stream.shapes import Float
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Backbone(nn.Module):
@@ -66,7 +68,7 @@ def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
     )
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: AnyModule) -> AnyModule:
     """A deep copy that no gradient reaches: the start of a target network."""
     return copy.deepcopy(module).requires_grad_(False)
 
@@ -114,9 +116,10 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
 
     Use the module returned: a module that is itself a batch normalisation is replaced, not changed.
     """
-    from timm.layers import convert_sync_batchnorm  # knows timm's normalisations with activation, which torch's does not
+    from timm import layers  # knows timm's normalisations with activation, which torch's conversion does not
 
-    return per_view_batchnorm(convert_sync_batchnorm(module))
+    synchronised: nn.Module = layers.convert_sync_batchnorm(module)  # type: ignore[attr-defined,no-untyped-call]
+    return per_view_batchnorm(synchronised)
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Method(nn.Module, ABC):
             return torch.stack([module(view) for view in views])
         with views_in_batch(module, len(views)):
             joint: Tensor = module(views.flatten(0, 1))
-        return joint.unflatten(0, views.shape[:2])
+        return joint.reshape(*views.shape[:2], -1)
 
 
 def losses_by_term(
@@ -142,4 +142,5 @@ def losses_by_term(
 def feature_std(projections: Float[Tensor, "V B D"]) -> Float[Tensor, ""]:
     """Standard deviation of the l2-normalised features, mean over dimensions, times sqrt(D): 1 spread, 0 collapsed."""
     unit_ND = F.normalize(projections.detach().float().flatten(0, 1), dim=-1)
-    return unit_ND.std(0, correction=0).mean() * unit_ND.shape[-1] ** 0.5
+    spread: Tensor = unit_ND.std(0, correction=0).mean() * unit_ND.shape[-1] ** 0.5
+    return spread

@@ -43,13 +43,13 @@ class UniVIP(Method):
         scene_instance = discrimination = None
         if self.with_scene_instance or self.with_instance:
             crops_ABK3II = self._checked(instances)
-            o_BKD = self._embed(nn.Sequential(self.online, self.predictor), crops_ABK3II[0])
+            o_BKD = self._per_instance(self.predictor(self.online(crops_ABK3II[0].flatten(0, 1))))
             if self.aggregate is not None:
                 aggregate_BD = self.aggregate(o_BKD.flatten(1))  # Eq. 4
                 scene_instance = scene_instance_loss(aggregate_BD, *targets)
             if self.with_instance:
                 with torch.no_grad():
-                    t_BKD = self._embed(self.target, crops_ABK3II[-1])
+                    t_BKD = self._per_instance(self.target(crops_ABK3II[-1].flatten(0, 1)))
                 discrimination = instance_loss(
                     o_BKD,
                     t_BKD,
@@ -67,6 +67,5 @@ class UniVIP(Method):
             raise ValueError(f"the method was built for {self.instances} instances an image, the batch has {found}")
         return instances
 
-    def _embed(self, network: nn.Module, crops: Float[Tensor, "B K 3 I I"]) -> Float[Tensor, "B K D"]:
-        joint: Tensor = network(crops.flatten(0, 1))
-        return joint.unflatten(0, crops.shape[:2])
+    def _per_instance(self, vectors: Float[Tensor, "BK D"]) -> Float[Tensor, "B K D"]:
+        return vectors.reshape(-1, self.instances, vectors.shape[-1])
