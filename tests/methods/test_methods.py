@@ -10,8 +10,8 @@ from univip_stream.errors import UsageError
 from univip_stream.methods import BYOL, METHODS, Method, MethodConfig, UniVIP, build_method
 from univip_stream.networks import synchronise_batchnorm
 
-B, K, S, INSTANCE = 4, 3, 32, 16
-SMALL = MethodConfig(backbone="resnet18", small_stem=True, hidden=32, width=16)
+B, K, S, INSTANCE = 4, 3, 64, 32
+SMALL = MethodConfig(backbone="resnet18", hidden=32, width=16)
 
 
 def build(instances: int = K, **changes: object) -> Method:
