@@ -1,0 +1,64 @@
+"""One line that says how far a long job is: moving on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+import click
+
+_PLAIN_EVERY = 10.0
+"""Seconds between two plain lines, where nobody watches."""
+_MOVING_EVERY = 0.1
+
+
+class Progress:
+    """Counts what is done, with a rate and the time left.
+
+    On a terminal: one line that is rewritten, with a bar. Elsewhere: a line every ten seconds, and one at the end.
+    Everything goes to standard error, so that results can be piped.
+    """
+
+    def __init__(self, what: str, total: int, *, unit: str, done: int = 0, quiet: bool = False):
+        self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
+        self.before, self.done = done, done
+        self.began = time.monotonic()
+        self.said = self.began
+        self.moving = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.quiet and self.done > self.before:
+            self._say(last=True)
+
+    def add(self, count: int) -> None:
+        """Note that `count` more are done."""
+        self.done += count
+        now = time.monotonic()
+        if not self.quiet and now - self.said >= (_MOVING_EVERY if self.moving else _PLAIN_EVERY):
+            self._say()
+            self.said = now
+
+    def _say(self, *, last: bool = False) -> None:
+        seconds = time.monotonic() - self.began
+        rate = (self.done - self.before) / seconds if seconds else 0.0
+        left = "?" if not rate else duration((self.total - self.done) / rate)
+        when = f"took {duration(seconds)}" if last else f"{left} left"
+        line = f"{self.what} {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {when}"
+        if self.moving:
+            cells = 24
+            full = cells * self.done // max(self.total, 1)
+            line = f"\r\x1b[K{self.what} [{'#' * full}{'.' * (cells - full)}]{line[len(self.what) :]}"
+        click.echo(line, err=True, nl=last or not self.moving)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 12 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

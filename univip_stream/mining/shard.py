@@ -1,0 +1,108 @@
+"""One shard, from source files to tar and index: a plain function, which Ray or a loop calls."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
+from univip_stream.errors import InputError
+from univip_stream.images import BadImageError, read_picture
+from univip_stream.mining.proposer import Proposer, load_proposer
+from univip_stream.shards.format import NO_BOXES, OK, Sample, key_of
+from univip_stream.shards.write import write_shard
+from univip_stream.sources import SourceImage, read_bytes
+
+_REPORT_EVERY = 0.5
+"""Seconds between two words about progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What one shard holds, and how to make it."""
+
+    tar_path: Path
+    """Where it goes."""
+    first: int
+    """Number of its first image in the whole source order."""
+    images: list[SourceImage]
+    """Its images."""
+    fingerprint: str
+    """Of the job."""
+    proposals: str
+    """Engine, `none`, or a user's module:function."""
+    options: dict[str, Any]
+    """Of the engine."""
+    seed: int
+    """Of the engine."""
+    filter: BoxFilter
+    """Which boxes stay."""
+    max_pixels: int
+    """Larger images are rows with a reason."""
+
+
+def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    """Mine and write one shard; return its entry for the manifest.
+
+    Args:
+        task: what to do. The result is a function of it and the files' bytes alone.
+        progress: called now and then with the number of images finished since the last call.
+
+    """
+    return write_shard(_reporting(_samples(task), progress), task.tar_path, task.fingerprint)
+
+
+def _samples(task: ShardTask) -> Iterator[Sample]:
+    proposer = load_proposer(task.proposals, seed=task.seed, options=task.options)
+    for number, image in enumerate(task.images, task.first):
+        yield mine_image(image, key_of(number), task, proposer)
+
+
+def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer) -> Sample:
+    """Read, propose, filter. Whatever is wrong with the image becomes its status and reason.
+
+    Raises:
+        InputError: a user's proposer gave something that is no box inside the image: that is wrong for every image.
+
+    """
+    common: dict[str, Any] = {"key": key, "source": image.source, "label": image.label}
+    try:
+        picture = read_picture(read_bytes(image), max_pixels=task.max_pixels)
+    except BadImageError as error:
+        return Sample(status=error.status, reason=str(error), **common)
+    height, width = picture.pixels.shape[:2]
+    try:
+        candidates = as_boxes(proposer(picture.pixels))
+        validate_boxes(candidates, width, height)
+    except InputError as error:
+        raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
+    boxes = task.filter(candidates)
+    return Sample(
+        status=OK if len(boxes) else NO_BOXES,
+        reason=None if len(boxes) else f"none of {len(candidates)} candidates passed the filter",
+        width=width,
+        height=height,
+        data=picture.data,
+        suffix=picture.suffix,
+        sha256=hashlib.sha256(picture.data).hexdigest(),
+        converted=picture.converted,
+        proposals=task.proposals,
+        boxes=boxes,
+        candidates=np.asarray(candidates, np.int32),
+        **common,
+    )
+
+
+def _reporting(samples: Iterator[Sample], progress: Callable[[int], None]) -> Iterator[Sample]:
+    done, said = 0, time.monotonic()
+    for sample in samples:
+        yield sample
+        done += 1
+        if time.monotonic() - said >= _REPORT_EVERY:
+            progress(done)
+            done, said = 0, time.monotonic()
+    progress(done)

@@ -1,0 +1,111 @@
+"""The words and columns of the format; everything else in `shards/` uses these."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT = "univip-stream/1"
+"""Written in every manifest and index; another number means another layout."""
+
+# What became of an image. Only the first two are samples of the tar; every status is a row of the index.
+OK = "ok"
+NO_BOXES = "no_boxes"
+"""The image is there, but no box passed the filter."""
+UNREADABLE = "unreadable"
+TOO_SMALL = "too_small"
+TOO_LARGE = "too_large"
+STATUSES = (OK, NO_BOXES, UNREADABLE, TOO_SMALL, TOO_LARGE)
+HELD = frozenset({OK, NO_BOXES})
+"""The statuses whose image is in the tar."""
+FAILED = frozenset({UNREADABLE, TOO_LARGE})
+"""The statuses that count against `--max-failures`: something is wrong with the file, or with our limits."""
+
+BOXES = pa.list_(pa.list_(pa.int16(), 4))
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("suffix", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("converted", pa.string()),
+        pa.field("boxes", BOXES),
+        pa.field("candidates", BOXES),
+    ]
+)
+"""Columns of the Parquet index beside each tar, one row an image, failures too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image of the source, and what mining made of it."""
+
+    key: str
+    """Decimal, nine digits, unique in the data set, in source order."""
+    source: str
+    """The image's name in its source, for people."""
+    status: str
+    """One of STATUSES."""
+    reason: str | None = None
+    """Why it is no sample, in words."""
+    label: str | None = None
+    """Its class, where the source says one."""
+    width: int | None = None
+    """Pixels of the upright image; None where it could not be read."""
+    height: int | None = None
+    """As `width`."""
+    data: bytes = b""
+    """The stored image."""
+    suffix: str | None = None
+    """Of the stored image: jpg, png or webp."""
+    sha256: str | None = None
+    """Of the stored image, hexadecimal."""
+    converted: str | None = None
+    """Why the stored bytes are not the source's."""
+    proposals: str = ""
+    """The engine the boxes come from."""
+    boxes: np.ndarray | None = None
+    """N x 4 xywh, filtered, best first."""
+    candidates: np.ndarray | None = None
+    """M x 4 xywh, all of the engine's, best first."""
+
+    def as_json(self) -> bytes:
+        """The JSON member beside the image."""
+        boxes = [] if self.boxes is None else self.boxes.tolist()
+        fields: dict[str, Any] = {
+            "key": self.key,
+            "source": self.source,
+            "width": self.width,
+            "height": self.height,
+            "label": self.label,
+            "boxes": boxes,
+            "proposals": self.proposals,
+            "converted": self.converted,
+            "sha256": self.sha256,
+        }
+        return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def key_of(number: int) -> str:
+    """The key of the image at a place in the source order: dot-free, so that WebDataset splits it rightly."""
+    return f"{number:09d}"
+
+
+def shard_name(number: int, count: int) -> str:
+    """`000.tar` and on; more digits where there are more than a thousand shards."""
+    return f"{number:0{max(3, len(str(count - 1)))}d}.tar"
+
+
+def index_name(shard: str) -> str:
+    """`000.parquet` for `000.tar`, also with folders before it."""
+    return shard.removesuffix(".tar") + ".parquet"

@@ -1,0 +1,103 @@
+"""From what people write (`shards/<000..127>.tar`, globs, folders, manifests) to a list of shards."""
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from univip_stream.errors import InputError
+from univip_stream.shards.manifest import MANIFEST, read_manifest
+
+_RANGE = re.compile(r"<(\d+)\.\.(\d+)>|\{(\d+)\.\.(\d+)\}")
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+MOST_SHARDS = 1_000_000
+"""A range that gives more names than this is a typing error."""
+
+
+def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
+    """The shards that one or several specs name, in the order written, each once.
+
+    A spec is a tar, a range `<000..127>` or `{000..127}`, a choice `{train,val}`, a glob, a folder (its manifest's shards, or
+    all its `*.tar`) or a `manifest.json`. Nothing is run or fetched: `pipe:` and `::` mean nothing here.
+
+    Raises:
+        InputError: a spec that matches nothing, or a shard that is missing, by name.
+
+    """
+    listed = [specs] if isinstance(specs, str | Path) else list(specs)
+    if not listed:
+        raise InputError("no shards given; expected something like 'shards/<000..127>.tar'")
+    shards = list(dict.fromkeys(shard for spec in listed for shard in _expand(str(spec))))
+    missing = [shard for shard in shards if not Path(shard).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"{', '.join(missing[:3])}{more}: no such shard (of {len(shards)} that {' '.join(map(str, listed))!r} names); "
+            "check the range, or mine them"
+        )
+    return shards
+
+
+def _expand(spec: str) -> Iterator[str]:
+    scheme = _SCHEME.match(spec)
+    if scheme:
+        raise InputError(f"{spec}: {scheme[1]}: is not read; expected local shards such as 'shards/<000..127>.tar'")
+    for name in _braces(spec):
+        yield from _one(name, spec)
+
+
+def _one(name: str, spec: str) -> Iterator[str]:
+    path = Path(name)
+    if path.is_dir():
+        yield from _folder(path)
+    elif path.name == MANIFEST:
+        yield from (str(path.parent / entry["name"]) for entry in read_manifest(path.parent)["shards"])
+    elif glob.has_magic(name) and not path.exists():
+        found = sorted(glob.glob(name))
+        if not found:
+            raise InputError(f"{spec!r} matches nothing; expected shards such as 'shards/<000..127>.tar' or a folder of them")
+        for match in found:
+            yield from _one(match, spec)
+    else:
+        yield name
+
+
+def _folder(folder: Path) -> Iterator[str]:
+    if (folder / MANIFEST).exists():
+        yield from (str(folder / entry["name"]) for entry in read_manifest(folder)["shards"])
+        return
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise InputError(f"{folder} holds no *.tar; expected a folder that `univip-stream mine --out` wrote")
+    yield from map(str, found)
+
+
+def _braces(spec: str) -> Iterator[str]:
+    """Every name a spec with ranges and choices stands for, leftmost slowest."""
+    parts: list[list[str]] = []
+    rest, many = spec, 1
+    while rest:
+        found = min((m for m in (_RANGE.search(rest), _CHOICE.search(rest)) if m), key=lambda m: m.start(), default=None)
+        if found is None:
+            parts.append([rest])
+            break
+        parts.append([rest[: found.start()]])
+        parts.append(_values(found, spec))
+        many *= len(parts[-1])
+        if many > MOST_SHARDS:
+            raise InputError(f"{spec!r} names more than {MOST_SHARDS} shards; check its ranges")
+        rest = rest[found.end() :]
+    yield from ("".join(choice) for choice in itertools.product(*parts))
+
+
+def _values(found: re.Match[str], spec: str) -> list[str]:
+    if found.re is _CHOICE:
+        return found[1].split(",")
+    low, high = (found[1], found[2]) if found[1] is not None else (found[3], found[4])
+    if int(low) > int(high):
+        raise InputError(f"{spec!r}: the range {found[0]} runs backwards; expected the smaller number first")
+    if int(high) - int(low) >= MOST_SHARDS:
+        raise InputError(f"{spec!r}: the range {found[0]} names more than {MOST_SHARDS} shards")
+    return [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]

@@ -1,0 +1,132 @@
+"""Read shards back against their manifest: every byte, every member, every box."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream.boxes import validate_boxes
+from univip_stream.errors import InputError
+from univip_stream.files import sha256_of
+from univip_stream.shards.format import HELD, SCHEMA, index_name
+from univip_stream.shards.manifest import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is not as the manifest says."""
+
+    shard: str
+    """The shard's file name, or the folder."""
+    problem: str
+    """What was found and what was expected."""
+
+
+def verify_folder(folder: Path, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
+    """Check every shard that the manifest of `folder` names, and that there is no other; [] when all is well.
+
+    Args:
+        folder: of the shards.
+        progress: called after each shard with the number of its images.
+
+    Raises:
+        InputError: there is no manifest, or it cannot be read.
+
+    """
+    manifest = read_manifest(folder)
+    findings = []
+    images = 0
+    for entry in manifest["shards"]:
+        findings += [Finding(shard=entry["name"], problem=problem) for problem in _check_shard(folder, entry, manifest)]
+        images += entry["images"]
+        progress(entry["images"])
+    named = {entry["name"] for entry in manifest["shards"]}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in named:
+            findings.append(Finding(shard=path.name, problem="is there, but the manifest does not name it"))
+    totals = manifest["totals"]
+    by_reason = sum(count for name, count in totals.items() if name not in ("images", "samples", "bytes"))
+    if not images == totals["images"] == by_reason:
+        problem = f"shards hold {images} images, totals say {totals['images']}, counts by reason add up to {by_reason}"
+        findings.append(Finding(shard="manifest.json", problem=problem))
+    return findings
+
+
+def _check_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]:
+    """Problems of one shard. Where a file is not what was hashed, what it holds is looked at all the same, to say where."""
+    tar_path, index_path = folder / entry["name"], folder / index_name(entry["name"])
+    for path, expected in ((tar_path, entry), (index_path, entry["index"])):
+        if not path.is_file():
+            yield f"{path.name} is missing"
+            continue
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            yield f"{path.name} has {size} bytes, expected {expected['bytes']}"
+        elif sha256_of(path) != expected["sha256"]:
+            yield f"{path.name} has another SHA-256 than the manifest says: its bytes changed"
+    if not (tar_path.is_file() and index_path.is_file()):
+        return
+    try:
+        table = pq.read_table(index_path)
+        rows = table.to_pylist()
+        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
+        yield f"{index_path.name} cannot be read: {str(error).splitlines()[0]}"
+        return
+    if missing := [name for name in SCHEMA.names if name not in table.schema.names]:
+        yield f"{index_path.name} lacks the columns {', '.join(missing)}"
+        return
+    if facts.get("fingerprint") != manifest["fingerprint"]:
+        yield f"{index_path.name} was made with other parameters than the manifest says"
+    if len(rows) != entry["images"]:
+        yield f"{index_path.name} has {len(rows)} rows, expected {entry['images']}"
+    try:
+        yield from _check_members(tar_path, [row for row in rows if row["status"] in HELD])
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        yield f"{tar_path.name} cannot be read to its end: {error}"
+
+
+def _check_members(tar_path: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The tar's members against the index: the names, the image's bytes, the JSON's fields, the boxes."""
+    expected = {row["key"]: row for row in rows}
+    seen: set[str] = set()
+    with tarfile.open(tar_path, "r:") as tar:
+        while (member := tar.next()) is not None:
+            key, _, suffix = member.name.partition(".")
+            row = expected.get(key)
+            if row is None or suffix not in ("json", row["suffix"]):
+                yield f"member {member.name!r} at byte {member.offset} is not in the index"
+                continue
+            seen.add(member.name)
+            file = tar.extractfile(member)
+            data = file.read() if file is not None else b""
+            if suffix != "json":
+                if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                    yield f"image {member.name} has another SHA-256 than its row says"
+                if member.offset_data != row["offset"] or member.size != row["size"]:
+                    yield f"image {member.name} lies at byte {member.offset_data}, its row says {row['offset']}"
+            else:
+                yield from _check_json(member.name, data, row)
+    for key, row in expected.items():
+        for name in (f"{key}.{row['suffix']}", f"{key}.json"):
+            if name not in seen:
+                yield f"member {name} ({row['source']}) is missing"
+
+
+def _check_json(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
+    try:
+        fields = json.loads(data)
+        for column in ("key", "source", "width", "height", "label", "boxes", "converted", "sha256"):
+            if fields[column] != row[column]:
+                yield f"{name}: {column} is not what the index says"
+        validate_boxes(fields["boxes"], row["width"], row["height"])
+    except InputError as error:
+        yield f"{name}: {error}"
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{name} is not the JSON of a sample: {type(error).__name__}: {error}"
