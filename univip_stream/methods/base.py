@@ -51,8 +51,9 @@ class MethodConfig:
     """Sinkhorn iterations."""
     mass: float = 1.0
     """Sum of a transport plan, and so the weight of Eq. 11; K counts every instance once."""
-    joint_views: bool = True
-    """Both scene views as one forward, batch statistics still kept per view; false runs two forwards."""
+    joint_views: bool = False
+    """Both scene views as one forward, batch statistics still kept per view: fewer and larger kernels, but every batch
+    normalisation copies its output once more. False runs a forward for each view."""
 
 
 class Encoder(nn.Module):
