@@ -115,7 +115,7 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
     """Turn every batch normalisation into one over all processes, statistics still kept per view; return the module.
 
     For training on GPUs: torch's SyncBatchNorm refuses CPU tensors where there are several processes. Call it before the
-    optimizer and DDP are built. Use the module returned: a module that is itself a batch normalisation is replaced, not changed.
+    optimizer and DDP are built. Use the module returned: one that is itself a batch normalisation is replaced, not changed.
     """
     from timm import layers  # knows timm's normalisations with activation, which torch's conversion does not
 
