@@ -1,0 +1,90 @@
+"""Checkpoints: written whole or not at all, the last few kept, read without running anything.
+
+A file holds plain tensors, numbers and text; it is loaded with `weights_only=True`.
+"""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from univip_stream.errors import InputError
+from univip_stream.files import TEMPORARY, written_atomically
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they lie; made when the first is saved.
+        keep: how many of the last stay.
+
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _NAME.fullmatch(path.name)))
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:09d}.pt"
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the state after `step` steps, then drop the oldest beyond `keep`.
+
+        Raises:
+            OSError: the disk is full, say. What was there before stays whole.
+
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(step)
+        with written_atomically(path) as file:
+            torch.save({"step": step, **state}, file)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        for leftover in self.folder.glob(f".*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+        return path
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest state, or None if there is none. A damaged newest one is an error, never passed over in silence."""
+        steps = self.steps()
+        if not steps:
+            return None
+        try:
+            return load_checkpoint(self.path(steps[-1]))
+        except InputError as error:
+            before = f"the one of step {steps[-2]}" if len(steps) > 1 else "the start"
+            raise InputError(f"{error}. To continue from {before} instead, delete {self.path(steps[-1])}") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint into CPU memory.
+
+    Raises:
+        InputError: it is missing, damaged, or no checkpoint of ours.
+
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch reads past flipped bits; the archive's own checksums do not
+        if damaged is not None:
+            raise InputError(f"{path} is damaged: its part {damaged} does not match its checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise InputError(f"{path} is no checkpoint of a run; expected a file that `univip-stream train` saved")
+    return state

@@ -1,0 +1,132 @@
+"""`univip-stream train`: parse, call, print."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from univip_stream.cli.progress import duration
+from univip_stream.distributed import place_from_environment
+from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
+from univip_stream.pretrain.recipes import recipe as recipe_named
+from univip_stream.pretrain.settings import with_settings
+
+
+@click.command()
+# What to read, where to write.
+@click.option("--shards", required=True, multiple=True, metavar="SPEC",
+              help="'shards/<000..127>.tar', '{000..127}', a glob, a folder or a manifest; may be repeated.")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
+# What to train.
+@click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
+@click.option("--method", metavar="NAME", help="univip or byol.  [default: the recipe's]")
+@click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images.  [default: the recipe's]")
+@click.option("--steps", type=click.IntRange(min=1), help="Updates, instead of --epochs.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as optim.lr=0.2; may be repeated.")
+# Where to run.
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")
+def train(
+    shards: tuple[str, ...],
+    out: Path,
+    recipe: str,
+    method: str | None,
+    backbone: str | None,
+    epochs: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Pre-train from SHARDS into a run folder. Run again, it continues where it stopped.
+
+    \b
+    univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
+    univip-stream train --shards shards/ --out runs/small --recipe cpu-demo --set optim.lr=0.02
+    torchrun --nproc-per-node 8 -m univip_stream train --shards shards/ --out runs/coco
+
+    The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
+    backbone.safetensors. SIGTERM saves and leaves with status 75.
+    """
+    config = _configuration(recipe, method, backbone, epochs, steps, batch_size, seed, workers, settings)
+    place = place_from_environment()
+
+    def say(line: str) -> None:
+        if place.is_first:
+            click.echo(line, err=True)
+
+    try:
+        values = pretrain(config, list(shards), out, device=device, place=place, say=say, progress=_Line(say))
+    except Interrupted as stop:
+        say(str(stop))
+        raise SystemExit(Interrupted.exit_status) from None
+    if place.is_first:
+        if as_json:
+            click.echo(json.dumps({"run": str(out), **values}))
+        else:
+            click.echo(f"done: {out}" if values else f"{out} was finished before: nothing to do")
+
+
+def _configuration(
+    recipe: str,
+    method: str | None,
+    backbone: str | None,
+    epochs: float | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    workers: int | None,
+    settings: tuple[str, ...],
+) -> PretrainConfig:
+    """The recipe, with the options laid over it, and --set over those."""
+    said = {
+        "method.name": method,
+        "method.backbone": backbone,
+        "epochs": epochs,
+        "steps": steps,
+        "stream.batch_size": batch_size,
+        "seed": seed,
+        "stream.workers": workers,
+    }
+    texts = [f"{key}={value}" for key, value in said.items() if value is not None]
+    if epochs is not None:
+        texts.append("steps=null")
+    config = with_settings(recipe_named(recipe), [*texts, *settings])
+    # One seed is said and stored; the stream's own field follows it.
+    return replace(config, stream=replace(config.stream, seed=config.seed))
+
+
+class _Line:
+    """A line at each recorded step, as often as a person can read."""
+
+    every = 5.0
+    """Seconds."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.said, self.began, self.first = say, 0.0, 0.0, 0
+
+    def __call__(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if not self.first:
+            self.first, self.began = step, now
+        if now - self.said < self.every and step < steps:
+            return
+        self.said = now
+        done = step - self.first
+        left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
+        self.say(
+            f"step {step}/{steps}  loss {values['loss']:.3f} (scene {values['loss_scene']:.3f}, scene-instance "
+            f"{values['loss_scene_instance']:.3f}, instance {values['loss_instance']:.3f})  std {values['feature_std']:.2f}  "
+            f"{values['images_per_second']:.1f} images/s, waiting {values['data_wait']:.0%}  {left}"
+        )

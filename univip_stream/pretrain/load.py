@@ -1,0 +1,57 @@
+"""Load what a run saved: its configuration and its backbone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from univip_stream.checkpoint import Checkpoints, load_checkpoint
+from univip_stream.errors import InputError
+from univip_stream.methods import build_method
+from univip_stream.networks import Backbone
+from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.settings import from_dict
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+BACKBONE = "backbone.safetensors"
+
+
+def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone, PretrainConfig]:
+    """The backbone of a run folder (its newest checkpoint) or of one checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        run: folder or file.
+        untrained: give the weights the run began with instead: the floor to compare with.
+
+    Returns:
+        The backbone, B x 3 x S x S normalised images -> B x D pooled features; and the run's configuration.
+
+    Raises:
+        InputError: no run there, no checkpoint yet, or a damaged one.
+
+    """
+    state = _state(Path(run))
+    try:
+        config = from_dict(PretrainConfig, json.loads(state["config"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{run}: the checkpoint's configuration cannot be read ({error})") from error
+    torch.manual_seed(config.seed)
+    method = build_method(config.method, instances=config.views.instances)
+    if not untrained:
+        method.load_state_dict(state["method"])
+    return method.backbone.eval(), config
+
+
+def _state(run: Path) -> dict[str, Any]:
+    if run.is_file():
+        return load_checkpoint(run)
+    if not run.exists():
+        raise InputError(f"{run}: no such run; expected a folder that `univip-stream train --out` made, or a checkpoint")
+    state = Checkpoints(run / CHECKPOINTS).load_latest()
+    if state is None:
+        raise InputError(
+            f"{run} has no checkpoint in {CHECKPOINTS}/; expected a folder that `univip-stream train --out` made"
+        )
+    return state

@@ -1,0 +1,35 @@
+"""The optimizer of a run, from its settings."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from univip_stream.methods import Method
+from univip_stream.pretrain.config import OptimConfig
+
+
+def build_optimizer(method: Method, config: OptimConfig) -> Optimizer:
+    """SGD or LARS over what the method trains; the target network is not among it."""
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for parameter in method.online_parameters():
+        # Normalisations' scales and all biases are the parameters with one axis.
+        (spared if config.exclude_norm_and_bias and parameter.ndim <= 1 else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
+    if config.name == "lars":
+        from timm.optim.lars import Lars
+
+        # timm adapts only groups with weight decay, which leaves out the spared ones, as BYOL does.
+        lars: Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=config.trust)  # type: ignore[no-untyped-call]
+        return lars
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group the rate of this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,60 @@
+"""The run folder: made once, and opened again only for the run it belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from univip_stream import __version__
+from univip_stream.distributed import Place
+from univip_stream.errors import InputError
+from univip_stream.files import written_atomically
+from univip_stream.pretrain.config import HARMLESS, PretrainConfig
+from univip_stream.pretrain.load import CONFIG
+from univip_stream.pretrain.settings import flat, flat_dict, to_dict
+from univip_stream.shards import ShardIndex
+
+
+def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, place: Place) -> None:
+    """Write `config.json` into a new run folder, or check that the run there is this one.
+
+    Raises:
+        InputError: the folder holds a run of other settings or other shards, or things that are no run.
+
+    """
+    path = run / CONFIG
+    if path.exists():
+        _refuse_other_run(path, config, index, steps)
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
+    if not place.is_first:
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "config": to_dict(config),
+        "steps": steps,
+        "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
+        "created_by": {"univip-stream": __version__},
+    }
+    with written_atomically(path) as file:
+        file.write((json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, steps: int) -> None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        there, shards, total = found["config"], found["shards"], found["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
+    theirs, ours = flat_dict(there), flat(config)
+    names = [name for name in ours if name not in HARMLESS and theirs.get(name) != ours[name]]
+    differences = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in names]
+    if shards["fingerprint"] != index.fingerprint:
+        differences.append(f"other shards ({shards['images']} images there, {len(index)} here)")
+    if not differences and total != steps:
+        differences.append(f"{total} steps there, {steps} here")
+    if differences:
+        raise InputError(
+            f"{path.parent} holds a run of other settings: {'; '.join(differences)}. To continue it, use its settings; for a new "
+            "run, choose another --out"
+        )

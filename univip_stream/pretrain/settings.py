@@ -1,0 +1,123 @@
+"""Configurations as dictionaries and as `KEY=VALUE` texts: any tree of dataclasses, checked by its types."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from univip_stream.errors import UsageError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dictionaries and lists, for JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(kind: type[Config], values: dict[str, Any], path: str = "") -> Config:
+    """A configuration from what `to_dict` gave.
+
+    Raises:
+        UsageError: a setting that does not exist (the nearest is suggested) or of another type.
+
+    """
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise UsageError(_unknown(path + name, [path + hint for hint in hints]))
+    return kind(**{name: _converted(hints[name], value, path + name) for name, value in values.items()})
+
+
+def with_settings(config: Config, settings: Iterable[str]) -> Config:
+    """The configuration with `optim.lr=0.2`-like texts applied, in order.
+
+    Raises:
+        UsageError: as `from_dict`, or a text that is no KEY=VALUE.
+
+    """
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text!r}; expected KEY=VALUE, such as optim.lr=0.2")
+        config = _replaced(config, key.strip().split("."), value.strip(), key.strip(), config)
+    return config
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+
+    return dict(_leaves(to_dict(config), ""))
+
+
+def flat_dict(values: dict[str, Any]) -> dict[str, Any]:
+    """As `flat`, of what `to_dict` gave."""
+    return dict(_leaves(values, ""))
+
+
+def _leaves(values: dict[str, Any], path: str) -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def _replaced(config: Any, names: list[str], text: str, key: str, whole: Any) -> Any:
+    hints = typing.get_type_hints(type(config))
+    name = names[0]
+    if name not in hints:
+        raise UsageError(_unknown(key, list(flat(whole))))
+    current = getattr(config, name)
+    if len(names) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise UsageError(_unknown(key, list(flat(whole))))
+        return dataclasses.replace(config, **{name: _replaced(current, names[1:], text, key, whole)})
+    if dataclasses.is_dataclass(current):
+        inner = ", ".join(f"{key}.{inner.name}" for inner in dataclasses.fields(current))
+        raise UsageError(f"{key} is a group of settings; expected one of {inner}")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = {"None": None, "True": True, "False": False}.get(text, text)
+    return dataclasses.replace(config, **{name: _converted(hints[name], value, key)})
+
+
+def _converted(hint: Any, value: Any, key: str) -> Any:
+    """`value` as `hint` says, or UsageError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value, key + ".")
+    if origin in (typing.Union, types.UnionType):
+        for choice in arguments:
+            try:
+                return _converted(choice, value, key)
+            except UsageError:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+        expected = " or ".join(map(str, arguments))
+        raise UsageError(f"{key} is {value!r}; expected {expected}")
+    elif origin is tuple:
+        kinds = arguments[:1] * len(value) if len(arguments) == 2 and arguments[1] is ... else arguments
+        if isinstance(value, list | tuple) and len(value) == len(kinds):
+            return tuple(_converted(kind, item, key) for kind, item in zip(kinds, value, strict=True))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise UsageError(f"{key} is {value!r}; expected {name}")
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,306 @@
+"""The training loop: build, resume, step, record, save.
+
+Shape letters: B images, K instances an image, S and I sides, A instance augmentations.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from univip_stream.augment import AugmentConfig, augment
+from univip_stream.checkpoint import Checkpoints
+from univip_stream.distributed import ALONE, Place, joined, mean_over_ranks, pick_device
+from univip_stream.errors import InputError
+from univip_stream.files import written_atomically
+from univip_stream.methods import Method, build_method
+from univip_stream.networks import synchronise_batchnorm
+from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
+from univip_stream.pretrain.optim import build_optimizer, set_learning_rate
+from univip_stream.pretrain.rundir import open_run
+from univip_stream.pretrain.settings import to_dict
+from univip_stream.record import Recorder
+from univip_stream.schedules import cosine_lr, ema_momentum
+from univip_stream.stream import Batch, Stream
+
+TERMS = ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "feature_std")
+"""What a method returns of a step, in this order."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error
+    """The run was asked to stop (SIGTERM, Ctrl-C), saved, and can be continued."""
+
+    exit_status = 75
+    """Distinct from done and failed: sysexits' EX_TEMPFAIL, run it again."""
+
+
+def pretrain(
+    config: PretrainConfig,
+    shards: str | list[str],
+    run: Path,
+    *,
+    device: str = "auto",
+    place: Place = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int, dict[str, Any]], None] = lambda step, steps, values: None,
+) -> dict[str, Any]:
+    """Train from shards into a run folder. Called again on the same folder, it continues.
+
+    Args:
+        config: everything the result depends on beside the shards.
+        shards: any spec of `expand_shards`.
+        run: folder of the run.
+        device: auto, cpu, cuda or cuda:N.
+        place: this process among those that train together.
+        say: gets the lines a person wants to read at the start and the end.
+        progress: called at each recorded step with the step, how many there will be, and the values.
+
+    Returns:
+        The last recorded values, or {} when the run was finished before.
+
+    Raises:
+        InputError: shards, settings or a run folder that cannot be used; a loss that is not finite.
+        Interrupted: stopped from outside, after saving.
+
+    """
+    where = pick_device(device, place)
+    with joined(place, where), _asked_to_stop() as asked:
+        trainer = _Trainer(config, shards, run, where, place)
+        for line in trainer.arithmetic():
+            say(line)
+        values: dict[str, Any] = {}
+        try:
+            for values in trainer.steps(asked):
+                progress(values["step"], trainer.total, values)
+        finally:
+            trainer.recorder.close()
+        trainer.export()
+        return values
+
+
+class _Trainer:
+    """A run in progress: what is built once, and one step at a time."""
+
+    def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, place: Place):
+        self.config, self.run, self.device, self.place = config, run, device, place
+        stream = Stream(
+            shards, config.views, config.augment, config.stream,
+            rank=place.rank, world_size=place.world_size, parts=config.accumulate,
+        )  # fmt: skip
+        self.total = config.total_steps(stream.steps_per_epoch)
+        self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
+        self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
+        open_run(run, config, stream.index, self.total, place)
+
+        torch.manual_seed(config.seed)
+        self.method: Method = build_method(config.method, instances=config.views.instances)
+        if place.world_size > 1 and config.sync_batchnorm and device.type == "cuda":
+            self.method = synchronise_batchnorm(self.method)  # type: ignore[assignment]
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.method.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(self.method, config.optim)
+        self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
+        self.first = self._resume()
+
+        self.model: nn.Module = self.method
+        if place.world_size > 1:
+            ids = [device] if device.type == "cuda" else None
+            self.model = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
+        if config.compile:
+            self.model = torch.compile(self.model)  # type: ignore[assignment]
+        self.precision, self.why = pick_precision(config.precision, device)
+        self.stream = stream.starting_at(self.first)
+        self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
+
+    def arithmetic(self) -> Iterator[str]:
+        """The numbers the run will live by."""
+        config, place = self.config, self.place
+        part = config.stream.batch_size // place.world_size // config.accumulate
+        yield (
+            f"{self.images} images; {part} a rank x {place.world_size} ranks x {config.accumulate} parts = batch "
+            f"{config.stream.batch_size}; {self.total} steps, {self.total / self.steps_per_epoch:.1f} epochs"
+        )
+        count = sum(parameter.numel() for parameter in self.method.online_parameters())
+        yield (
+            f"{config.method.name}, {config.method.backbone}, {count / 1e6:.1f} M parameters; scenes "
+            f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
+        )
+        yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
+        if self.first:
+            yield f"continues after step {self.first} of {self.total}"
+
+    def steps(self, asked: threading.Event) -> Iterator[dict[str, Any]]:
+        """Train to the end, yielding what is recorded."""
+        config = self.config
+        batches = iter(self.stream)
+        began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
+        for step in range(self.first, self.total):
+            losses = self._gradient(batches, step)
+            rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            momentum = ema_momentum(step, self.total, config.ema)
+            self.method.update_target(momentum)
+
+            finished = step + 1
+            if finished % config.record_every == 0 or finished == self.total:
+                seconds = time.perf_counter() - began
+                values = {
+                    "step": finished,
+                    "epoch": round(finished / self.steps_per_epoch, 4),
+                    **{name: losses[name] for name in TERMS},
+                    "lr": rate,
+                    "momentum": momentum,
+                    "filled": losses["filled"],
+                    "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
+                    "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
+                }
+                if self.device.type == "cuda":
+                    values["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+                self.recorder.write(values)
+                began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
+                yield values
+            if finished % config.checkpoint_every == 0 or finished == self.total or asked.is_set():
+                self._save(finished)
+            if asked.is_set() and finished < self.total:
+                raise Interrupted(f"stopped after step {finished} of {self.total}, saved; run the same command to continue")
+
+    def _gradient(self, batches: Iterator[Batch], step: int) -> dict[str, float]:
+        """Add up the gradient of a step; return the mean of its terms over parts and ranks."""
+        totals = torch.zeros(len(TERMS) + 1)
+        for _ in range(self.config.accumulate):
+            batch = next(batches)
+            scenes, instances = views_on(self.device, batch, self.config.augment)
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                losses = self.model(scenes, instances)
+            terms = torch.stack([losses[name].detach().float() for name in TERMS]).cpu()
+            self._stop_if_not_finite(terms, step, batch)
+            (losses["loss"] / self.config.accumulate).backward()
+            filled = batch.filled.float().mean() / max(self.config.views.instances, 1)
+            totals += torch.cat([terms, filled[None]]) / self.config.accumulate
+        totals = mean_over_ranks(totals.to(self.device), self.place).cpu()
+        return dict(zip([*TERMS, "filled"], totals.tolist(), strict=True))
+
+    def _stop_if_not_finite(self, terms: Tensor, step: int, batch: Batch) -> None:
+        """Before the weights are touched: a loss that is no number ends the run and leaves on disk what caused it."""
+        if math.isfinite(float(terms[0])):
+            return
+        left = self.run / f"not-finite-step-{step + 1}-rank-{self.place.rank}.json"
+        found = dict(zip(TERMS, terms.tolist(), strict=True))
+        with written_atomically(left) as file:
+            facts = {
+                "step": step + 1,
+                "losses": {k: str(v) for k, v in found.items()},
+                "keys": batch.keys,
+                "sources": batch.sources,
+            }
+            file.write(json.dumps(facts, indent=1).encode())
+        raise InputError(
+            f"the loss of step {step + 1} is {found['loss']}, before its update: {found}. The samples' keys are in {left}; the "
+            "last checkpoint is whole. A smaller optim.lr or precision=fp32 are what usually helps"
+        )
+
+    def _save(self, finished: int) -> None:
+        if self.place.is_first:
+            self.checkpoints.save(
+                finished,
+                {
+                    "method": self.method.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "config": json.dumps(to_dict(self.config)),
+                },
+            )
+
+    def _resume(self) -> int:
+        state = self.checkpoints.load_latest()
+        if state is None:
+            return 0
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        return int(state["step"])
+
+    def export(self) -> None:
+        """Write the backbone alone, under the names its library uses."""
+        if not self.place.is_first:
+            return
+        from safetensors.torch import save
+
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.method.backbone.trunk.state_dict().items()}
+        facts = {
+            "backbone": self.config.method.backbone,
+            "small_stem": str(self.config.method.small_stem),
+            "steps": str(self.total),
+        }
+        with written_atomically(self.run / BACKBONE) as file:
+            file.write(save(weights, metadata={"format": "pt", **facts}))
+
+
+class _Silent:
+    """The recorder of a rank that is not the first."""
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
+    """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
+    on = batch.to(device, non_blocking=True)
+    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config).unflatten(0, on.scenes.shape[:2])
+    B, K = on.instances.shape[:2]
+    if K == 0:
+        return scenes, None
+    crops = on.instances.flatten(0, 1)
+    instances = [augment(crops, draws.flatten(0, 1), config).unflatten(0, (B, K)) for draws in on.instance_draws]
+    return scenes, torch.stack(instances)
+
+
+def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """(type of the networks' arithmetic, why)."""
+    if name == "fp32":
+        return torch.float32, "as asked"
+    if name == "bf16":
+        return torch.bfloat16, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return torch.bfloat16, "this GPU multiplies bf16 in hardware"
+        return torch.float32, "this GPU has no bf16"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this CPU multiplies bf16 in hardware"
+    return torch.float32, "this CPU has no bf16 instructions"
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Within: SIGTERM and the first Ctrl-C set the event instead of killing; a second Ctrl-C kills."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals belong to the main thread; under Ray Train the launcher stops us
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""The shards as a plain PyTorch dataset of images and boxes, for any other method."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from univip_stream.errors import UsageError
+from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.stream.order import Order
+from univip_stream.stream.reader import Reader
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One image with its boxes."""
+
+    image: Tensor
+    """uint8, 3 x height x width, RGB, upright."""
+    boxes: Tensor
+    """int64, N x 4: x, y, w, h in pixels of the image, best first."""
+    key: str
+    """Unique in the shards."""
+    label: str | None
+    """Its class, where the source had one."""
+    source: str
+    """Its name in the source."""
+
+
+class ShardDataset(IterableDataset[Sample]):
+    """Every image of some shards exactly once, split among the workers of a DataLoader and the ranks of a job.
+
+    Args:
+        shards: any spec: `shards/<000..127>.tar`, a glob, a folder, several in a list.
+        rank: of this process.
+        world_size: processes that share the images; where it does not divide their number, the last ranks get one fewer.
+        window: shards whose samples are shuffled together, once `epoch` was called.
+
+    Without `epoch` the samples come in the shards' order. Images differ in size: use `batch_size=None`, or a `collate_fn`.
+
+    """
+
+    def __init__(
+        self, shards: str | Path | Sequence[str | Path] | ShardIndex, *, rank: int = 0, world_size: int = 1, window: int = 16
+    ):
+        if not 0 <= rank < world_size:
+            raise UsageError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
+        self.index = shards if isinstance(shards, ShardIndex) else open_index(expand_shards(shards))
+        self.rank, self.world_size, self.window = rank, world_size, window
+        self._order: np.ndarray = np.arange(len(self.index))
+
+    def epoch(self, seed: int, epoch: int) -> "ShardDataset":
+        """Fix the order to that of an epoch: a pure function of (seed, epoch). Returns self."""
+        self._order = Order(self.index.shard, seed, self.window).epoch(epoch)
+        return self
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.index), self.world_size))
+
+    def __iter__(self) -> Iterator[Sample]:
+        mine = self._order[self.rank :: self.world_size]
+        worker = get_worker_info()
+        if worker is not None:
+            mine = mine[worker.id :: worker.num_workers]
+        reader = Reader(self.index)
+        try:
+            for sample in mine.tolist():
+                yield Sample(
+                    image=torch.from_numpy(reader.image(sample)).permute(2, 0, 1),
+                    boxes=torch.from_numpy(self.index.boxes_of(sample).astype(np.int64)),
+                    key=self.index.text("key", sample),
+                    label=self.index.text("label", sample),
+                    source=self.index.text("source", sample),
+                )
+        finally:
+            reader.close()

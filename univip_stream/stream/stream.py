@@ -1,0 +1,240 @@
+"""The stream of batches: global batch b is images b*B to (b+1)*B of the endless sequence, whoever reads it.
+
+What resumes is one number, the step. World size, workers and prefetch decide who does the work, never what it is.
+"""
+
+import copy
+import itertools
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from univip_stream import augment as augmentation
+from univip_stream.augment import AugmentConfig
+from univip_stream.errors import InputError, UsageError
+from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.stream.batch import Batch
+from univip_stream.stream.cut import cut
+from univip_stream.stream.order import Order, view_generator
+from univip_stream.stream.reader import Reader
+from univip_stream.views import ViewConfig, draw_views
+
+_STAND_INS = 100
+"""Images that may be tried in a bad one's place before the data is called hopeless."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How to read."""
+
+    batch_size: int
+    """Images of a global batch, over all ranks and accumulation steps."""
+    seed: int = 0
+    """Of order, views and augmentation."""
+    workers: int = 2
+    """Processes that read and cut for this rank; 0 does it in the training process."""
+    prefetch: int = 2
+    """Batches each worker has ready."""
+    window: int = 16
+    """Shards whose samples are shuffled together."""
+    antialias: bool = True
+    """Resize as Pillow does when shrinking. False is faster and rougher."""
+    on_bad_sample: Literal["raise", "skip"] = "raise"
+    """What to do about a sample whose bytes changed: stop, or take the next image of the order in its place and say so."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 1), ("window", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.on_bad_sample not in ("raise", "skip"):
+            raise UsageError(f"on_bad_sample is {self.on_bad_sample!r}; expected raise or skip")
+
+
+class Stream:
+    """An endless iterable of this rank's batches, from any step on.
+
+    Args:
+        shards: any spec of `expand_shards`, or an index opened before.
+        views: which views to cut.
+        augment: whose numbers to draw for them.
+        config: how to read.
+        rank: which slice of each global batch.
+        world_size: how many slices.
+        start_step: the first global batch; the state to resume from.
+        parts: batches each step's slice is cut into, one after the other (gradient accumulation).
+
+    Raises:
+        InputError: shards that are missing or broken, or fewer images than a batch.
+        UsageError: a batch that ranks and parts do not divide.
+
+    """
+
+    def __init__(
+        self,
+        shards: str | list[str] | ShardIndex,
+        views: ViewConfig,
+        augment: AugmentConfig,
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        parts: int = 1,
+    ):
+        self.index = shards if isinstance(shards, ShardIndex) else open_index(expand_shards(shards))
+        self.config = config
+        self.images = len(self.index)
+        if config.batch_size % (world_size * parts):
+            raise UsageError(
+                f"batch size {config.batch_size} cannot be divided among {world_size} ranks x {parts} accumulation steps; "
+                "expected a multiple of both"
+            )
+        if self.images < config.batch_size:
+            raise InputError(
+                f"the shards hold {self.images} images, fewer than one batch of {config.batch_size}; "
+                f"use --batch-size {self.images} or less, or more shards"
+            )
+        self.steps_per_epoch = self.images / config.batch_size
+        self.wait_seconds = 0.0
+        self._batches = _Batches(self.index, views, augment, config, rank, world_size, parts)
+        self._first = start_step * parts
+
+    def starting_at(self, step: int) -> "Stream":
+        """The same stream from another step on; its state is nothing but this number."""
+        moved = copy.copy(self)
+        moved._first = step * self._batches.parts
+        return moved
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self._loader()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of any fork beside threads. The workers touch neither CUDA nor the parent's thread pools.
+            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            batches = iter(loader)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" in str(error):
+                    raise InputError(
+                        f"a loader worker died ({str(error).splitlines()[0]}); often memory: fewer --workers or a smaller "
+                        "prefetch help. Run the same command again, it continues from the last checkpoint"
+                    ) from error
+                raise
+            self.wait_seconds += time.perf_counter() - began
+            yield batch
+
+    def _loader(self) -> "DataLoader[Batch]":
+        workers = self.config.workers
+        return DataLoader(
+            self._batches,
+            batch_size=None,  # an item is a whole batch already: nothing to collate
+            sampler=_From(self._first),
+            num_workers=workers,
+            prefetch_factor=self.config.prefetch if workers else None,
+            # Forked workers share the index's memory; at a million images a copy each would be gigabytes.
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_be_one_thread,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _From(Sampler[int]):
+    """first, first + 1, ... without end."""
+
+    def __init__(self, first: int):
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)
+
+
+class _Batches(Dataset[Batch]):
+    """Item n is this rank's n-th part batch of the endless sequence."""
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        views: ViewConfig,
+        augment: AugmentConfig,
+        config: StreamConfig,
+        rank: int,
+        world_size: int,
+        parts: int,
+    ):
+        self.index, self.views, self.augment, self.config = index, views, augment, config
+        self.order = Order(index.shard, config.seed, config.window)
+        self.reader = Reader(index)
+        self.size = config.batch_size // (world_size * parts)
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+
+    def __getitem__(self, number: int) -> Batch:
+        step, part = divmod(number, self.parts)
+        first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
+        views, B = self.views, self.size
+        K, A = views.instances, views.instance_augmentations
+        scenes = torch.empty((2, B, views.scene_size, views.scene_size, 3), dtype=torch.uint8)
+        instances = torch.empty((B, K, views.instance_size, views.instance_size, 3), dtype=torch.uint8)
+        scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
+        instance_draws = np.empty((A, B, K, augmentation.DRAW_SIZE), np.float32)
+        scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
+        filled = np.empty(B, np.int32)
+        samples: list[int] = []
+        skipped: list[str] = []
+        for b, position in enumerate(range(first, first + B)):
+            sample, image = self._image_at(position, skipped)
+            samples.append(sample)
+            rng = view_generator(self.config.seed, position)
+            height, width = image.shape[:2]
+            drawn = draw_views(self.index.boxes_of(sample), width, height, rng, views)
+            scene_boxes[:, b], instance_boxes[b], filled[b] = drawn.scenes, drawn.instances, drawn.filled
+            for view in range(2):
+                scene_draws[view, b] = augmentation.draw(rng, self.augment, view)
+                self._cut(image, drawn.scenes[view], scenes[view, b])
+            for k in range(K):
+                self._cut(image, drawn.instances[k], instances[b, k])
+                for a in range(A):
+                    instance_draws[a, b, k] = augmentation.draw(rng, self.augment, a)
+        return Batch(
+            scenes=scenes.permute(0, 1, 4, 2, 3),
+            instances=instances.permute(0, 1, 4, 2, 3),
+            scene_draws=torch.from_numpy(scene_draws),
+            instance_draws=torch.from_numpy(instance_draws),
+            scene_boxes=torch.from_numpy(scene_boxes),
+            instance_boxes=torch.from_numpy(instance_boxes),
+            filled=torch.from_numpy(filled),
+            positions=torch.arange(first, first + B),
+            keys=[self.index.text("key", sample) for sample in samples],
+            sources=[self.index.text("source", sample) for sample in samples],
+            labels=[self.index.text("label", sample) for sample in samples],
+            skipped=skipped,
+        )
+
+    def _cut(self, image: np.ndarray, box: np.ndarray, out: torch.Tensor) -> None:
+        cut(image, box, out.numpy(), self.views.interpolation, antialias=self.config.antialias)
+
+    def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
+        """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
+        for step in range(_STAND_INS):
+            sample = int(self.order.samples(position + step, 1)[0])
+            try:
+                return sample, self.reader.image(sample)
+            except InputError as error:
+                if self.config.on_bad_sample == "raise":
+                    raise
+                skipped.append(str(error))
+        raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
+
+
+def _be_one_thread(worker: int) -> None:
+    """Workers are the parallelism; OpenCV's pool would not survive the fork."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
