@@ -5,16 +5,20 @@ A box is four integers x, y, w, h in pixels: x to the right, y down, and x + w a
 Shape letters: N and M boxes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from univip_stream.errors import InputError
 from univip_stream.shapes import Bool, Float, Int32
 
+BoxesLike = np.ndarray | Sequence[Any]
+"""An array or nested sequence: N x 4, or 4 for a region. What it holds is checked when it is read."""
 
-def as_boxes(boxes: ArrayLike) -> Int32[np.ndarray, "N 4"]:
+
+def as_boxes(boxes: BoxesLike) -> Int32[np.ndarray, "N 4"]:
     """Any sequence of x, y, w, h as an int32 N x 4 array; an empty one has shape 0 x 4.
 
     Raises:
@@ -31,7 +35,7 @@ def as_boxes(boxes: ArrayLike) -> Int32[np.ndarray, "N 4"]:
     return array.astype(np.int32)
 
 
-def validate_boxes(boxes: ArrayLike, width: int, height: int) -> None:
+def validate_boxes(boxes: BoxesLike, width: int, height: int) -> None:
     """Raise InputError, naming the first offender, unless every box has an area and lies inside the image."""
     array = as_boxes(boxes).astype(np.int64)
     x, y, w, h = array.T
@@ -43,7 +47,7 @@ def validate_boxes(boxes: ArrayLike, width: int, height: int) -> None:
         )
 
 
-def iou(boxes: ArrayLike, others: ArrayLike) -> Float[np.ndarray, "N M"]:
+def iou(boxes: BoxesLike, others: BoxesLike) -> Float[np.ndarray, "N M"]:
     """Intersection over union of every pair, 0 to 1, float64."""
     a, b = as_boxes(boxes).astype(np.int64), as_boxes(others).astype(np.int64)
     overlap = np.ones((len(a), len(b)), np.int64)
@@ -56,7 +60,7 @@ def iou(boxes: ArrayLike, others: ArrayLike) -> Float[np.ndarray, "N M"]:
     return np.asarray(overlap / np.maximum(union, 1), np.float64)
 
 
-def inside(boxes: ArrayLike, region: ArrayLike) -> Bool[np.ndarray, "N"]:
+def inside(boxes: BoxesLike, region: BoxesLike) -> Bool[np.ndarray, "N"]:
     """Whether each box lies wholly inside the region x, y, w, h; touching its border counts as inside.
 
     This is the test of UniVIP's Algorithm 1 with its erratum mended: as printed, it asks whether the region lies in the box.
@@ -67,10 +71,10 @@ def inside(boxes: ArrayLike, region: ArrayLike) -> Bool[np.ndarray, "N"]:
 
 
 def filter_boxes(
-    boxes: ArrayLike,
-    min_scale: float = 64,
-    max_aspect: float = 3.0,
-    max_iou: float = 0.5,
+    boxes: BoxesLike,
+    min_scale: int | float = 64,
+    max_aspect: int | float = 3.0,
+    max_iou: int | float = 0.5,
     max_boxes: int | None = None,
 ) -> Int32[np.ndarray, "N 4"]:
     """Keep boxes that are large, not too long, and not covered by a better one (UniVIP, section 3.1; ORL's order).
@@ -129,7 +133,7 @@ class BoxFilter:
         if self.max_boxes is not None and self.max_boxes < 1:
             raise InputError(f"max_boxes is {self.max_boxes}; expected at least 1, or none for all")
 
-    def __call__(self, boxes: ArrayLike) -> Int32[np.ndarray, "N 4"]:
+    def __call__(self, boxes: BoxesLike) -> Int32[np.ndarray, "N 4"]:
         return filter_boxes(boxes, self.min_scale, self.max_aspect, self.max_iou, self.max_boxes)
 
 
@@ -138,14 +142,14 @@ _TRIES_A_BOX = 32
 
 
 def naive_boxes(
-    region: ArrayLike,
+    region: BoxesLike,
     count: int,
     rng: np.random.Generator,
     *,
     min_scale: int = 64,
     max_aspect: float = 3.0,
     max_iou: float = 0.5,
-    avoid: ArrayLike = (),
+    avoid: BoxesLike = (),
 ) -> Int32[np.ndarray, "N 4"]:
     """Random boxes inside a region, under the constraints of the filter (the paper's "naive" strategy, Table 8 b).
 

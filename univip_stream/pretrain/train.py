@@ -261,12 +261,12 @@ class _Silent:
 def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
     """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
     on = batch.to(device, non_blocking=True)
-    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config).unflatten(0, on.scenes.shape[:2])
-    B, K = on.instances.shape[:2]
-    if K == 0:
+    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config)
+    scenes = scenes.reshape(on.scenes.shape)
+    if on.instances.shape[1] == 0:
         return scenes, None
     crops = on.instances.flatten(0, 1)
-    instances = [augment(crops, draws.flatten(0, 1), config).unflatten(0, (B, K)) for draws in on.instance_draws]
+    instances = [augment(crops, draws.flatten(0, 1), config).reshape(on.instances.shape) for draws in on.instance_draws]
     return scenes, torch.stack(instances)
 
 

@@ -1,0 +1,197 @@
+"""Algorithm 1: two random views whose overlap holds K instances.
+
+The printed algorithm has three errata that are mended here (docs/method.md): its containment test is reversed, its count
+must start again at each try, and its order (x, y, h, w) mixes the axes.
+
+Shape letters: N boxes of the image, K instances, T tries. Boxes are x, y, w, h in pixels of the image.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from univip_stream.boxes import naive_boxes
+from univip_stream.errors import UsageError
+from univip_stream.shapes import Int32
+
+_CROP_TRIES = 10
+"""Shapes that a random resized crop tries before it falls back to a central one, as torchvision's does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """Which views and instances to cut."""
+
+    overlap: bool = True
+    """Draw views until their overlap holds K boxes (Algorithm 1). False: any two views, Table 8 (a) "no"."""
+    regions: Literal["mined", "naive"] = "mined"
+    """Where instances come from: the shard's boxes, or random ones, Table 8 (b)."""
+    scene_size: int = 224
+    """Side of a scene view, pixels."""
+    instance_size: int = 96
+    """Side of an instance, pixels. 96 in the paper."""
+    instances: int = 4
+    """K, instances an image; 0 for none. 4 in the paper, Table 8 (c)."""
+    tries: int = 20
+    """Pairs of views drawn before the best is taken. 20 in the paper, Table 9."""
+    min_scale: int = 64
+    """Shortest side of an overlap, and of the random boxes that fill it, pixels."""
+    max_aspect: float = 3.0
+    """Longest by shortest side of the random boxes that fill an overlap."""
+    max_iou: float = 0.5
+    """Greatest overlap of a filling box with another."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a view as a share of the image's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width by height of a view before it is made square."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of the resizing."""
+    instance_augmentations: Literal[1, 2] = 1
+    """1: the same augmented instance goes to both networks. 2: one each."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("scene_size", 8), ("instance_size", 8), ("instances", 0), ("tries", 1), ("min_scale", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"views.{name} is {getattr(self, name)}; expected at least {least}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"views.crop_scale is {self.crop_scale}; expected two shares of the area, 0 < low <= high <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise UsageError(f"views.crop_ratio is {self.crop_ratio}; expected 0 < low <= high")
+        if not self.max_aspect >= 1 or not 0 <= self.max_iou <= 1:
+            raise UsageError(f"views.max_aspect is {self.max_aspect}, views.max_iou {self.max_iou}; expected >= 1 and 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What to cut out of one image."""
+
+    scenes: Int32[np.ndarray, "2 4"]
+    """The two views."""
+    instances: Int32[np.ndarray, "K 4"]
+    """The instances, all inside the overlap (or, without overlap, anywhere)."""
+    overlap: Int32[np.ndarray, "4"]
+    """Where the two views overlap; zeros if they do not."""
+    filled: int
+    """How many of the instances are random boxes."""
+    tries: int
+    """Pairs of views that were needed."""
+
+
+def draw_views(
+    boxes: Int32[np.ndarray, "N 4"], width: int, height: int, rng: np.random.Generator, config: ViewConfig
+) -> Views:
+    """Draw two views and K instances (UniVIP, Algorithm 1).
+
+    Pairs of random resized crops are drawn until the overlap holds at least K boxes; K of those are taken at random. If no
+    pair does, the first with most boxes is taken, and random boxes inside its overlap fill up to K. An overlap with a side
+    under `min_scale` does not count, unless the image itself is that small. It always ends, with exactly K instances.
+
+    Args:
+        boxes: of the image, inside it; may be none.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        rng: where chance comes from.
+        config: how.
+
+    """
+    K = config.instances
+    mined = boxes if config.regions == "mined" else boxes[:0]
+    if not config.overlap:
+        scenes_24 = _random_crops(rng, 2, width, height, config)
+        region = np.array([0, 0, width, height], np.int32)
+        instances, filled = _choose(mined, region, K, rng, config)
+        overlap = _overlaps(scenes_24[None])[0]
+        return Views(scenes=scenes_24, instances=instances, overlap=overlap, filled=filled, tries=1)
+
+    # All tries at once: numbers are cheaper than loops, and the first that succeeds is the one a loop would have taken.
+    crops_T24 = _random_crops(rng, 2 * config.tries, width, height, config).reshape(config.tries, 2, 4)
+    overlaps_T4 = _overlaps(crops_T24)
+    held_TN = _inside(mined, overlaps_T4)
+    counts_T = held_TN.sum(axis=1)
+    large_T = (overlaps_T4[:, 2] >= min(config.min_scale, width)) & (overlaps_T4[:, 3] >= min(config.min_scale, height))
+    enough_T = large_T & (counts_T >= K)
+    if enough_T.any():
+        chosen, tries = int(enough_T.argmax()), int(enough_T.argmax()) + 1
+    else:
+        tries = config.tries
+        if large_T.any():
+            chosen = int(np.where(large_T, counts_T, -1).argmax())
+        else:
+            chosen = int((overlaps_T4[:, 2].astype(np.int64) * overlaps_T4[:, 3]).argmax())
+    scenes_24, overlap_4 = crops_T24[chosen], overlaps_T4[chosen]
+    if not overlap_4[2] * overlap_4[3]:
+        # Every pair of the draw was apart: the same window twice has an overlap, and is still two augmented views.
+        scenes_24 = np.stack([scenes_24[0], scenes_24[0]])
+        overlap_4 = scenes_24[0]
+    instances, filled = _choose(mined[held_TN[chosen]], overlap_4, K, rng, config)
+    return Views(scenes=scenes_24, instances=instances, overlap=overlap_4, filled=filled, tries=tries)
+
+
+def _choose(
+    candidates: np.ndarray, region: np.ndarray, K: int, rng: np.random.Generator, config: ViewConfig
+) -> tuple[np.ndarray, int]:
+    """(K instances, how many of them are random): candidates at random, then random boxes of the region."""
+    if len(candidates) >= K:
+        return candidates[rng.permutation(len(candidates))[:K]].astype(np.int32), 0
+    missing = K - len(candidates)
+    filling = naive_boxes(
+        region,
+        missing,
+        rng,
+        min_scale=config.min_scale,
+        max_aspect=config.max_aspect,
+        max_iou=config.max_iou,
+        avoid=candidates,
+    )
+    return np.concatenate([candidates.astype(np.int32), filling]), missing
+
+
+def _random_crops(rng: np.random.Generator, count: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
+    """int32, count x 4: random resized crops, distributed as torchvision's RandomResizedCrop.get_params gives them."""
+    numbers = rng.random((count, _CROP_TRIES, 2))
+    low, high = config.crop_scale
+    area = width * height * (low + (high - low) * numbers[..., 0])
+    log_low, log_high = np.log(config.crop_ratio)
+    ratio = np.exp(log_low + (log_high - log_low) * numbers[..., 1])
+    w = np.round(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.round(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(axis=1)
+    rows = np.arange(count)
+    places = rng.random((count, 2))
+    w, h, fitting = w[rows, first], h[rows, first], fits[rows, first]
+    x = (places[:, 0] * (width - w + 1)).astype(np.int64)
+    y = (places[:, 1] * (height - h + 1)).astype(np.int64)
+    crops = np.stack([x, y, w, h], axis=1)
+    if not fitting.all():
+        crops[~fitting] = _central_crop(width, height, config)
+    return crops.astype(np.int32)
+
+
+def _central_crop(width: int, height: int, config: ViewConfig) -> tuple[int, int, int, int]:
+    """The largest central crop of an allowed shape: torchvision's answer where no random one fits."""
+    low, high = config.crop_ratio
+    w, h = width, height
+    if width / height < low:
+        h = max(1, min(height, round(width / low)))
+    elif width / height > high:
+        w = max(1, min(width, round(height * high)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _overlaps(crops_T24: np.ndarray) -> np.ndarray:
+    """int32, T x 4: where the two crops of each try overlap; width and height 0 where they do not."""
+    near = crops_T24[..., :2].max(axis=1)
+    far = (crops_T24[..., :2] + crops_T24[..., 2:]).min(axis=1)
+    size = np.maximum(far - near, 0)
+    return np.concatenate([near, np.where(size.all(axis=1, keepdims=True), size, 0)], axis=1).astype(np.int32)
+
+
+def _inside(boxes_N4: np.ndarray, regions_T4: np.ndarray) -> np.ndarray:
+    """bool, T x N: whether each box lies wholly inside each region."""
+    near, far = boxes_N4[None, :, :2], (boxes_N4[:, :2] + boxes_N4[:, 2:])[None]
+    low, high = regions_T4[:, None, :2], (regions_T4[:, :2] + regions_T4[:, 2:])[:, None]
+    held: np.ndarray = ((near >= low) & (far <= high)).all(axis=2)
+    return held
