@@ -8,8 +8,9 @@ Run as a script it writes both:
     OUT/mine/scenes/NNNN.jpg           drawn scenes to pre-train on, all classes mixed
     OUT/probe/{train,val}/<class>/*.jpg   other scenes with their class, to judge the representation on
 
-A scene's class is the shape of its objects: colour, size, number, place and background are drawn at random, so neither
-colour nor layout tells the class.
+A scene's class is the kind of its objects, a shape with its own surface (a disc is plain, a square striped, and so on, as
+animals have their coats). Colours, size, number, place, direction and background are drawn at random, so neither colour nor
+layout tells the class.
 """
 
 import sys
@@ -34,9 +35,9 @@ def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: i
         centre = rng.integers([radius, radius], [width - radius, height - radius])
         mask = np.zeros((height, width), np.uint8)
         _fill_shape(mask, shape, centre, radius, angle=float(rng.uniform(0, 2 * np.pi)))
-        colour = rng.integers(0, 256, 3)
-        shade = np.linspace(0.8, 1.2, width)[None, :, None] if rng.random() < 0.5 else 1.0
-        painted = np.clip(colour * shade + rng.normal(0, 6, image.shape), 0, 255)
+        first, second = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
+        blend = _surface(shape, width, height, rng)[..., None]
+        painted = np.clip(first * blend + second * (1 - blend) + rng.normal(0, 6, image.shape), 0, 255)
         soft = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255.0
         image = image * (1 - soft) + painted * soft
     return image.astype(np.uint8)
@@ -48,6 +49,29 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     blend = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
     first, second = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
     return np.clip(first * blend + second * (1 - blend) + rng.normal(0, 4, (height, width, 1)), 0, 255)
+
+
+def _surface(shape: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """How a shape's two colours mix over the image, 0 to 1: float64, height x width."""
+    turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(7, 11)
+    y, x = np.mgrid[:height, :width]
+    along = (x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi / period
+    across = (y * np.cos(turn) - x * np.sin(turn)) * 2 * np.pi / period
+    match shape:
+        case "square":  # stripes
+            mix = np.sin(along) > 0
+        case "triangle":  # checks
+            mix = np.sin(along) * np.sin(across) > 0
+        case "star":  # dots
+            mix = np.sin(along) + np.sin(across) > 1
+        case "cross":  # patches
+            coarse = rng.random((height // 6, width // 6)).astype(np.float32)
+            mix = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) > 0.5
+        case "ring":  # waves
+            mix = 0.5 + 0.5 * np.sin(along + 2 * np.sin(across / 2))
+        case _:  # plain
+            mix = np.ones((height, width))
+    return np.asarray(mix, float)
 
 
 def _fill_shape(mask: np.ndarray, shape: str, centre: np.ndarray, radius: int, angle: float) -> None:
@@ -102,7 +126,7 @@ def main(out: Path) -> None:
     photographs = write_photographs(out / "mine" / "photos")
     scenes = write_scenes(out / "mine" / "scenes", per_class=40, seed=0, by_class=False)
     probe = write_scenes(out / "probe" / "train", per_class=20, seed=1, by_class=True)
-    probe += write_scenes(out / "probe" / "val", per_class=20, seed=2, by_class=True)
+    probe += write_scenes(out / "probe" / "val", per_class=40, seed=2, by_class=True)
     print(f"{photographs} photographs and {scenes} drawn scenes to mine, {probe} labelled scenes to probe: {out}")
 
 

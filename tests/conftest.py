@@ -38,3 +38,26 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scene = cv2.cvtColor(draw_scene(SHAPES[index % len(SHAPES)], rng), cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(folder / f"scene{index:02d}.jpg"), scene)
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_shards(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
+    """The drawn scenes mined into three shards with random boxes. Read only: copy them before changing them."""
+    from univip_stream.mining import MiningConfig, mine
+
+    out = tmp_path_factory.mktemp("shards") / "drawn"
+    mine(MiningConfig(sources=(drawn_folder,), out=out, num_shards=3, proposals="naive", inline=True))
+    return out
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of eight drawn scenes each, a folder a class."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(11)
+    for shape in SHAPES[:3]:
+        (folder / shape).mkdir()
+        for index in range(8):
+            scene = cv2.cvtColor(draw_scene(shape, rng, 160, 120), cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(folder / shape / f"{index}.jpg"), scene)
+    return folder

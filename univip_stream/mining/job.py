@@ -114,10 +114,10 @@ def plan_job(config: MiningConfig) -> Plan:
 
     """
     proposer = load_proposer(config.proposals, seed=config.seed, options=config.options)
+    listing = list_sources(config.sources)
     if config.proposals in ENGINES:
         # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
         proposer(np.zeros((64, 64, 3), np.uint8))
-    listing = list_sources(config.sources)
     count = len(listing.images)
     wanted = config.num_shards or min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
     shards = min(wanted, count)

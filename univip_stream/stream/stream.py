@@ -113,11 +113,12 @@ class Stream:
         return moved
 
     def __iter__(self) -> Iterator[Batch]:
-        loader = self._loader()
         with warnings.catch_warnings():
+            # How many workers are wise is the user's to say: more than cores are right where reading waits for a network.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             # Python 3.12 warns of any fork beside threads. The workers touch neither CUDA nor the parent's thread pools.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-            batches = iter(loader)
+            batches = iter(self._loader())
         while True:
             began = time.perf_counter()
             try:

@@ -1,0 +1,298 @@
+"""Mining on a real Ray, and without: the files it leaves are what is tested."""
+
+import gc
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from click.testing import CliRunner
+from PIL import Image
+
+from univip_stream.boxes import filter_boxes, validate_boxes
+from univip_stream.cli import cli
+from univip_stream.errors import InputError, UsageError
+from univip_stream.mining import MiningConfig, mine
+from univip_stream.mining.job import allowed_failures, plan_job
+from univip_stream.shards import open_index
+from univip_stream.shards.verify import verify_folder
+
+
+def config(source, out, **changes):
+    settings = {"proposals": "naive", "inline": True, "num_shards": 3} | changes
+    return MiningConfig(sources=(source,), out=out, **settings)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def mined(drawn_folder, tmp_path_factory):
+    """Twelve drawn scenes mined with OpenCV on a local Ray, by the command a user types."""
+    out = tmp_path_factory.mktemp("mined") / "shards"
+    command = ["mine", "--src", str(drawn_folder), "--out", str(out), "--num-shards", "3", "--proposals", "opencv-fast"]
+    done = subprocess.run([sys.executable, "-m", "univip_stream", *command], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_mine_writes_tars_indexes_and_manifest_and_says_so(mined):
+    out, done = mined
+    assert sorted(contents(out)) == sorted(
+        [f"{n:03d}.{kind}" for n in range(3) for kind in ("tar", "parquet")] + ["manifest.json"]
+    )
+    assert "images/s" in done.stderr
+    assert "took" in done.stderr
+    assert f"'{out}/<000..002>.tar'" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_webdataset_reads_every_sample_and_its_boxes_obey_the_filter(mined, drawn_folder):
+    out, _ = mined
+    samples = list(webdataset.WebDataset(f"{out}/{{000..002}}.tar", shardshuffle=False))
+    gc.collect()  # webdataset leaves its files to the garbage collector
+    assert len(samples) == 12
+    for sample, source in zip(samples, sorted(drawn_folder.iterdir()), strict=True):
+        image = Image.open(io.BytesIO(sample["jpg"]))
+        image.load()
+        facts = json.loads(sample["json"])
+        boxes = facts["boxes"]
+        assert sample["jpg"] == source.read_bytes()
+        assert (facts["width"], facts["height"]) == image.size
+        assert facts["source"] == f"{drawn_folder.name}/{source.name}"
+        assert facts["proposals"] == "opencv-fast"
+        assert len(boxes) > 0
+        validate_boxes(boxes, *image.size)
+        assert all(min(w, h) >= 64 and max(w, h) <= 3 * min(w, h) for _, _, w, h in boxes)
+        assert filter_boxes(boxes).tolist() == boxes
+
+
+def test_the_index_finds_every_image_and_keeps_all_candidates(mined, drawn_folder):
+    out, _ = mined
+    for shard in sorted(out.glob("*.tar")):
+        data = shard.read_bytes()
+        for row in pq.read_table(shard.with_suffix(".parquet")).to_pylist():
+            image = data[row["offset"] : row["offset"] + row["size"]]
+            assert image == (drawn_folder / row["source"].split("/")[1]).read_bytes()
+            assert filter_boxes(row["candidates"]).tolist() == row["boxes"]
+            assert len(row["candidates"]) > len(row["boxes"])
+
+
+def test_members_are_owned_by_nobody_at_no_time_and_samples_stand_together(mined):
+    out, _ = mined
+    for shard in sorted(out.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = tar.getmembers()
+        assert {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.mode) for m in members} == {(0, 0, "", "", 0, 0o644)}
+        assert [m.name.split(".")[0] for m in members[::2]] == [m.name.split(".")[0] for m in members[1::2]]
+
+
+def test_ray_and_no_ray_give_the_same_bytes(mined, drawn_folder, tmp_path):
+    mine(config(drawn_folder, tmp_path / "inline", proposals="opencv-fast"))
+    assert contents(tmp_path / "inline") == contents(mined[0])
+
+
+def test_default_numbers_of_shards(tmp_path, monkeypatch):
+    def shards(images, **changes):
+        folder = tmp_path / str(images)
+        if not folder.exists():
+            folder.mkdir()
+            for number in range(images):
+                (folder / f"{number}.jpg").touch()
+        tasks = plan_job(config(folder, tmp_path / "out", **changes)).tasks
+        assert sum(len(task.images) for task in tasks) == images
+        assert min(len(task.images) for task in tasks) >= 1
+        return [task.tar_path.name for task in tasks]
+
+    assert shards(1, num_shards=None) == ["000.tar"]
+    assert shards(80, num_shards=None) == ["000.tar", "001.tar"]
+    assert shards(5000, num_shards=None) == [f"{number:03d}.tar" for number in range(128)]
+    assert len(shards(5, num_shards=128)) == 5
+    assert shards(5000, num_shards=2000)[-1] == "1999.tar"
+
+
+def test_mining_again_keeps_what_is_finished(drawn_folder, tmp_path):
+    out = tmp_path / "out"
+    first = mine(config(drawn_folder, out))
+    before = contents(out)
+    (out / "001.tar").unlink()
+    (out / ".002.tar.dead.tmp").write_bytes(b"half a shard of an attempt that died")
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    again = mine(config(drawn_folder, out))
+    assert (first.mined, again.mined) == (12, 4)
+    assert contents(out) == before
+    assert all((out / name).stat().st_mtime_ns == when for name, when in times.items())
+
+
+def test_killed_while_mining_then_run_again_gives_the_same_bytes(drawn_folder, tmp_path):
+    mine(config(drawn_folder, tmp_path / "calm", proposals="opencv-fast"))
+    out = tmp_path / "killed"
+    command = ["mine", "--src", str(drawn_folder), "--out", str(out), "--num-shards", "3"]
+    command += ["--proposals", "opencv-fast", "--inline"]
+    process = subprocess.Popen([sys.executable, "-m", "univip_stream", *command], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (out / "000.parquet").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(InputError, match="run the same"):
+        open_index([str(out / "000.tar")])
+    report = mine(config(drawn_folder, out, proposals="opencv-fast"))
+    assert report.mined < 12
+    assert contents(out) == contents(tmp_path / "calm")
+
+
+@pytest.fixture
+def troubled(drawn_folder, tmp_path):
+    """A folder with every kind of trouble among good images."""
+    folder = tmp_path / "troubled"
+    shutil.copytree(drawn_folder, folder)
+    good = (folder / "scene00.jpg").read_bytes()
+    (folder / "a-text.jpg").write_text("these are words")
+    (folder / "b-empty.jpg").touch()
+    (folder / "c-cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "d-tiny.png").write_bytes(_png(np.zeros((4, 4, 3), np.uint8)))
+    (folder / "e-narrow.png").write_bytes(_png(np.zeros((50, 300, 3), np.uint8)))
+    (folder / "f.v1.jpg").write_bytes(good)
+    (folder / "f.v2.jpg").write_bytes(good)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def _png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_every_image_is_a_row_with_its_reason_and_counts_add_up(troubled, tmp_path):
+    out = tmp_path / "out"
+    report = mine(config(troubled, out, max_failures="50%"))
+    totals = report.manifest["totals"]
+    assert totals["images"] == 19 == sum(totals[s] for s in totals if s not in ("images", "samples", "bytes"))
+    assert totals["samples"] == 15
+    assert {source.split("/")[1]: status for source, status, _ in report.failures} == {
+        "a-text.jpg": "unreadable", "b-empty.jpg": "unreadable", "c-cut.jpg": "unreadable", "d-tiny.png": "too_small"
+    }  # fmt: skip
+    assert report.ignored == {".txt": 1}
+    rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 19
+    assert all(row["reason"] for row in rows if row["status"] != "ok")
+    assert {row["status"] for row in rows if row["source"].endswith("e-narrow.png")} == {"no_boxes"}
+    assert len({row["key"] for row in rows}) == 19
+    assert not any("." in row["key"] for row in rows)
+    assert verify_folder(out) == []
+
+
+def test_too_many_failures_stop_with_a_list_and_keep_the_rows(troubled, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"3 of 6 images could not be used; --max-failures allows 1% of 19") as caught:
+        mine(config(troubled, out))
+    for name in ("a-text.jpg: unreadable", "b-empty.jpg: unreadable: the file is empty", "c-cut.jpg"):
+        assert name in str(caught.value)
+    assert not (out / "manifest.json").exists()
+    accepted = mine(config(troubled, out, max_failures="3"))
+    assert accepted.manifest["totals"]["unreadable"] == 3
+    assert accepted.mined == 0 or len(accepted.manifest["shards"]) == 3
+
+
+def test_failures_mended_in_place_are_mined_when_asked(troubled, tmp_path):
+    out = tmp_path / "out"
+    mine(config(troubled, out, max_failures="50%"))
+    shutil.copy(troubled / "scene00.jpg", troubled / "c-cut.jpg")
+    report = mine(config(troubled, out, max_failures="50%", retry_failed=True))
+    assert report.manifest["totals"]["unreadable"] == 2
+    assert verify_folder(out) == []
+
+
+def test_other_parameters_over_the_same_folder_are_refused_and_named(drawn_folder, tmp_path):
+    out = tmp_path / "out"
+    mine(config(drawn_folder, out))
+    before = contents(out)
+    with pytest.raises(InputError, match="seed 0 there, 1 here"):
+        mine(config(drawn_folder, out, seed=1))
+    assert contents(out) == before
+
+
+def test_a_folder_with_tars_of_others_is_left_alone(drawn_folder, tmp_path):
+    (tmp_path / "mine.tar").write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"no job of ours wrote \(mine\.tar\)"):
+        mine(config(drawn_folder, tmp_path))
+    assert contents(tmp_path) == {"mine.tar": b"precious"}
+
+
+def test_two_jobs_do_not_write_one_folder(drawn_folder, tmp_path):
+    def second(plan, finished):
+        with pytest.raises(InputError, match="another `univip-stream mine` is writing here"):
+            mine(config(drawn_folder, tmp_path / "out"))
+
+    mine(config(drawn_folder, tmp_path / "out"), planned=second)
+
+
+def propose_outside(image):
+    return [[0, 0, image.shape[1] + 1, image.shape[0]]]
+
+
+def propose_halves(image):
+    height, width = image.shape[:2]
+    return [[0, 0, width // 2, height], [width // 2, 0, width - width // 2, height]]
+
+
+def test_a_users_own_proposer_is_used_and_its_nonsense_is_named(drawn_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    report = mine(config(drawn_folder, tmp_path / "own", proposals="test_mine:propose_halves"))
+    assert report.manifest["totals"]["ok"] == 12
+    with pytest.raises(InputError, match=r"scene00\.jpg: --proposals test_mine:propose_outside: box 0 is"):
+        mine(config(drawn_folder, tmp_path / "bad", proposals="test_mine:propose_outside"))
+
+
+def test_no_proposals_keep_the_images_without_boxes(drawn_folder, tmp_path):
+    totals = mine(config(drawn_folder, tmp_path / "out", proposals="none")).manifest["totals"]
+    assert (totals["samples"], totals["no_boxes"]) == (12, 12)
+
+
+def test_failures_may_be_a_share_or_a_number():
+    assert allowed_failures("1%", 250) == 2.5
+    assert allowed_failures("7", 250) == 7
+    for nonsense in ("-1", "101%", "some", "%"):
+        with pytest.raises(UsageError, match="--max-failures"):
+            allowed_failures(nonsense, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--src", "{tmp}/nowhere"], 1, "no such folder"),
+        (["--src", "{tmp}"], 1, "holds no image"),
+        (["--src", "{drawn}", "--proposals", "opencv-quick"], 2, "unknown --proposals 'opencv-quick'"),
+        (["--src", "{drawn}", "--proposals", "nowhere:f"], 2, "No module named 'nowhere'"),
+        (["--src", "{drawn}", "--proposals", "naive", "--option", "cuont=3"], 2, "no such option"),
+        (["--src", "{drawn}", "--option", "count"], 2, "expected KEY=VALUE"),
+        (["--src", "{drawn}", "--min-scale", "0"], 2, "--min-scale"),
+        ([], 2, "--src"),
+    ],
+)
+def test_wrong_use_is_said_without_a_traceback(arguments, status, words, drawn_folder, tmp_path):
+    words_given = [text.format(tmp=tmp_path, drawn=drawn_folder) for text in arguments]
+    result = CliRunner().invoke(cli, ["mine", "--out", str(tmp_path / "out"), "--inline", *words_given])
+    assert result.exit_code == status
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_dry_run_writes_nothing(drawn_folder, tmp_path):
+    result = CliRunner().invoke(cli, ["mine", "--src", str(drawn_folder), "--out", str(tmp_path / "out"), "--dry-run"])
+    assert result.exit_code == 0
+    assert "12 images -> 1 shard" in result.output
+    assert not (tmp_path / "out").exists()

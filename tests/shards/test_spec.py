@@ -1,0 +1,75 @@
+import pytest
+
+from univip_stream.errors import InputError
+from univip_stream.shards.manifest import write_manifest
+from univip_stream.shards.spec import expand_shards
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number:03d}.tar").touch()
+    return tmp_path
+
+
+def names(shards):
+    return [shard.rsplit("/", 1)[1].removesuffix(".tar") for shard in shards]
+
+
+@pytest.mark.parametrize("spec", ["<000..011>.tar", "{000..011}.tar", "*.tar", "0??.tar", "", "{00,01}[0-9].tar"])
+def test_every_way_of_writing_names_the_same_shards(folder, spec):
+    assert names(expand_shards(f"{folder}/{spec}")) == [f"{number:03d}" for number in range(12)]
+
+
+def test_several_specs_keep_their_order_and_each_shard_once(folder):
+    specs = [f"{folder}/<008..009>.tar", f"{folder}/000.tar", folder / "008.tar"]
+    assert names(expand_shards(specs)) == ["008", "009", "000"]
+
+
+def test_two_ranges_multiply(tmp_path):
+    for part in ("a1", "a2", "b1", "b2"):
+        (tmp_path / f"{part}.tar").touch()
+    assert names(expand_shards(f"{tmp_path}/{{a,b}}<1..2>.tar")) == ["a1", "a2", "b1", "b2"]
+
+
+def test_a_manifest_and_its_folder_name_its_shards_alone(folder):
+    entry = {"images": 1, "samples": 1, "bytes": 0, "totals": {"ok": 1}}
+    write_manifest(
+        folder, [{"name": "003.tar", **entry}, {"name": "001.tar", **entry}], {"fingerprint": "", "parameters": {}}
+    )
+    assert names(expand_shards(folder)) == names(expand_shards(folder / "manifest.json")) == ["003", "001"]
+
+
+def test_a_missing_shard_is_named(folder):
+    with pytest.raises(InputError, match=r"012\.tar: no such shard"):
+        expand_shards(f"{folder}/<000..012>.tar")
+
+
+@pytest.mark.parametrize(
+    "spec", ["*.tgz", "nothing/*.tar", "<5..1>.tar", "<0..99999999999>.tar", "{0..999}{0..999}{0..9}.tar"]
+)
+def test_specs_that_mean_nothing_are_said(folder, spec):
+    with pytest.raises(InputError):
+        expand_shards(f"{folder}/{spec}")
+
+
+def test_an_empty_folder_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"holds no \*\.tar"):
+        expand_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "pipe:touch {0}/owned",
+        "pipe:touch {0}/owned; {0}/000.tar",
+        "ftp://x/0.tar",
+        "file:{0}/000.tar",
+        "{0}/000.tar::{0}/001.tar",
+    ],
+)
+def test_a_spec_runs_nothing(folder, spec, monkeypatch):
+    monkeypatch.setenv("WDS_X", "pipe:touch owned")
+    with pytest.raises(InputError):
+        expand_shards(spec.format(folder))
+    assert not (folder / "owned").exists()

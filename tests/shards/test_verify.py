@@ -1,0 +1,83 @@
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+from univip_stream.shards.verify import verify_folder
+
+
+@pytest.fixture
+def shards(drawn_shards, tmp_path):
+    shutil.copytree(drawn_shards, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def problems(folder):
+    return [f"{finding.shard}: {finding.problem}" for finding in verify_folder(folder)]
+
+
+def test_whole_shards_have_no_findings(drawn_shards):
+    assert problems(drawn_shards) == []
+
+
+def test_a_truncation_at_every_block_is_found(shards):
+    path = shards / "001.tar"
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 512):
+        path.write_bytes(whole[:size])
+        assert any("001.tar has" in problem for problem in problems(shards)), size
+
+
+def test_a_flipped_bit_anywhere_is_found(shards, rng):
+    for name in ("000.tar", "000.parquet"):
+        path = shards / name
+        whole = path.read_bytes()
+        for at in [0, 124, 300, 512, 5000, len(whole) - 1, *rng.integers(0, len(whole), 20).tolist()]:
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            assert any("SHA-256" in problem for problem in problems(shards)), (name, at)
+        path.write_bytes(whole)
+    assert problems(shards) == []
+
+
+def test_missing_and_extra_shards_are_named(shards):
+    (shards / "001.tar").rename(shards / "007.tar")
+    (shards / "002.parquet").unlink()
+    found = problems(shards)
+    assert "001.tar: 001.tar is missing" in found
+    assert "002.tar: 002.parquet is missing" in found
+    assert "007.tar: is there, but the manifest does not name it" in found
+
+
+def test_shards_that_changed_places_are_found(shards):
+    first, second = (shards / "000.tar").read_bytes(), (shards / "001.tar").read_bytes()
+    (shards / "000.tar").write_bytes(second)
+    (shards / "001.tar").write_bytes(first)
+    assert any("is not in the index" in problem for problem in problems(shards))
+    assert any("is missing" in problem for problem in problems(shards))
+
+
+def test_totals_that_do_not_add_up_are_found(shards):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["totals"]["ok"] -= 1
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    assert any("add up to" in problem for problem in problems(shards))
+
+
+def test_the_command_says_what_it_found_and_exits_1(shards):
+    good = CliRunner().invoke(cli, ["verify", str(shards)])
+    assert (good.exit_code, "0 findings" in good.output) == (0, True)
+    (shards / "001.tar").unlink()
+    bad = CliRunner().invoke(cli, ["verify", str(shards), "--json"])
+    assert bad.exit_code == 1
+    found = json.loads(bad.stdout)
+    assert found["images"] == 12
+    assert found["findings"][0]["shard"] == "001.tar"
+
+
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "no such shard"), ("", "no manifest.json")])
+def test_a_folder_that_is_none_is_said(tmp_path, name, words):
+    result = CliRunner().invoke(cli, ["verify", str(tmp_path / name)])
+    assert result.exit_code == 1
+    assert words in result.output
