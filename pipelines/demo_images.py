@@ -35,7 +35,7 @@ def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: i
         centre = rng.integers([radius, radius], [width - radius, height - radius])
         mask = np.zeros((height, width), np.uint8)
         _fill_shape(mask, shape, centre, radius, angle=float(rng.uniform(0, 2 * np.pi)))
-        first, second = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
+        first, second = _two_colours(rng)
         blend = _surface(shape, width, height, rng)[..., None]
         painted = np.clip(first * blend + second * (1 - blend) + rng.normal(0, 6, image.shape), 0, 255)
         soft = cv2.GaussianBlur(mask, (0, 0), 0.8)[..., None] / 255.0
@@ -47,8 +47,14 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     """A smooth random texture in two random colours: float64, height x width x 3."""
     coarse = rng.random((int(rng.integers(3, 9)), int(rng.integers(3, 9)))).astype(np.float32)
     blend = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
-    first, second = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
+    first, second = _two_colours(rng)
     return np.clip(first * blend + second * (1 - blend) + rng.normal(0, 4, (height, width, 1)), 0, 255)
+
+
+def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A darker and a lighter muted colour, in either order: float64, 3 each. Loud ones would be all that features see."""
+    dark, light = rng.uniform(20, 110) + rng.normal(0, 18, 3), rng.uniform(140, 235) + rng.normal(0, 18, 3)
+    return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
 def _surface(shape: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:

@@ -82,6 +82,14 @@ def pretrain(
         try:
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
+        except RuntimeError as error:
+            # torch tells of a loader worker's death in whatever call the main process happens to be in.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a loader worker died ({str(error).splitlines()[0]}); often memory: fewer --workers or a smaller stream.prefetch "
+                "help. Run the same command again, it continues from the last checkpoint"
+            ) from error
         finally:
             trainer.recorder.close()
         trainer.export()
@@ -100,6 +108,7 @@ class _Trainer:
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
+        self.boxes = len(stream.index.boxes)
         open_run(run, config, stream.index, self.total, place)
 
         torch.manual_seed(config.seed)
@@ -136,6 +145,8 @@ class _Trainer:
             f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
         )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
+        if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
+            yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"
 

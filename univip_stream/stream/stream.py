@@ -121,15 +121,7 @@ class Stream:
             batches = iter(self._loader())
         while True:
             began = time.perf_counter()
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" in str(error):
-                    raise InputError(
-                        f"a loader worker died ({str(error).splitlines()[0]}); often memory: fewer --workers or a smaller "
-                        "prefetch help. Run the same command again, it continues from the last checkpoint"
-                    ) from error
-                raise
+            batch = next(batches)
             self.wait_seconds += time.perf_counter() - began
             yield batch
 

@@ -1,0 +1,104 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from click.testing import CliRunner
+from PIL import Image
+from torchvision.transforms import v2
+
+from univip_stream.cli import cli
+from univip_stream.evaluation.features import extract
+from univip_stream.evaluation.labelled import open_labelled
+from univip_stream.mining import MiningConfig, mine
+from univip_stream.networks import build_backbone
+from univip_stream.pretrain import pretrain
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.settings import with_settings
+
+
+@pytest.fixture(scope="module")
+def run(drawn_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    small = [
+        "method.hidden=32",
+        "method.width=16",
+        "views.scene_size=32",
+        "views.instances=0",
+        "stream.batch_size=4",
+        "steps=2",
+    ]
+    pretrain(
+        with_settings(recipe("cpu-demo"), [*small, "stream.workers=0", "method.backbone=resnet18"]), str(drawn_shards), folder
+    )
+    return folder
+
+
+def test_features_are_those_of_torchvisions_own_pipeline(labelled_folder):
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18")
+    plain = torchvision.models.resnet18()
+    plain.fc = torch.nn.Identity()
+    plain.load_state_dict(backbone.trunk.state_dict())
+    transform = v2.Compose([
+        v2.PILToTensor(), v2.Resize(73, antialias=True), v2.CenterCrop(64), v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+    paths = sorted(labelled_folder.glob("*/*.jpg"))
+    with torch.inference_mode():
+        expected = plain.eval()(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]))
+    found = extract(backbone, open_labelled(str(labelled_folder)), size=64, batch_size=5, device=torch.device("cpu"))
+    assert found.labels == [path.parent.name for path in paths]
+    np.testing.assert_allclose(found.vectors_ND, expected.numpy(), atol=1e-5)
+
+
+def test_knn_of_a_run_from_folders_and_from_shards_is_one_number(run, labelled_folder, tmp_path):
+    mine(MiningConfig(sources=(labelled_folder,), out=tmp_path / "s", num_shards=2, proposals="none", inline=True))
+    results = []
+    for source in (str(labelled_folder), str(tmp_path / "s")):
+        out = tmp_path / "knn.json"
+        arguments = [
+            "eval",
+            "knn",
+            str(run),
+            "--train",
+            source,
+            "--val",
+            source,
+            "--k",
+            "3",
+            "--untrained",
+            "--json",
+            "--out",
+            str(out),
+        ]
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout) == json.loads(out.read_text())
+        results.append(json.loads(result.stdout))
+    assert results[0] == results[1]
+    # An image is its own nearest neighbour and votes with the largest weight, two others cannot outvote it by much.
+    assert results[0]["top1"] > 0.5
+    assert results[0]["chance"] == pytest.approx(1 / 3)
+    assert results[0]["untrained"]["top1"] > 0.5
+
+
+def test_what_cannot_be_judged_is_said(run, labelled_folder, drawn_folder, drawn_shards, tmp_path):
+    shutil.copytree(labelled_folder, tmp_path / "more")
+    (tmp_path / "more" / "disc").rename(tmp_path / "more" / "comet")
+    good = str(labelled_folder)
+    cases = [
+        ([str(run), "--train", good, "--val", str(drawn_folder)], "has images but no classes"),
+        ([str(run), "--train", good, "--val", str(drawn_shards)], "have no label"),
+        ([str(run), "--train", good, "--val", str(tmp_path / "more")], "has classes that"),
+        ([str(tmp_path / "no-run"), "--train", good, "--val", good], "no such run"),
+        ([str(tmp_path), "--train", good, "--val", good], "has no checkpoint"),
+        ([str(run), "--train", good, "--val", str(tmp_path / "none")], "no such"),
+    ]
+    for arguments, words in cases:
+        result = CliRunner().invoke(cli, ["eval", "knn", *arguments])
+        assert result.exit_code == 1
+        assert words in result.output, words
+        assert "Traceback" not in result.output

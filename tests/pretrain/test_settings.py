@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from univip_stream.errors import UsageError
+from univip_stream.pretrain import RECIPES, PretrainConfig
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.settings import flat, from_dict, to_dict, with_settings
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_json(name):
+    config = recipe(name)
+    assert config.recipe == name
+    assert from_dict(PretrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_recipes_hold_the_papers_numbers():
+    """Section 4 with ORL's and BYOL's: research numbers, transcribed a second time."""
+    coco, plus, image200, image300 = (recipe(name) for name in ("coco", "coco-plus", "imagenet-200", "imagenet-300"))
+    assert (coco.stream.batch_size, coco.epochs, coco.optim.lr, coco.optim.weight_decay) == (512, 800, 0.4, 1e-4)
+    assert (coco.optim.name, coco.optim.warmup_epochs, coco.ema, coco.optim.exclude_norm_and_bias) == ("sgd", 4, 0.99, False)
+    assert dataclasses.replace(plus, recipe="coco") == coco
+    assert (image200.stream.batch_size, image200.epochs, image200.optim.name, image200.optim.lr) == (4096, 200, "lars", 4.8)
+    assert (image200.optim.weight_decay, image200.optim.warmup_epochs, image200.views.interpolation) == (1e-6, 10, "bicubic")
+    assert dataclasses.replace(image300, recipe="imagenet-200", epochs=200) == image200
+    for config in (coco, image200):
+        assert (config.method.backbone, config.method.hidden, config.method.width) == ("resnet50", 4096, 256)
+        assert (config.views.scene_size, config.views.instance_size, config.views.instances, config.views.tries) == (
+            224,
+            96,
+            4,
+            20,
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("optim.lr=0.2", "optim.lr", 0.2),
+        ("optim.lr=1", "optim.lr", 1.0),
+        ("steps=100", "steps", 100),
+        ("epochs=null", "epochs", None),
+        ("method.name=byol", "method.name", "byol"),
+        ("views.crop_scale=[0.2, 1]", "views.crop_scale", [0.2, 1.0]),
+        ("channels_last=false", "channels_last", False),
+        ("views.instances=2", "views.instances", 2),
+    ],
+)
+def test_a_setting_changes_exactly_what_it_says(text, key, value):
+    before = dataclasses.replace(recipe("cpu-demo"), steps=7)
+    after = with_settings(before, [text])
+    assert flat(after) == flat(before) | {key: value}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim.learning_rate=0.2", "there is no setting 'optim.learning_rate'"),
+        ("optim.ler=0.2", "did you mean optim.lr?"),
+        ("instances=2", "did you mean views.instances?"),
+        ("optim=3", "optim is a group of settings"),
+        ("optim.lr", "expected KEY=VALUE"),
+        ("optim.lr=fast", "optim.lr is 'fast'; expected float"),
+        ("steps=1.5", "steps is 1.5; expected int | None"),
+        ("channels_last=1", "channels_last is 1; expected bool"),
+        ("optim.name=adam", "expected sgd or lars"),
+        ("views.tries=0", "expected at least 1"),
+        ("seed.x=1", "there is no setting 'seed.x'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_said(text, words):
+    with pytest.raises(UsageError) as caught:
+        with_settings(recipe("cpu-demo"), [text])
+    assert words in str(caught.value)
+
+
+def test_an_unknown_recipe_suggests_the_nearest():
+    with pytest.raises(UsageError, match="did you mean cpu-demo"):
+        recipe("cpu_demo")

@@ -1,0 +1,267 @@
+"""The loop, on real shards: it learns, resumes to the bit, stops safely and says what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+from univip_stream.errors import InputError
+from univip_stream.pretrain import load_backbone, pretrain
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.settings import with_settings
+
+# A network and images as small as they go, in float32, so that a step takes a blink.
+TINY = [
+    "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "views.instances=2", "views.min_scale=32", "stream.batch_size=4", "stream.workers=1", "precision=fp32",
+    "steps=8", "checkpoint_every=3", "record_every=1",
+]  # fmt: skip
+
+ALL_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")
+
+
+def tiny(*settings):
+    return with_settings(recipe("cpu-demo"), [*TINY, *settings])
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    names = ("step", "loss", "loss_scene", "loss_scene_instance", "loss_instance", "lr", "momentum", "filled")
+    return [[row[name] for name in names] for row in records(run)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn_shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    pretrain(tiny(), str(drawn_shards), run)
+    return run
+
+
+def test_a_run_leaves_what_the_reference_promises(undisturbed, drawn_shards):
+    rows = records(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert {"step", "epoch", "loss", "loss_scene", "loss_scene_instance", "loss_instance", "lr", "momentum",
+            "images_per_second", "data_wait"} <= rows[0].keys()  # fmt: skip
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["loss_scene"] + row["loss_scene_instance"] + row["loss_instance"], abs=1e-5)
+        assert 0 <= row["data_wait"] <= 1
+    assert rows[2]["epoch"] == 1.0
+    facts = json.loads((undisturbed / "config.json").read_text())
+    assert facts["config"]["recipe"] == "cpu-demo"
+    assert facts["shards"]["images"] == 12
+    assert [path.name for path in sorted((undisturbed / "checkpoints").iterdir())] == [
+        "step-000000006.pt",
+        "step-000000008.pt",
+    ]
+
+
+def test_the_backbone_file_loads_into_torchvision_and_gives_the_same_features(undisturbed):
+    weights = safetensors.torch.load_file(undisturbed / "backbone.safetensors")
+    plain = torchvision.models.resnet18()
+    plain.fc = torch.nn.Identity()
+    plain.load_state_dict(weights)
+    ours, _ = load_backbone(undisturbed)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.eval()(images), ours(images))
+
+
+def test_untrained_is_where_the_run_began(undisturbed, drawn_shards, tmp_path):
+    pretrain(tiny("steps=1", "optim.lr=0.0"), str(drawn_shards), tmp_path / "still")
+    start = load_backbone(undisturbed, untrained=True)[0].state_dict()
+    still = load_backbone(tmp_path / "still")[0].state_dict()
+    for name, value in start.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(value, still[name]), name
+
+
+def test_a_run_stopped_between_and_started_again_is_the_undisturbed_one(undisturbed, drawn_shards, tmp_path):
+    run = tmp_path / "resumed"
+
+    class KilledError(Exception):
+        pass
+
+    def kill_at(step):
+        def progress(at, steps, values):
+            if at == step:
+                raise KilledError
+
+        return progress
+
+    for step in (2, 5, 7):  # before the first checkpoint, between two, and just before the end
+        with pytest.raises(KilledError):
+            pretrain(tiny(f"stream.workers={step % 3}"), str(drawn_shards), run, progress=kill_at(step))
+    pretrain(tiny(), str(drawn_shards), run)
+    assert losses(run) == losses(undisturbed)
+    ours, theirs = (safetensors.torch.load_file(folder / "backbone.safetensors") for folder in (run, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def command(shards, run, *settings):
+    texts = [argument for setting in (*TINY, *settings) for argument in ("--set", setting)]
+    return [sys.executable, "-m", "univip_stream", "train", "--shards", f"{shards}/<000..002>.tar", "--out", str(run),
+            "--recipe", "cpu-demo", *texts]  # fmt: skip
+
+
+def wait_for(what, process, seconds=90):
+    until = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_killed_by_the_system_then_started_again_is_the_undisturbed_run(undisturbed, drawn_shards, tmp_path):
+    run = tmp_path / "killed"
+    process = subprocess.Popen(command(drawn_shards, run, "steps=8"), stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: (run / "checkpoints" / "step-000000003.pt").exists(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command(drawn_shards, run), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "continues after step" in done.stderr
+    assert losses(run) == losses(undisturbed)
+
+
+def test_sigterm_saves_and_leaves_with_its_own_status(drawn_shards, tmp_path):
+    run = tmp_path / "preempted"
+    slow = command(drawn_shards, run, "steps=4000", "checkpoint_every=4000")
+    process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "saved; run the same command to continue" in said
+    assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+
+
+def test_a_dead_loader_worker_ends_the_run_with_words(drawn_shards, tmp_path):
+    run = tmp_path / "orphaned"
+    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a loader worker died" in said
+    assert "Traceback" not in said
+
+
+def test_finished_is_finished(undisturbed, drawn_shards):
+    before = losses(undisturbed)
+    assert pretrain(tiny(), str(drawn_shards), undisturbed) == {}
+    assert losses(undisturbed) == before
+
+
+def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path):
+    pretrain(tiny("accumulate=2", "steps=2"), str(drawn_shards), tmp_path / "parts")
+    assert len(records(tmp_path / "parts")) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "terms"),
+    [
+        (["method.name=byol"], {"loss_scene"}),
+        (["views.instances=0"], {"loss_scene"}),
+        (["method.scene_instance=false"], {"loss_scene", "loss_instance"}),
+        (["method.instance=false"], {"loss_scene", "loss_scene_instance"}),
+        (["views.instance_augmentations=2", "views.overlap=false", "views.regions=naive"], {*ALL_TERMS}),
+    ],
+)  # fmt: skip
+def test_every_ablation_trains_and_switches_exactly_its_terms(settings, terms, drawn_shards, tmp_path):
+    values = pretrain(tiny("steps=2", *settings), str(drawn_shards), tmp_path / "run")
+    assert {name for name in ALL_TERMS if values[name] != 0} == terms
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(drawn_shards, tmp_path, monkeypatch):
+    from univip_stream.pretrain import train as module
+
+    real = module.views_on
+    calls = []
+
+    def poisoned(device, batch, config):
+        scenes, instances = real(device, batch, config)
+        calls.append(batch.keys)
+        return (scenes * float("nan"), instances) if len(calls) == 3 else (scenes, instances)
+
+    monkeypatch.setattr(module, "views_on", poisoned)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="the loss of step 3 is nan, before its update"):
+        pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
+    assert json.loads((run / "not-finite-step-3-rank-0.json").read_text())["keys"] == calls[2]
+    assert [row["step"] for row in records(run)] == [1, 2]
+    monkeypatch.setattr(module, "views_on", real)
+    pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
+    assert len(records(run)) == 8
+
+
+def test_other_settings_or_shards_over_the_same_run_are_refused_and_named(undisturbed, drawn_shards, drawn_folder, tmp_path):
+    with pytest.raises(InputError, match=r"optim\.lr 0\.05 there, 0\.3 here"):
+        pretrain(tiny("optim.lr=0.3"), str(drawn_shards), undisturbed)
+    from univip_stream.mining import MiningConfig, mine
+
+    mine(MiningConfig(sources=(drawn_folder,), out=tmp_path / "other", num_shards=2, proposals="none", inline=True))
+    with pytest.raises(InputError, match="other shards"):
+        pretrain(tiny(), str(tmp_path / "other"), undisturbed)
+    pretrain(tiny("record_every=2", "stream.workers=0"), str(drawn_shards), undisturbed)
+
+
+def test_shards_without_any_box_train_on_random_ones(drawn_folder, tmp_path):
+    from univip_stream.mining import MiningConfig, mine
+
+    mine(MiningConfig(sources=(drawn_folder,), out=tmp_path / "bare", num_shards=2, proposals="none", inline=True))
+    said = []
+    values = pretrain(tiny("steps=1"), str(tmp_path / "bare"), tmp_path / "run", say=said.append)
+    assert values["filled"] == 1.0
+    assert any("no image of these shards has a box" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--shards", "{tmp}/<000..127>.tar"], 1, "no such shard"),
+        (["--shards", "{tmp}/*.tar"], 1, "matches nothing"),
+        (["--shards", "{shards}", "--recipe", "cpu-dem"], 2, "did you mean cpu-demo"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "optim.ler=1"], 2, "did you mean optim.lr"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo"], 1, "12 images, fewer than one batch of 32"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--backbone", "resnet51", "--batch-size", "4"], 2, "resnet50"),
+        (
+            ["--shards", "{shards}", "--recipe", "cpu-demo", "--device", "cuda:7", "--batch-size", "4"],
+            1,
+            "GPUs that torch can use",
+        ),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--batch-size", "4", "--out", "{shards}"], 1, "is no run folder"),
+        (["--recipe", "cpu-demo"], 2, "--shards"),
+    ],
+)
+def test_wrong_use_is_said_without_a_traceback(arguments, status, words, drawn_shards, tmp_path):
+    texts = [text.format(tmp=tmp_path, shards=drawn_shards) for text in arguments]
+    result = CliRunner().invoke(cli, ["train", "--out", str(tmp_path / "run"), *texts])
+    assert result.exit_code == status, result.output
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_damaged_checkpoint_is_not_passed_over(undisturbed, drawn_shards, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-000000008.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="To continue from the one of step 6 instead, delete"):
+        pretrain(tiny(), str(drawn_shards), tmp_path / "run")
+    path.unlink()
+    pretrain(tiny(), str(drawn_shards), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(undisturbed)
