@@ -70,12 +70,12 @@ def cpu_demo() -> PretrainConfig:
     """
     return PretrainConfig(
         recipe="cpu-demo",
-        method=MethodConfig(name="univip", backbone="resnet18", hidden=512, width=128),
+        method=MethodConfig(name="univip", backbone="resnet10t", hidden=512, width=128),
         views=ViewConfig(scene_size=96, instance_size=96, instances=4),
         augment=AugmentConfig(),
         stream=StreamConfig(batch_size=32, workers=2),
         optim=OptimConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4, warmup_epochs=1.0),
-        epochs=8,
+        epochs=20,
         ema=0.97,
         record_every=1,
         checkpoint_every=20,
