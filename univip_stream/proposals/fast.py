@@ -15,15 +15,15 @@ from univip_stream.proposals import features, graph, grouping, ranking
 
 SIGMA = 0.8
 """Of the smoothing, pixels of the working copy (Felzenszwalb and Huttenlocher's and OpenCV's value)."""
-SCALES = (100, 200, 300)
-"""k of the segmentations at 256 pixels. OpenCV Fast has 150, 300, 450 for full images; smaller copies have fewer pixels a
-region, and steeper colours."""
+SCALES = (30, 100, 200)
+"""k of the segmentations at 256 pixels, in grey levels. OpenCV Fast has 150, 300, 450 for full images; smaller copies have
+fewer pixels a region. Chosen, as the next three, on COCO train images (docs/log.md)."""
 ATOM_SCALE = 30
 """k of the atoms."""
 ATOM_SIZE = 25
 """Pixels an atom has at least, at 256 pixels; it grows with the copy's area."""
 AGREE = 70
-"""Percent of IoU at which two hierarchies found the same box."""
+"""Percent of IoU at which two boxes agree."""
 
 
 def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: int = 256) -> np.ndarray:
@@ -36,23 +36,20 @@ def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: in
             proportionally more time.
 
     Returns:
-        int32, N x 4 x, y, w, h in pixels of the image: most agreed on first, larger first among equals.
+        int32, N x 4 x, y, w, h in pixels of the image: those that most others agree with first, larger first among equals.
 
     """
     if working_resolution < 16:
         raise InputError(f"working_resolution is {working_resolution}; expected at least 16 pixels")
     height, width = image.shape[:2]
     small = working_copy(image, working_resolution)
-    found, voters = [], []
-    for space, conversion in enumerate((cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab)):
-        for number, boxes in enumerate(hierarchies(cv2.cvtColor(small, conversion), working_resolution)):
-            found.append(boxes)
-            voters.append(np.full(len(boxes), 1 << (space * 2 * len(SCALES) + number), np.int64))
-    boxes, sets = ranking.unique_boxes(np.concatenate(found), np.concatenate(voters), max(small.shape) + 1)
-    votes = ranking.agreement(boxes, sets, AGREE)
-    # Rising area in, so reversing a stable sort by votes gives most votes first and larger first among equals.
-    ranked = boxes[np.argsort(votes, kind="stable")[::-1]]
-    return full_size(ranked, small.shape[1], small.shape[0], width, height)
+    found = [
+        boxes
+        for conversion in (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab)
+        for boxes in hierarchies(cv2.cvtColor(small, conversion), working_resolution)
+    ]
+    boxes = ranking.ranked(np.concatenate(found), AGREE)
+    return full_size(boxes, small.shape[1], small.shape[0], width, height)
 
 
 def hierarchies(image: np.ndarray, working_resolution: int) -> list[np.ndarray]:
@@ -67,25 +64,17 @@ def hierarchies(image: np.ndarray, working_resolution: int) -> list[np.ndarray]:
 
     """
     height, width = image.shape[:2]
-    colours = np.empty((height, width, 3), np.int32)
-    graph.smooth(image, _taps(SIGMA), colours)
-    weights = np.empty((height, width, 2), np.int32)
-    graph.weigh_edges(colours, weights)
-    graph.drop_heaviest_of_squares(weights)
+    weights = graph.drop_heaviest_of_squares(graph.weigh_edges(graph.smooth(image, taps(SIGMA))))
     order, sorted_weights = graph.sorted_edges(weights)
     growth = working_resolution / 256
     atom_k, atom_size = int(ATOM_SCALE * growth * graph.UNIT), max(1, int(ATOM_SIZE * growth * growth))
-    labels, sizes, inners, pairs, pair_weights = graph.segment_pixels(
-        order, sorted_weights, height, width, atom_k, atom_size
-    )
+    labels, sizes, inners, pairs, pair_weights = graph.segment_pixels(order, sorted_weights, height, width, atom_k, atom_size)
     pairs, pair_weights = graph.first_of_each_pair(pairs, pair_weights, len(sizes))
     colour, texture = features.atom_histograms(image, labels, len(sizes), 2)
     boxes = features.atom_boxes(labels, len(sizes))
     found = []
     for k in SCALES:
-        region, regions = graph.segment_atoms(
-            pairs, pair_weights, sizes, inners, int(k * growth * graph.UNIT), atom_size
-        )
+        region, regions = graph.segment_atoms(pairs, pair_weights, sizes, inners, int(k * growth * graph.UNIT), atom_size)
         parts = grouping.pool(region, regions, colour, texture, boxes, sizes)
         for with_colour in (True, False):
             found.append(grouping.group(region, regions, pairs, *parts, height * width, with_colour))
@@ -99,7 +88,8 @@ def working_copy(image: np.ndarray, working_resolution: int) -> np.ndarray:
     if longest <= working_resolution:
         return image
     size = (max(1, round(width * working_resolution / longest)), max(1, round(height * working_resolution / longest)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    # The exact one: fixed point, the same pixels from every build and processor.
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR_EXACT), np.uint8)
 
 
 def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_height: int) -> np.ndarray:
@@ -115,8 +105,6 @@ def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_
         edges[:, :2] = np.minimum(edges[:, :2], (full_width - 1, full_height - 1))
         edges[:, 2:] = np.minimum(edges[:, 2:], (full_width, full_height))
     xywh = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1).astype(np.int32)
-    if full_width < width or full_height < height or len(xywh) < 2:
-        return xywh
     return xywh
 
 
@@ -126,11 +114,11 @@ def version() -> str:
 
 
 @lru_cache(maxsize=4)
-def _taps(sigma: float) -> np.ndarray:
+def taps(sigma: float) -> np.ndarray:
     """Half a Gaussian kernel in 14-bit fixed point, from the centre on; with its mirror it sums to 2 ** 14."""
-    radius = int(np.ceil(4 * sigma))
-    half = np.exp(-np.arange(radius + 1) ** 2 / (2 * sigma**2))
+    radius = round(4 * sigma)
+    half = np.exp(-(np.arange(radius + 1) ** 2) / (2 * sigma**2))
     whole = half[0] + 2 * half[1:].sum()
-    taps = np.round(half / whole * (1 << 14)).astype(np.int64)
+    taps = np.round(half / whole * (1 << 14)).astype(np.int32)
     taps[0] = (1 << 14) - 2 * taps[1:].sum()
     return taps

@@ -14,110 +14,118 @@ FRACTION_BITS = 6
 """Smoothed colours are integers with so many bits after the point."""
 WEIGHT_BITS = 22
 """An edge's weight fits in: sqrt(3) * 255 with eight bits of fraction takes 17, the sort's two passes of 11 have room."""
-_WEIGHT_SCALE = 4.0
-"""Fixed point of weights over that of colours: a weight has FRACTION_BITS + 2 = 8 bits after the point."""
 UNIT = 1 << (FRACTION_BITS + 2)
 """A weight of one grey level."""
 
 
 @kernel
-def smooth(image: np.ndarray, taps: np.ndarray, out: np.ndarray) -> None:
+def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """Gaussian smoothing in fixed point, mirrored at the border.
 
     Args:
         image: uint8, height x width x 3.
-        taps: int64, half a kernel from its centre on, summing (with its mirror) to 2 ** 14.
-        out: int32, height x width x 3; colours with FRACTION_BITS.
+        taps: int32, half a kernel from its centre on, summing (with its mirror) to 2 ** 14.
+
+    Returns:
+        int32, height x width x 3; colours with FRACTION_BITS.
 
     """
     height, width, _ = image.shape
     radius = len(taps) - 1
-    rows = np.empty((height, width, 3), np.int32)
-    half = 1 << 7
+    length = 3 * width
+    padded = np.empty(length + 6 * radius, np.int32)
+    rows = np.empty((height + 2 * radius, length), np.int32)
+    sums = np.empty(length, np.int32)
     for y in range(height):
-        for x in range(width):
+        for x in range(-radius, width + radius):
+            source = _mirrored(x, width)
             for c in range(3):
-                total = taps[0] * image[y, x, c]
-                for t in range(1, radius + 1):
-                    left, right = x - t, x + t
-                    if left < 0:
-                        left = min(-left, width - 1)
-                    if right >= width:
-                        right = max(2 * width - 2 - right, 0)
-                    total += taps[t] * (np.int64(image[y, left, c]) + image[y, right, c])
-                rows[y, x, c] = (total + half) >> 8  # 6 bits of fraction left
-    full = 1 << 13
+                padded[3 * (x + radius) + c] = image[y, source, c]
+        # Taps outside, pixels inside: the inner loops run over neighbours in memory, which the compiler vectorises.
+        for at in range(length):
+            sums[at] = taps[0] * padded[at + 3 * radius]
+        for t in range(1, radius + 1):
+            for at in range(length):
+                sums[at] += taps[t] * (padded[at + 3 * (radius - t)] + padded[at + 3 * (radius + t)])
+        for at in range(length):
+            rows[y + radius, at] = (sums[at] + (1 << 7)) >> 8  # of 14 bits of fraction, FRACTION_BITS are left
+    for y in range(1, radius + 1):
+        rows[radius - y] = rows[radius + _mirrored(-y, height)]
+        rows[radius + height - 1 + y] = rows[radius + _mirrored(height - 1 + y, height)]
+    out = np.empty((height, length), np.int32)
     for y in range(height):
-        for x in range(width):
-            for c in range(3):
-                total = taps[0] * rows[y, x, c]
-                for t in range(1, radius + 1):
-                    up, down = y - t, y + t
-                    if up < 0:
-                        up = min(-up, height - 1)
-                    if down >= height:
-                        down = max(2 * height - 2 - down, 0)
-                    total += taps[t] * (np.int64(rows[up, x, c]) + rows[down, x, c])
-                out[y, x, c] = (total + full) >> 14
+        for at in range(length):
+            sums[at] = taps[0] * rows[y + radius, at]
+        for t in range(1, radius + 1):
+            for at in range(length):
+                sums[at] += taps[t] * (rows[y + radius - t, at] + rows[y + radius + t, at])
+        for at in range(length):
+            out[y, at] = (sums[at] + (1 << 13)) >> 14
+    return out.reshape(height, width, 3)
 
 
 @kernel
-def weigh_edges(colours: np.ndarray, weights: np.ndarray) -> None:
-    """Euclidean colour distance of each pixel to its right (column 0) and lower (column 1) neighbour.
+def _mirrored(place: int, length: int) -> int:
+    """Where a place outside 0 to length - 1 is mirrored to, the border pixel not repeated; stays inside whatever the length."""
+    if place < 0:
+        place = -place
+    if place >= length:
+        place = 2 * length - 2 - place
+    return min(max(place, 0), length - 1)
+
+
+@kernel
+def weigh_edges(colours: np.ndarray) -> np.ndarray:
+    """Euclidean colour distance of each pixel to its right (axis 0) and lower (axis 1) neighbour.
 
     Args:
         colours: int32, height x width x 3, as `smooth` gives them.
-        weights: int32, height x width x 2, written; -1 where there is no neighbour.
+
+    Returns:
+        int32, height x width x 2; -1 where there is no neighbour.
 
     """
     height, width, _ = colours.shape
+    flat = colours.reshape(height, 3 * width)
+    weights = np.full((height, width, 2), -1, np.int32)
     for y in range(height):
         for x in range(width):
             for axis in range(2):
-                v, u = y + axis, x + 1 - axis
-                if v >= height or u >= width:
-                    weights[y, x, axis] = -1
+                if (x == width - 1 and axis == 0) or (y == height - 1 and axis == 1):
                     continue
                 squared = np.int64(0)
                 for c in range(3):
-                    difference = np.int64(colours[y, x, c]) - colours[v, u, c]
+                    there = flat[y + axis, 3 * (x + 1 - axis) + c]
+                    difference = np.int64(flat[y, 3 * x + c] - there)
                     squared += difference * difference
                 # The root of an exact integer, rounded once by IEEE 754: the same on every machine.
                 weights[y, x, axis] = np.int32(np.sqrt(np.float64(squared)) * 4.0)
+    return weights
 
 
 @kernel
-def drop_heaviest_of_squares(weights: np.ndarray) -> None:
-    """Mark (-1) the heaviest of the four edges around every square of pixels, ties by edge number.
+def drop_heaviest_of_squares(weights: np.ndarray) -> np.ndarray:
+    """Without (-1) the heaviest of the four edges around every square of pixels, ties by edge number.
 
     The heaviest edge of a cycle is in no minimum spanning tree, so this leaves the tree as it is with about half the edges.
     """
     height, width, _ = weights.shape
-    dropped = np.zeros((height, width, 2), np.bool_)
+    left = weights.copy()
     for y in range(height - 1):
         for x in range(width - 1):
-            # In rising edge number, so that the last of equals is the one with the greatest number.
-            best = weights[y, x, 0]
-            which = 0
-            if weights[y, x, 1] >= best:
-                best, which = weights[y, x, 1], 1
-            if weights[y, x + 1, 1] >= best:
-                best, which = weights[y, x + 1, 1], 2
-            if weights[y + 1, x, 0] >= best:
-                which = 3
-            if which == 0:
-                dropped[y, x, 0] = True
-            elif which == 1:
-                dropped[y, x, 1] = True
-            elif which == 2:
-                dropped[y, x + 1, 1] = True
+            # Top, left, right, bottom: rising edge numbers, so the last of equals has the greatest number.
+            top, side = weights[y, x, 0], weights[y, x, 1]
+            other, bottom = weights[y, x + 1, 1], weights[y + 1, x, 0]
+            most = max(max(top, side), max(other, bottom))
+            if bottom == most:
+                left[y + 1, x, 0] = -1
+            elif other == most:
+                left[y, x + 1, 1] = -1
+            elif side == most:
+                left[y, x, 1] = -1
             else:
-                dropped[y + 1, x, 0] = True
-    for y in range(height):
-        for x in range(width):
-            for axis in range(2):
-                if dropped[y, x, axis]:
-                    weights[y, x, axis] = -1
+                left[y, x, 0] = -1
+    return left
 
 
 @kernel
