@@ -6,6 +6,7 @@ must start again at each try, and its order (x, y, h, w) mixes the axes.
 Shape letters: N boxes of the image, K instances, T tries. Boxes are x, y, w, h in pixels of the image.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,8 +26,8 @@ class ViewConfig:
 
     overlap: bool = True
     """Draw views until their overlap holds K boxes (Algorithm 1). False: any two views, Table 8 (a) "no"."""
-    regions: Literal["mined", "naive"] = "mined"
-    """Where instances come from: the shard's boxes, or random ones, Table 8 (b)."""
+    regions: Literal["mined", "naive", "none"] = "mined"
+    """Where instances come from: the shard's boxes, or random ones; "none" goes with `instances` 0. Table 8 (b)."""
     scene_size: int = 224
     """Side of a scene view, pixels."""
     instance_size: int = 96
@@ -54,13 +55,24 @@ class ViewConfig:
         for name, least in (("scene_size", 8), ("instance_size", 8), ("instances", 0), ("tries", 1), ("min_scale", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at least {least}")
+        for name, allowed in (
+            ("regions", ("mined", "naive", "none")),
+            ("interpolation", ("bilinear", "bicubic")),
+            ("instance_augmentations", (1, 2)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"views.{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
+        if self.regions == "none" and self.instances:
+            raise UsageError(f'views.regions is "none" but views.instances is {self.instances}; set views.instances to 0')
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UsageError(f"views.crop_scale is {self.crop_scale}; expected two shares of the area, 0 < low <= high <= 1")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
             raise UsageError(f"views.crop_ratio is {self.crop_ratio}; expected 0 < low <= high")
-        if not self.max_aspect >= 1 or not 0 <= self.max_iou <= 1:
-            raise UsageError(f"views.max_aspect is {self.max_aspect}, views.max_iou {self.max_iou}; expected >= 1 and 0 to 1")
+        if not 1 <= self.max_aspect < math.inf:
+            raise UsageError(f"views.max_aspect is {self.max_aspect}; expected at least 1 (longest side over shortest)")
+        if not 0 <= self.max_iou <= 1:
+            raise UsageError(f"views.max_iou is {self.max_iou}; expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +132,13 @@ def draw_views(
             chosen = int(np.where(large_T, counts_T, -1).argmax())
         else:
             chosen = int((overlaps_T4[:, 2].astype(np.int64) * overlaps_T4[:, 3]).argmax())
-    scenes_24, overlap_4 = crops_T24[chosen], overlaps_T4[chosen]
+    scenes_24, overlap_4, held_N = crops_T24[chosen], overlaps_T4[chosen], held_TN[chosen]
     if not overlap_4[2] * overlap_4[3]:
         # Every pair of the draw was apart: the same window twice has an overlap, and is still two augmented views.
         scenes_24 = np.stack([scenes_24[0], scenes_24[0]])
         overlap_4 = scenes_24[0]
-    instances, filled = _choose(mined[held_TN[chosen]], overlap_4, K, rng, config)
+        held_N = _inside(mined, overlap_4[None])[0]
+    instances, filled = _choose(mined[held_N], overlap_4, K, rng, config)
     return Views(scenes=scenes_24, instances=instances, overlap=overlap_4, filled=filled, tries=tries)
 
 

@@ -184,14 +184,8 @@ def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
         one, two = regions[a], regions[b]
         size, hc, ht = one[0] + two[0], one[2] + two[2], one[3] + two[3]
         box = (*np.minimum(one[1][:2], two[1][:2]), *np.maximum(one[1][2:], two[1][2:]))
-        regions[a] = (
-            size,
-            np.array(box),
-            hc,
-            ht,
-            np.floor(hc / hc.sum() * grouping.SCALE),
-            np.floor(ht / ht.sum() * grouping.SCALE),
-        )
+        merged = [np.floor(h / h.sum() * grouping.SCALE) for h in (hc, ht)]
+        regions[a] = (size, np.array(box), hc, ht, *merged)
         found.append(tuple(int(v) for v in box))
         moved = {frozenset(a if r == b else r for r in pair) for pair in touching}
         touching = {pair for pair in moved if len(pair) == 2}

@@ -67,7 +67,7 @@ def test_golden_boxes_of_a_drawn_scene():
     assert iou([[120, 60, 90, 90], [30, 40, 100, 80]], boxes).max(axis=1).min() > 0.85
 
 
-GOLDEN = "x"
+GOLDEN = "81eb7d651eb7b5ae"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (7, 9), (16, 2000), (1500, 11), (64, 64)])
@@ -113,9 +113,10 @@ def test_grey_alpha_and_sixteen_bits_are_images_too(scene):
     assert len(propose(grey)) > 1
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros((3, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3)), np.zeros(5, np.uint8)]
-)
+NO_IMAGES = (np.zeros((3, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3)), np.zeros(5, np.uint8))
+
+
+@pytest.mark.parametrize("bad", NO_IMAGES)
 def test_what_is_no_image_is_said(bad):
     with pytest.raises(InputError, match="expected uint8 height x width x 3"):
         propose(bad)
@@ -130,9 +131,9 @@ def test_unknown_engines_and_options_are_said(scene):
         propose(scene, working_resolution=3)
 
 
-def test_the_fast_engine_finds_drawn_objects_at_least_as_well_as_opencv(rng):
-    """Twelve scenes of separate blocks with known boxes; each engine gets ten boxes an image."""
-    scores = {"selective-search": [], "opencv-fast": []}
+def test_ten_boxes_hold_separate_blocks(rng):
+    """Twelve noisy scenes of two blocks with known boxes, filtered as the paper does."""
+    overlaps = []
     for _ in range(12):
         image = np.full((240, 320, 3), rng.integers(60, 200, 3), np.uint8)
         truth = []
@@ -142,6 +143,5 @@ def test_the_fast_engine_finds_drawn_objects_at_least_as_well_as_opencv(rng):
             image[y : y + h, x : x + w] = rng.integers(0, 256, 3)
             truth.append([x, y, w, h])
         image = np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
-        for engine, found in scores.items():
-            found += iou(truth, filter_boxes(propose(image, engine), max_boxes=10)).max(axis=1).tolist()
-    assert np.mean(scores["selective-search"]) >= np.mean(scores["opencv-fast"]) > 0.6
+        overlaps += iou(truth, filter_boxes(propose(image), max_boxes=10)).max(axis=1).tolist()
+    assert np.mean(overlaps) > 0.75

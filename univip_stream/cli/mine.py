@@ -17,31 +17,64 @@ from univip_stream.proposals import ENGINES
 
 @click.command()
 # What to read, where to write.
-@click.option("--src", "sources", required=True, multiple=True, metavar="DIR", type=click.Path(path_type=Path),
-              help="Folder of images, flat or with a folder a class; repeat it to mine several into one set (COCO+).")
-@click.option("--out", default="shards", show_default=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False),
-              help="Where 000.tar, 000.parquet, ... and manifest.json go.")
-@click.option("--num-shards", type=click.IntRange(min=1), metavar="N",
-              help="How many shards.  [default: 128, fewer where that leaves under 32 images a shard]")
+@click.option(
+    "--src",
+    "sources",
+    required=True,
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of images, flat or with a folder a class; repeat it to mine several into one set (COCO+).",
+)
+@click.option(
+    "--out",
+    default="shards",
+    show_default=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where 000.tar, 000.parquet, ... and manifest.json go.",
+)
+@click.option(
+    "--num-shards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many shards.  [default: 128, fewer where that leaves under 32 images a shard]",
+)
 # Which boxes.
-@click.option("--proposals", default="selective-search", show_default=True, metavar="NAME",
-              help=f"Where boxes come from: {', '.join(ENGINES)}, none, or your own function as module:function.")
+@click.option(
+    "--proposals",
+    default="selective-search",
+    show_default=True,
+    metavar="NAME",
+    help=f"Where boxes come from: {', '.join(ENGINES)}, none, or your own function as module:function.",
+)
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
 @click.option("--min-scale", default=64, show_default=True, type=click.IntRange(min=1), help="Shortest side kept, pixels.")
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.  [default: all]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of engines that use chance.")
-@click.option("--max-pixels", default=100_000_000, show_default=True, type=click.IntRange(min=1),
-              help="Images with more pixels are not decoded; they become rows with that reason.")
+@click.option(
+    "--max-pixels",
+    default=100_000_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Images with more pixels are not decoded; they become rows with that reason.",
+)
 # How the work is spread.
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Shards mined at a time.  [default: one a CPU]")
-@click.option("--address", metavar="ADDRESS",
-              help="Of a running Ray cluster, such as auto.  [default: a local one is started]")
+@click.option(
+    "--address", metavar="ADDRESS", help="Of a running Ray cluster, such as auto.  [default: a local one is started]"
+)
 @click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process.")
 # What to do about trouble.
-@click.option("--max-failures", default="1%", show_default=True, metavar="N|N%",
-              help="Images that may be unreadable or too large before the job stops with a list.")
+@click.option(
+    "--max-failures",
+    default="1%",
+    show_default=True,
+    metavar="N|N%",
+    help="Images that may be unreadable or too large before the job stops with a list.",
+)
 @click.option("--retry-failed", is_flag=True, help="Mine finished shards again that have failures.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals as JSON.")

@@ -18,18 +18,29 @@ from univip_stream.pretrain.settings import with_settings
 
 @click.command()
 # What to read, where to write.
-@click.option("--shards", required=True, multiple=True, metavar="SPEC",
-              help="'shards/<000..127>.tar', '{000..127}', a glob, a folder or a manifest; may be repeated.")
+@click.option(
+    "--shards",
+    required=True,
+    multiple=True,
+    metavar="SPEC",
+    help="'shards/<000..127>.tar', '{000..127}', a glob, a folder or a manifest; may be repeated.",
+)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
 @click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
 @click.option("--method", metavar="NAME", help="univip or byol.  [default: the recipe's]")
 @click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
-@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images.  [default: the recipe's]")
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images.  [default: the recipe's]"
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Updates, instead of --epochs.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]"
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as optim.lr=0.2; may be repeated.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as optim.lr=0.2; may be repeated."
+)
 # Where to run.
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")

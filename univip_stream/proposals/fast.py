@@ -121,4 +121,4 @@ def taps(sigma: float) -> np.ndarray:
     whole = half[0] + 2 * half[1:].sum()
     taps = np.round(half / whole * (1 << 14)).astype(np.int32)
     taps[0] = (1 << 14) - 2 * taps[1:].sum()
-    return taps
+    return np.asarray(taps, np.int32)
