@@ -6,7 +6,7 @@ compiled anew in each process instead.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def kernel(function: Function) -> Function:
     """Compile `function` on first use. No fast-math: every machine adds in the order that is written."""
     try:
-        compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # "no locator available": neither beside the source nor in the user's cache may be written
         compiled = numba.njit(nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(Function, compiled)
