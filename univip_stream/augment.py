@@ -51,8 +51,9 @@ class AugmentConfig:
     """Width of the kernel as a share of the image's side: 23 pixels of 224."""
     solarize_p: tuple[float, float] = (0.0, 0.2)
     """Chance that bright pixels are inverted, for the first and the second view."""
-    solarize_threshold: float = 128 / 255
-    """Brightness from which on pixels are inverted, 0 to 1."""
+    solarize_threshold: float = 0.5
+    """Brightness from which on pixels are inverted, 0 to 1: from 128 of 255 on. Not 128 / 255 itself, which some devices
+    miss by a rounding."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of the channels, 0 to 1 (ImageNet's, as every recipe has it)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -68,6 +69,12 @@ class AugmentConfig:
             raise UsageError(f"augment.hue is {self.hue}; expected 0 to 0.5")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise UsageError(f"augment.blur_sigma is {self.blur_sigma}; expected 0 < low <= high, in pixels")
+        if not 0 < self.blur_kernel <= 1:
+            raise UsageError(f"augment.blur_kernel is {self.blur_kernel}; expected a share of the image's side, 0 to 1")
+        if not 0 <= self.solarize_threshold <= 1:
+            raise UsageError(f"augment.solarize_threshold is {self.solarize_threshold}; expected 0 to 1 (128 of 255 is 0.5)")
+        if not all(std > 0 for std in self.std):
+            raise UsageError(f"augment.std is {self.std}; expected three numbers above 0")
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[np.ndarray, "P"]:

@@ -115,6 +115,7 @@ def draw_views(
         region = np.array([0, 0, width, height], np.int32)
         instances, filled = _choose(mined, region, K, rng, config)
         overlap = _overlaps(scenes_24[None])[0]
+        overlap *= overlap[2:].all()
         return Views(scenes=scenes_24, instances=instances, overlap=overlap, filled=filled, tries=1)
 
     # All tries at once: numbers are cheaper than loops, and the first that succeeds is the one a loop would have taken.
