@@ -126,18 +126,27 @@ def test_the_order_of_the_jitter_is_the_draws() -> None:
     assert (first - second).abs().max() > 0.01
 
 
-def test_a_batch_gives_what_its_images_give_alone() -> None:
+def test_a_batch_gives_what_its_images_give_alone_to_the_bit() -> None:
     images, draws = pictures(17, 48), many_draws(17)
     together = augment(images, draws, CONFIG)
     alone = torch.cat([augment(images[n : n + 1], draws[n : n + 1], CONFIG) for n in range(17)])
-    torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)
+    assert torch.equal(together, alone)
 
 
-def test_the_devices_path_gives_what_the_cpus_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, draws = pictures(24, 48), many_draws(24)
-    fast = augment(images, draws, CONFIG)
-    monkeypatch.setattr(module, "_apply_to_chosen", module._apply_to_all)
-    torch.testing.assert_close(augment(images, draws, CONFIG), fast, atol=TOLERANCE, rtol=0)
+@pytest.mark.parametrize("side", [48, 112])
+def test_what_devices_do_gives_what_the_cpu_does(side: int) -> None:
+    images, draws = pictures(96, side), many_draws(96)
+    with torch.no_grad():
+        general = module._change_all(images / 255, draws, PLAIN)
+    assert apart(general, augment(images, draws, PLAIN)) < TOLERANCE
+
+
+def test_pictures_to_look_at_are_the_grey_levels_nearest() -> None:
+    images, draws = pictures(8, 32), many_draws(8)
+    pixels = augment(images, draws, CONFIG, keep_uint8=True)
+    assert pixels.dtype == torch.uint8
+    assert apart(pixels / 255, augment(images, draws, PLAIN)) <= 0.5001 / 255
+    assert torch.equal(augment(images, still(8), CONFIG, keep_uint8=True), images)
 
 
 def test_pixels_in_channels_last_memory_give_the_same_and_the_input_is_left_alone() -> None:

@@ -3,10 +3,11 @@
 `draw` takes the numbers from the sample's own generator, in the worker; `augment` applies them to a whole batch without
 asking the device for anything. So an image's augmentation depends on its place in the sequence alone.
 
-Shape letters: N images, S their side, P numbers of a draw, R taps of a blur, C channels.
+Shape letters: N images, S their side, P numbers of a draw, R taps of a blur. Images are float32 of 0 to 1, N x 3 x S x S.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _SIGMA, _SOLARI
 DRAW_SIZE = 12
 """P: numbers of one image's augmentation."""
 _BLENDS = (_BRIGHTNESS, _CONTRAST, _SATURATION)
+# What the four numbers from _ORDER on stand for; the number of a blend's column is one more.
+_TO_BLACK, _TO_MEAN, _TO_GREY, _TURN = range(4)
 # ITU-R BT.601 luma, as Pillow and torchvision turn colours to grey.
 _LUMA = (0.2989, 0.587, 0.114)
 
@@ -105,40 +108,94 @@ def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[
 
 
 def augment(
-    images_NCSS: UInt8[Tensor, "N 3 S S"], draws_NP: Float[Tensor, "N P"], config: AugmentConfig
-) -> Float[Tensor, "N 3 S S"]:
+    images_NCSS: UInt8[Tensor, "N 3 S S"],
+    draws_NP: Float[Tensor, "N P"],
+    config: AugmentConfig,
+    *,
+    keep_uint8: bool = False,
+) -> Float[Tensor, "N 3 S S"] | UInt8[Tensor, "N 3 S S"]:
     """Flip, jitter, grey, blur, solarize and normalise a batch, each image by its own draw.
 
-    The operations are torchvision's on float images of 0 to 1, clamped after each. On a GPU all images go through all
-    operations and the draws select, so that the host never waits; on a CPU only those go through an operation that need it.
+    The operations are torchvision's on float images of 0 to 1, clamped after each of the jitter. On a GPU all images go
+    through all operations and the draws select, so that the host never waits. On a CPU each image goes through its own
+    operations alone, so its pixels do not depend, to the bit, on what else is in the batch.
 
     Args:
-        images_NCSS: any memory layout.
+        images_NCSS: any memory layout; left as they are.
         draws_NP: rows of `draw`, on the same device.
         config: for the blur's width, the threshold, mean and standard deviation.
+        keep_uint8: give the augmented pictures as uint8, not normalised, to look at.
 
     Returns:
-        float32, normalised.
+        float32, normalised; or uint8.
 
     """
     with torch.no_grad(), torch.autocast(images_NCSS.device.type, enabled=False):
-        x = images_NCSS.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-        select = _apply_to_chosen if x.device.type == "cpu" else _apply_to_all
-        x = select(x, draws_NP[:, _FLIP] > 0, lambda part, draws: part.flip(-1), draws_NP)
-        for slot in range(4):
-            operation_N = draws_NP[:, _ORDER + slot]
-            for number, column in enumerate(_BLENDS):
-                changed = (operation_N == number) & (draws_NP[:, column] != 1)
-                x = select(x, changed, functools.partial(_blend, column=column), draws_NP)
-            x = select(x, (operation_N == 3) & (draws_NP[:, _HUE] != 0), _turn_hue, draws_NP)
-        x = select(x, draws_NP[:, _GREY] > 0, lambda part, draws: _grey(part).expand_as(part), draws_NP)
-        kernel = blur_width(x.shape[-1], config)
-        x = select(x, draws_NP[:, _SIGMA] > 0, lambda part, draws: _blur(part, draws[:, _SIGMA], kernel), draws_NP)
-        threshold = config.solarize_threshold
-        invert = lambda part, draws: torch.where(part >= threshold, 1 - part, part)  # noqa: E731 - one of a row
-        x = select(x, draws_NP[:, _SOLARIZE] > 0, invert, draws_NP)
-        mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
-        return (x - mean) / std
+        x = torch.empty(images_NCSS.shape, dtype=torch.float32, device=images_NCSS.device)
+        if x.device.type == "cpu":
+            # One image fits the cache, and up to 104 pixels a side PyTorch does not share its operations among threads,
+            # whose waiting for each other costs more than the work wherever the loader's workers want the cores too.
+            for n, row in enumerate(draws_NP.tolist()):
+                x_1CSS = x[n : n + 1].copy_(images_NCSS[n : n + 1]).div_(255)
+                _finish(x_1CSS, _change_one(x_1CSS, row, config), config, keep_uint8)
+        else:
+            x.copy_(images_NCSS).div_(255)
+            _finish(x, _change_all(x, draws_NP, config), config, keep_uint8)
+        return x.to(torch.uint8) if keep_uint8 else x
+
+
+def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:
+    """Write whole grey levels, or normalised pixels."""
+    if keep_uint8:
+        torch.mul(x, 255, out=out).round_()
+    else:
+        mean, scale = _constants((config.mean, tuple(1 / std for std in config.std)), out.device)
+        torch.sub(x, mean, out=out).mul_(scale)
+
+
+def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
+    """The operations of one draw on 1 x 3 x S x S; may write into it."""
+    if row[_FLIP]:
+        x = x.flip(-1)
+    for operation in map(int, row[_ORDER : _ORDER + 4]):
+        if operation == _TURN:
+            if row[_HUE]:
+                x = _turn_hue(x, row[_HUE])
+        elif row[1 + operation] != 1:
+            x = _blend(x, _reference(x, operation), row[1 + operation])
+    if row[_GREY]:
+        x = _grey(x).expand_as(x)
+    if row[_SIGMA]:
+        x = _blur_one(x, row[_SIGMA], blur_width(x.shape[-1], config))
+    if row[_SOLARIZE]:
+        x = _solarize(x, config)
+    return x
+
+
+def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
+    """The operations of all draws on N x 3 x S x S, without asking the device what was drawn."""
+
+    def where(flags_N: Tensor, changed: Tensor, same: Tensor) -> Tensor:
+        return torch.where(flags_N.view(-1, 1, 1, 1), changed, same)
+
+    x = where(draws_NP[:, _FLIP] > 0, x.flip(-1), x)
+    # Turning the hue is dear, so it comes once: before it the blends that an image's order has before it, then the others.
+    order_N4 = draws_NP[:, _ORDER : _ORDER + 4].long()
+    factors_N4 = draws_NP.gather(1, 1 + order_N4)
+    turned_N4 = (order_N4 == _TURN).cumsum(1)
+    for slots, due_N4 in ((range(3), turned_N4 == 0), (range(1, 4), (turned_N4 == 1) & (order_N4 != _TURN))):
+        for slot in slots:
+            operation_N, due_N = order_N4[:, slot], due_N4[:, slot]
+            grey = _grey(x)
+            reference = where(operation_N == _TO_MEAN, _mean(grey), grey)
+            reference = where(operation_N == _TO_BLACK, torch.zeros_like(grey), reference)
+            # A factor of 1 gives back the image, to the bit.
+            x = _blend(x, reference, torch.where(due_N, factors_N4[:, slot], 1).view(-1, 1, 1, 1))
+        if slots.start == 0:
+            x = where(draws_NP[:, _HUE] != 0, _turn_hue(x, draws_NP[:, _HUE].view(-1, 1, 1)), x)
+    x = where(draws_NP[:, _GREY] > 0, _grey(x), x)
+    x = where(draws_NP[:, _SIGMA] > 0, _blur(x, draws_NP[:, _SIGMA], blur_width(x.shape[-1], config)), x)
+    return where(draws_NP[:, _SOLARIZE] > 0, _solarize(x, config), x)
 
 
 def blur_width(side: int, config: AugmentConfig) -> int:
@@ -146,61 +203,85 @@ def blur_width(side: int, config: AugmentConfig) -> int:
     return 2 * round((side * config.blur_kernel - 1) / 2 + 1e-9) + 1 if side * config.blur_kernel > 1 else 1
 
 
-def _apply_to_chosen(x: Tensor, chosen_N: Tensor, operation, draws_NP: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """On a CPU: gather the images that need it, change them, put them back."""
-    where = chosen_N.nonzero().flatten()
-    if len(where) == len(x):
-        changed: Tensor = operation(x, draws_NP)
-        return changed.contiguous()
-    if len(where):
-        x[where] = operation(x[where], draws_NP[where])
-    return x
+@functools.lru_cache(maxsize=16)
+def _constants(channels: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Each as 1 x 3 x 1 x 1. Kept, because sending them to a GPU makes the host wait."""
+    return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in channels)
 
 
-def _apply_to_all(x: Tensor, chosen_N: Tensor, operation, draws_NP: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-    """On a GPU: change all, keep what was chosen; no number travels to the host."""
-    return torch.where(chosen_N.view(-1, 1, 1, 1), operation(x, draws_NP), x)
-
-
-def _grey(x_NCSS: Tensor) -> Tensor:
+def _grey(x: Tensor) -> Tensor:
     """N x 1 x S x S luma."""
     red, green, blue = _LUMA
-    return x_NCSS[:, 0:1] * red + x_NCSS[:, 1:2] * green + x_NCSS[:, 2:3] * blue
+    return (x[:, 0:1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:3], alpha=blue)
 
 
-def _blend(x: Tensor, draws_NP: Tensor, *, column: int) -> Tensor:
-    """factor * x + (1 - factor) * reference: black, the mean grey, or the grey image."""
-    factor = draws_NP[:, column].view(-1, 1, 1, 1)
-    if column == _BRIGHTNESS:
-        return (x * factor).clamp_(0, 1)
-    grey = _grey(x)
-    reference = grey.mean(dim=(1, 2, 3), keepdim=True) if column == _CONTRAST else grey
-    return torch.lerp(reference.expand_as(x), x, factor).clamp_(0, 1)
+def _mean(grey: Tensor) -> Tensor:
+    """N x 1 x 1 x 1."""
+    return grey.mean(dim=(1, 2, 3), keepdim=True)
 
 
-def _turn_hue(x: Tensor, draws_NP: Tensor) -> Tensor:
-    """Turn the hue of RGB images, through HSV and back (Smith 1978; the form f(n) = V - V S max(0, min(k, 4 - k, 1)))."""
+def _reference(x: Tensor, operation: int) -> Tensor | None:
+    """What an image is blended with: None for black, the mean grey for contrast, the grey image for saturation."""
+    if operation == _TO_BLACK:
+        return None
+    return _mean(_grey(x)) if operation == _TO_MEAN else _grey(x)
+
+
+def _blend(x: Tensor, reference: Tensor | None, factor: Tensor | float) -> Tensor:
+    """factor * x + (1 - factor) * reference, clamped: torchvision's brightness, contrast and saturation."""
+    blended = x * factor if reference is None else torch.lerp(reference.expand_as(x), x, factor)
+    return blended.clamp_(0, 1)
+
+
+def _turn_hue(x: Tensor, turn: Tensor | float) -> Tensor:
+    """Turn the hue of RGB images by a share of the circle, to HSV and back (Smith 1978).
+
+    The way back is f(n) = V - V S max(0, min(k, 4 - k, 1)) with k = (n + 6 H) mod 6 and n = 5, 3, 1 for R, G, B.
+    """
     red, green, blue = x.unbind(1)
-    value, least = x.amax(1), x.amin(1)
+    value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     spread = value - least
-    coloured = spread > 0
-    unit = torch.where(coloured, spread, 1)
+    unit = spread.clamp_min(1e-8)  # less than any spread of 8-bit colours; without spread, no hue matters
     hue = torch.where(
         value == red, (green - blue) / unit, torch.where(value == green, 2 + (blue - red) / unit, 4 + (red - green) / unit)
     )
-    turned = hue + 6 * draws_NP[:, _HUE].view(-1, 1, 1)
-    k = (torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1) + turned[:, None]) % 6
+    hue += 6 * turn
+    (steps,) = _constants(((5.0, 3.0, 1.0),), x.device)
+    k = steps + hue[:, None]
+    k -= 6 * torch.floor(k / 6)  # four times as fast as remainder; where it rounds, the ramp is level
     ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return (value[:, None] - spread[:, None] * ramp).clamp_(0, 1)
+    return torch.addcmul(value[:, None], spread[:, None], ramp, value=-1).clamp_(0, 1)
+
+
+def _solarize(x: Tensor, config: AugmentConfig) -> Tensor:
+    """Invert the bright pixels."""
+    return torch.where(x >= config.solarize_threshold, 1 - x, x)
+
+
+def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
+    """Gaussian blur of 1 x 3 x S x S, mirrored at the border, tap by tap: along the rows, then along the columns.
+
+    On a CPU this is as fast as `_blur`, whose matrix products bring in another library's threads.
+    """
+    side = x.shape[-1]
+    radius = min(kernel // 2, side - 1)
+    taps = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(radius + 1)]
+    total = taps[0] + 2 * sum(taps[1:])
+    for dim, padding in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
+        wide = torch.nn.functional.pad(x, padding, mode="reflect")
+        x = wide.narrow(dim, radius, side) * (taps[0] / total)
+        for step in range(1, radius + 1):
+            pair = wide.narrow(dim, radius - step, side) + wide.narrow(dim, radius + step, side)
+            x.add_(pair, alpha=taps[step] / total)
+    return x
 
 
 def _blur(x_NCSS: Tensor, sigma_N: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur with each image's own sigma, mirrored at the border, as two matrix products: rows, then columns."""
+    """The same with each image's own sigma as two matrix products, which is best on a GPU."""
     side = x_NCSS.shape[-1]
     radius = min(kernel // 2, side - 1)
-    taps_R = torch.arange(-radius, radius + 1, device=x_NCSS.device, dtype=torch.float32)
-    sigma = sigma_N.clamp_min(1e-3).view(-1, 1)
-    weights_NR = torch.exp(-(taps_R**2) / (2 * sigma**2))
+    steps_R = torch.arange(-radius, radius + 1, device=x_NCSS.device, dtype=torch.float32)
+    weights_NR = torch.exp(-(steps_R**2) / (2 * sigma_N.clamp_min(1e-3).view(-1, 1) ** 2))
     weights_NR = weights_NR / weights_NR.sum(dim=1, keepdim=True)
     smoothing_NSS = (weights_NR @ _shifts(side, radius, x_NCSS.device)).view(-1, 1, side, side)
     return smoothing_NSS @ x_NCSS @ smoothing_NSS.transpose(-1, -2)
