@@ -236,7 +236,8 @@ def _blend(x: Tensor, reference: Tensor | None, factor: Tensor | float) -> Tenso
 def _turn_hue(x: Tensor, turn: Tensor | float) -> Tensor:
     """Turn the hue of RGB images by a share of the circle, to HSV and back (Smith 1978).
 
-    The way back is f(n) = V - V S max(0, min(k, 4 - k, 1)) with k = (n + 6 H) mod 6 and n = 5, 3, 1 for R, G, B.
+    The way back is C = V - V S min(1, max(0, 2 - d)), where d is how far H, six to the circle, lies from what is opposite
+    to the channel C: from 3, 5 and 1 for red, green and blue.
     """
     red, green, blue = x.unbind(1)
     value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
@@ -245,11 +246,9 @@ def _turn_hue(x: Tensor, turn: Tensor | float) -> Tensor:
     hue = torch.where(
         value == red, (green - blue) / unit, torch.where(value == green, 2 + (blue - red) / unit, 4 + (red - green) / unit)
     )
-    hue += 6 * turn
-    (steps,) = _constants(((5.0, 3.0, 1.0),), x.device)
-    k = steps + hue[:, None]
-    k -= 6 * torch.floor(k / 6)  # four times as fast as remainder; where it rounds, the ramp is level
-    ramp = torch.minimum(k, 4 - k).clamp_(0, 1)
+    hue = hue.add_(6 * turn).remainder_(6)
+    (own,) = _constants(((0.0, 2.0, 4.0),), x.device)
+    ramp = (hue[:, None] - own).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
     return torch.addcmul(value[:, None], spread[:, None], ramp, value=-1).clamp_(0, 1)
 
 
@@ -267,8 +266,10 @@ def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
     radius = min(kernel // 2, side - 1)
     taps = [math.exp(-(step**2) / (2 * sigma**2)) for step in range(radius + 1)]
     total = taps[0] + 2 * sum(taps[1:])
-    for dim, padding in ((-1, (radius, radius, 0, 0)), (-2, (0, 0, radius, radius))):
-        wide = torch.nn.functional.pad(x, padding, mode="reflect")
+    for dim in (-1, -2):
+        # Not by pad, which wakes other threads for any size.
+        near, far = x.narrow(dim, 1, radius).flip(dim), x.narrow(dim, side - 1 - radius, radius).flip(dim)
+        wide = torch.cat([near, x, far], dim)
         x = wide.narrow(dim, radius, side) * (taps[0] / total)
         for step in range(1, radius + 1):
             pair = wide.narrow(dim, radius - step, side) + wide.narrow(dim, radius + step, side)
