@@ -141,6 +141,16 @@ def test_what_devices_do_gives_what_the_cpu_does(side: int) -> None:
     assert apart(general, augment(images, draws, PLAIN)) < TOLERANCE
 
 
+def test_no_number_travels_from_the_device_to_the_host() -> None:
+    # Tensors without data: whatever asks them for a number, or for a shape that depends on one, raises.
+    images, draws = torch.empty(4, 3, 48, 48, device="meta"), torch.empty(4, DRAW_SIZE, device="meta")
+    out = torch.empty_like(images)
+    module._finish(out, module._change_all(images, draws, CONFIG), CONFIG, False)
+    assert out.shape == images.shape
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        images[draws[:, FLIP] > 0]
+
+
 def test_pictures_to_look_at_are_the_grey_levels_nearest() -> None:
     images, draws = pictures(8, 32), many_draws(8)
     pixels = augment(images, draws, CONFIG, keep_uint8=True)
