@@ -73,7 +73,7 @@ def cpu_demo() -> PretrainConfig:
         method=MethodConfig(name="univip", backbone="resnet10t", hidden=512, width=128),
         views=ViewConfig(scene_size=96, instance_size=96, instances=4),
         augment=AugmentConfig(),
-        stream=StreamConfig(batch_size=32, workers=2),
+        stream=StreamConfig(batch_size=32, workers=1),
         optim=OptimConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4, warmup_epochs=1.0),
         epochs=20,
         ema=0.97,
