@@ -1,13 +1,16 @@
 """The kernels against plain transcriptions of what they compute."""
 
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
 from demo_images import draw_scene
 
 from univip_stream.boxes import iou
-from univip_stream.proposals import features, graph, grouping, ranking
+from univip_stream.proposals import features, graph, grouping, pixels, ranking
 from univip_stream.proposals.fast import taps
+from univip_stream.proposals.hierarchies import hierarchies
 
 
 @pytest.fixture
@@ -15,16 +18,27 @@ def image(rng):
     return draw_scene("cross", rng, 60, 44)
 
 
-def edges_of(weights):
-    """(weight, number, pixel, neighbour) of every edge that is there."""
-    height, width, _ = weights.shape
-    return sorted(
-        (int(weights[y, x, axis]), 2 * (y * width + x) + axis, y * width + x, y * width + x + (width if axis else 1))
-        for y in range(height)
-        for x in range(width)
-        for axis in range(2)
-        if weights[y, x, axis] >= 0
-    )
+def weights_of(image, sigma=0.8):
+    return pixels.weigh_edges(pixels.smooth(image, taps(sigma)))
+
+
+def edges_of(right, down):
+    """(weight, number, pixel, neighbour) of every edge, lightest first."""
+    height, width = right.shape[0], down.shape[1]
+    edges = []
+    for y in range(height):
+        for x in range(width):
+            at = y * width + x
+            if x < width - 1:
+                edges.append((int(right[y, x]), 2 * at, at, at + 1))
+            if y < height - 1:
+                edges.append((int(down[y, x]), 2 * at + 1, at, at + width))
+    return sorted(edges)
+
+
+def named_by_first(labels):
+    names = {name: number for number, name in enumerate(dict.fromkeys(labels))}
+    return [names[name] for name in labels]
 
 
 def spanning_tree(edges, count):
@@ -44,128 +58,164 @@ def spanning_tree(edges, count):
     return tree
 
 
+@pytest.mark.parametrize("size", [(44, 60), (43, 37), (7, 5), (1, 60), (44, 1), (44, 59)])
+def test_the_copys_pixels_are_means_of_the_areas_they_cover(image, size):
+    small = pixels.shrink(image, *size)
+    # Every source pixel cut into height x width equal parts: the copy's pixels are means of whole parts.
+    parts = np.repeat(np.repeat(image, size[0], axis=0), size[1], axis=1).astype(np.float64)
+    expected = parts.reshape(size[0], 44, size[1], 60, 3).mean(axis=(1, 3))
+    assert np.abs(small - expected).max() <= 0.5 + 1e-9
+
+
 def test_smoothing_is_opencvs_gaussian(image):
-    found = graph.smooth(image, taps(0.8)) / 2.0**graph.FRACTION_BITS
     expected = cv2.GaussianBlur(image.astype(np.float32), (7, 7), 0.8)
-    assert np.abs(found - expected).max() < 0.1
+    assert np.abs(pixels.smooth(image, taps(0.8)).transpose(1, 2, 0) - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 3), (5, 5)])
 def test_smoothing_keeps_a_flat_image_of_any_size(shape):
     flat = np.full((*shape, 3), 93, np.uint8)
-    assert (graph.smooth(flat, taps(0.8)) == 93 << graph.FRACTION_BITS).all()
+    np.testing.assert_allclose(pixels.smooth(flat, taps(0.8)), 93, rtol=1e-6)
 
 
 def test_weights_are_euclidean_distances(image):
-    colours = graph.smooth(image, taps(0.8))
-    weights = graph.weigh_edges(colours)
-    for y, x in ((0, 0), (10, 20), (43, 58), (42, 59)):
-        for axis, (v, u) in enumerate(((y, x + 1), (y + 1, x))):
-            if u < 60 and v < 44:
-                distance = np.sqrt(np.sum((colours[y, x].astype(float) - colours[v, u]) ** 2))
-                assert weights[y, x, axis] == int(distance * 4)
-            else:
-                assert weights[y, x, axis] == -1
+    colours = pixels.smooth(image, taps(0.8)).astype(np.float64)
+    right, down = pixels.weigh_edges(colours.astype(np.float32))
+    np.testing.assert_allclose(right / pixels.UNIT, np.sqrt((np.diff(colours, axis=2) ** 2).sum(axis=0)), atol=2e-4)
+    np.testing.assert_allclose(down / pixels.UNIT, np.sqrt((np.diff(colours, axis=1) ** 2).sum(axis=0)), atol=2e-4)
 
 
 def test_dropping_the_heaviest_edges_of_squares_keeps_the_spanning_tree(rng):
     for levels in (3, 1000):  # few levels: many ties
-        weights = rng.integers(0, levels, (14, 17, 2)).astype(np.int32)
-        weights[:, -1, 0] = -1
-        weights[-1, :, 1] = -1
-        thinner = graph.drop_heaviest_of_squares(weights)
-        assert (thinner >= 0).sum() < 0.7 * (weights >= 0).sum()
-        assert spanning_tree(edges_of(thinner), 14 * 17) == spanning_tree(edges_of(weights), 14 * 17)
+        right, down = rng.integers(0, levels, (14, 16), np.int32), rng.integers(0, levels, (13, 17), np.int32)
+        everything = edges_of(right, down)
+        numbers = set((pixels.edge_keys(right, down, True) & 0xFFFFFFFF).tolist())
+        thinner = [edge for edge in everything if edge[1] in numbers]
+        assert len(thinner) == len(numbers) < 0.7 * len(everything)
+        assert spanning_tree(thinner, 14 * 17) == spanning_tree(everything, 14 * 17)
 
 
 def test_edges_are_sorted_by_weight_and_then_by_number(rng):
-    weights = rng.integers(-1, 1 << 17, (40, 30, 2)).astype(np.int32)
-    order, sorted_weights = graph.sorted_edges(weights)
-    expected = edges_of(weights)
-    assert sorted_weights.tolist() == [edge[0] for edge in expected]
-    assert order.tolist() == [edge[1] for edge in expected]
+    right, down = rng.integers(0, 1 << 22, (40, 29), np.int32), rng.integers(0, 99, (39, 30), np.int32)
+    keys = graph.sorted_keys(pixels.edge_keys(right, down, False))
+    expected = edges_of(right, down)
+    assert (keys >> 32).tolist() == [edge[0] for edge in expected]
+    assert (keys & 0xFFFFFFFF).tolist() == [edge[1] for edge in expected]
 
 
 def felzenszwalb(edges, count, k, min_size):
-    """Section 3 of the paper with sets of nodes, thresholds in integers, then the small components."""
+    """Section 3 of the paper with sets of nodes and exact fractions, then the small components."""
     component = {node: {node} for node in range(count)}
-    inner = dict.fromkeys(range(count), 0)
+    limit = dict.fromkeys(range(count), Fraction(k))
     of = list(range(count))
 
-    def join(a, b, weight):
+    def join(a, b):
         if len(component[a]) < len(component[b]):
             a, b = b, a
         for node in component[b]:
             of[node] = a
         component[a] |= component.pop(b)
-        inner[a] = weight
 
     left = []
-    limit = dict.fromkeys(range(count), k)
     for weight, _, u, v in edges:
         a, b = of[u], of[v]
         if a == b:
             continue
         if weight <= limit[a] and weight <= limit[b]:
-            join(a, b, weight)
-            limit[of[u]] = weight + k // len(component[of[u]])
+            join(a, b)
+            limit[of[u]] = weight + Fraction(k, len(component[of[u]]))
         else:
-            left.append((weight, u, v))
-    for weight, u, v in left:
+            left.append((u, v))
+    for u, v in left:
         a, b = of[u], of[v]
         if a != b and min(len(component[a]), len(component[b])) < min_size:
-            join(a, b, weight)
+            join(a, b)
     return of
 
 
-@pytest.mark.parametrize(("k", "min_size"), [(20, 1), (100, 20), (400, 60)])
-def test_segments_are_those_of_the_paper(image, k, min_size):
-    weights = graph.weigh_edges(graph.smooth(image, taps(0.8)))
-    order, sorted_weights = graph.sorted_edges(weights)
-    labels, sizes, *_ = graph.segment_pixels(order, sorted_weights, 44, 60, k * graph.UNIT, min_size)
-    expected = felzenszwalb(edges_of(weights), 44 * 60, k * graph.UNIT, min_size)
-    names = {name: number for number, name in enumerate(dict.fromkeys(expected))}
-    assert labels.ravel().tolist() == [names[name] for name in expected]
-    assert sizes.tolist() == np.bincount(labels.ravel()).tolist()
-    assert sizes.min() >= min_size
+@pytest.mark.parametrize("thin", [True, False])
+@pytest.mark.parametrize("shared", [0, 20, 100])
+def test_segments_are_those_of_the_paper_whatever_is_shared(image, thin, shared):
+    keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), thin))
+    width = 60
+    edges = [
+        (key >> 32, 0, (key & 0xFFFFFFFF) >> 1, ((key & 0xFFFFFFFF) >> 1) + (width if key & 1 else 1))
+        for key in keys.tolist()
+    ]
+    node, sizes, inners, *left = graph.contract(keys, 44, 60, shared * pixels.UNIT)
+    assert sizes.tolist() == np.bincount(node.ravel()).tolist()
+    assert shared == 0 or len(sizes) < 44 * 60 / 2
+    for k, min_size in ((100, 1), (100, 20), (400, 60)):
+        region, regions, pairs = graph.segment(*left, sizes, inners, k * pixels.UNIT, min_size)
+        labels = region[node]
+        assert labels.ravel().tolist() == named_by_first(felzenszwalb(edges, 44 * 60, k * pixels.UNIT, min_size))
+        assert np.bincount(labels.ravel()).min() >= min_size
+        assert labels.max() + 1 == regions
+        beside = np.concatenate(
+            [np.stack([labels[:, 1:], labels[:, :-1]]).reshape(2, -1), np.stack([labels[1:], labels[:-1]]).reshape(2, -1)], 1
+        )
+        found = {tuple(pair) for pair in pairs.tolist()}
+        assert len(found) == len(pairs)
+        assert found <= {(min(a, b), max(a, b)) for a, b in beside.T.tolist() if a != b}
+        # Thinning leaves a tree over everything, so every region keeps a way to every other one.
+        assert len(spanning_tree([(0, 0, *pair) for pair in found], regions)) == regions - 1 or thin
 
 
-def test_histograms_count_every_pixel_once(image):
-    labels = (np.mgrid[:44, :60][1] // 20).astype(np.int32)
-    colour, texture = features.atom_histograms(image, labels, 3, 1)
-    for atom in range(3):
-        pixels = image[labels == atom]
+def test_regions_touch_over_one_diagonal_as_in_opencv():
+    node = np.array([[0, 1, 1], [2, 2, 3], [4, 2, 3]], np.uint32)
+    pairs = graph.touching(node, np.arange(5, dtype=np.uint32), 5)
+    # 0-1 touch along the first row only; 0-2 and 2-3 side by side, 0-2 and 1-3 and 2-3 over corners.
+    assert sorted(map(tuple, pairs.tolist())) == [(0, 2), (1, 2), (1, 3), (2, 3), (2, 4)]
+
+
+def test_common_cells_are_the_overlaps_of_segmentations(rng):
+    one, two = rng.integers(0, 5, 200).astype(np.uint32), rng.integers(0, 7, 200).astype(np.uint32)
+    cell, cells = graph.common_cells(np.zeros(200, np.uint32), 1, one, 5)
+    cell, cells = graph.common_cells(cell, cells, two, 7)
+    overlaps = list(zip(one.tolist(), two.tolist(), strict=True))
+    assert cells == len(set(overlaps)) == len(set(cell.tolist()))
+    assert len(set(zip(cell.tolist(), overlaps, strict=True))) == cells
+
+
+def counted(image, labels):
+    """Histograms, boxes and sizes of a map of labels."""
+    cells = int(labels.max()) + 1
+    names = np.arange(cells, dtype=np.uint32)
+    return features.cell_histograms(image, features.texture_codes(image), labels.astype(np.uint32), names, cells)
+
+
+def test_histograms_count_every_pixel_once(image, rng):
+    labels = np.mgrid[:44, :60][1] // 20
+    colour, texture, boxes, sizes = counted(image, labels)
+    assert boxes.tolist() == [[0, 0, 20, 44], [20, 0, 40, 44], [40, 0, 60, 44]]
+    for cell in range(3):
+        there = image[labels == cell]
+        assert sizes[cell] == len(there)
         for c in range(3):
-            counted, _ = np.histogram(pixels[:, c], bins=25, range=(0, 256))
-            assert colour[atom, 25 * c : 25 * c + 25].tolist() == counted.tolist()
-        assert (texture[atom].reshape(24, 10).sum(axis=1) == len(pixels)).all()
+            numbers, _ = np.histogram(there[:, c], bins=25, range=(0, 256))
+            assert colour[cell, 25 * c : 25 * c + 25].tolist() == numbers.tolist()
+        assert (texture[cell].reshape(24, 10).sum(axis=1) == len(there)).all()
 
 
 def test_texture_is_the_scharr_derivative_in_ten_bins(image):
-    labels = np.zeros((44, 60), np.int32)
-    _, texture = features.atom_histograms(image, labels, 1, 1)
+    texture = counted(image, np.zeros((44, 60), int))[1].reshape(3, 4, 2, 10)
     for c in range(3):
-        slope = cv2.Scharr(image[..., c], cv2.CV_32F, 1, 0)
-        for part, signed in enumerate((np.maximum(slope, 0), np.maximum(-slope, 0))):
-            scaled = np.floor(signed * 255 / signed.max())
-            counted, _ = np.histogram(scaled * 10 // 256, bins=np.arange(11))
-            assert texture[0].reshape(3, 4, 2, 10)[c, 0, part].tolist() == counted.tolist()
-
-
-def test_atoms_missed_by_the_steps_are_counted_too(image):
-    labels = np.zeros((44, 60), np.int32)
-    labels[1, 1] = 1
-    colour, texture = features.atom_histograms(image, labels, 2, 2)
-    assert colour[1].sum() == 3
-    assert texture[1].sum() == 24
+        across, along = cv2.Scharr(image[..., c], cv2.CV_64F, 1, 0), cv2.Scharr(image[..., c], cv2.CV_64F, 0, 1)
+        for line, slope in enumerate((across, along, across + along, along - across)):
+            for part, signed in enumerate((np.maximum(slope, 0), np.maximum(-slope, 0))):
+                numbers, _ = np.histogram(signed / (signed.max() + 1) * 10, bins=np.arange(11))
+                # Where a slope lies on the border of two bins, fixed point may round it the other way.
+                assert np.abs(texture[c, line, part] - numbers).sum() <= 0.01 * 44 * 60
 
 
 def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
     """Algorithm 1 of Uijlings et al. in plain Python, similarities as fractions of their counts."""
-    shares = (
-        [np.floor(h / h.sum() * grouping.SCALE) for h in colour],
-        [np.floor(h / h.sum() * grouping.SCALE) for h in texture],
-    )
+
+    def share(counts):
+        """Of their sum, in the 24 bits of a float32."""
+        return np.floor(counts.astype(np.float32) * np.float32(grouping.SCALE / counts.sum())).astype(np.int64)
+
+    shares = ([share(h) for h in colour], [share(h) for h in texture])
     regions = {r: (sizes[r], boxes[r], colour[r], texture[r], shares[0][r], shares[1][r]) for r in range(len(sizes))}
     found = [tuple(box) for box in boxes]
 
@@ -184,7 +234,7 @@ def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
         one, two = regions[a], regions[b]
         size, hc, ht = one[0] + two[0], one[2] + two[2], one[3] + two[3]
         box = (*np.minimum(one[1][:2], two[1][:2]), *np.maximum(one[1][2:], two[1][2:]))
-        merged = [np.floor(h / h.sum() * grouping.SCALE) for h in (hc, ht)]
+        merged = [share(h) for h in (hc, ht)]
         regions[a] = (size, np.array(box), hc, ht, *merged)
         found.append(tuple(int(v) for v in box))
         moved = {frozenset(a if r == b else r for r in pair) for pair in touching}
@@ -194,37 +244,42 @@ def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
 
 @pytest.mark.parametrize("with_colour", [True, False])
 def test_grouping_is_algorithm_1_in_plain_loops(image, with_colour):
-    order, weights = graph.sorted_edges(graph.weigh_edges(graph.smooth(image, taps(0.8))))
-    labels, sizes, _, pairs, pair_weights = graph.segment_pixels(order, weights, 44, 60, 20 * graph.UNIT, 30)
-    pairs, _ = graph.first_of_each_pair(pairs, pair_weights, len(sizes))
-    colour, texture = features.atom_histograms(image, labels, len(sizes), 1)
-    boxes = features.atom_boxes(labels, len(sizes))
-    region = np.arange(len(sizes), dtype=np.int32)
-    parts = grouping.pool(region, len(sizes), colour, texture, boxes, sizes)
-    found = grouping.group(region, len(sizes), pairs, *parts, 44 * 60, with_colour)
-    expected = greedy(sizes.astype(int), boxes, colour, texture, pairs.tolist(), 44 * 60, with_colour)
-    assert len(found) == 2 * len(sizes) - 1 > 10
+    keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), False))
+    node, sizes, inners, *edges = graph.contract(keys, 44, 60, 10 * pixels.UNIT)
+    region, regions, pairs = graph.segment(*edges, sizes, inners, 20 * pixels.UNIT, 30)
+    colour, texture, boxes, areas = counted(image, region[node])
+    found = grouping.group(pairs, colour, texture, boxes, areas, 44 * 60, with_colour)
+    expected = greedy(areas.astype(int), boxes, colour, texture, pairs.tolist(), 44 * 60, with_colour)
+    assert len(found) == 2 * regions - 1 > 10
     assert [tuple(box) for box in found.tolist()] == [tuple(int(v) for v in box) for box in expected]
 
 
-def test_pooled_regions_are_sums_of_their_atoms(image, rng):
-    labels = (np.mgrid[:44, :60][0] // 11 * 3 + np.mgrid[:44, :60][1] // 20).astype(np.int32)
-    colour, texture = features.atom_histograms(image, labels, 12, 1)
-    region = rng.integers(0, 4, 12).astype(np.int32)
+def test_pooled_regions_are_sums_of_their_cells(image, rng):
+    labels = np.mgrid[:44, :60][0] // 11 * 3 + np.mgrid[:44, :60][1] // 20
+    region = rng.integers(0, 4, 12).astype(np.uint32)
     region[:4] = np.arange(4)
-    sizes = np.bincount(labels.ravel()).astype(np.int32)
-    pooled = grouping.pool(region, 4, colour, texture, features.atom_boxes(labels, 12), sizes)
-    direct = features.atom_histograms(image, region[labels], 4, 1)
-    np.testing.assert_array_equal(pooled[0], direct[0])
-    np.testing.assert_array_equal(pooled[1], direct[1])
-    np.testing.assert_array_equal(pooled[2], features.atom_boxes(region[labels], 4))
-    np.testing.assert_array_equal(pooled[3], np.bincount(region[labels].ravel()))
+    for pooled, direct in zip(grouping.pool(region, 4, *counted(image, labels)), counted(image, region[labels]), strict=True):
+        np.testing.assert_array_equal(pooled, direct)
+
+
+def test_hierarchies_are_the_stages_one_by_one(image):
+    """The compiled function against its parts, each segmentation from pixels and with counts of its own."""
+    codes = features.texture_codes(image)
+    found = hierarchies(image, codes, taps(0.8), np.array([20, 60]), 30, True, False)
+    expected = []
+    for k in (20, 60):
+        keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), True))
+        node, sizes, inners, *edges = graph.contract(keys, 44, 60, 0)
+        region, _, pairs = graph.segment(*edges, sizes, inners, k * pixels.UNIT, 30)
+        for with_colour in (True, False):
+            expected.append(grouping.group(pairs, *counted(image, region[node]), 44 * 60, with_colour))
+    np.testing.assert_array_equal(found, np.concatenate(expected))
 
 
 def test_ranking_counts_boxes_with_enough_overlap(rng):
     corners = rng.integers(0, 60, (300, 2))
     boxes = np.concatenate([corners, corners + rng.integers(1, 50, (300, 2))], axis=1).astype(np.int32)
-    unique = ranking.unique_boxes(boxes, 200)
+    unique = ranking.unique_boxes(boxes)
     assert sorted(map(tuple, unique.tolist())) == sorted(set(map(tuple, boxes.tolist())))
     xywh = np.concatenate([unique[:, :2], unique[:, 2:] - unique[:, :2]], axis=1)
     expected = (iou(xywh, xywh) >= 0.7).sum(axis=1)

@@ -7,13 +7,12 @@ a colour space, and histograms are counted in one pass. OpenCV's order of boxes 
 import cv2
 import numpy as np
 
-from univip_stream.proposals import features, graph, grouping, ranking
-from univip_stream.proposals.fast import AGREE, SIGMA, taps
+from univip_stream.proposals import ranking
+from univip_stream.proposals.fast import AGREE, COLOURS, Segmentation
+from univip_stream.proposals.features import texture_codes
 
-SCALES = (150, 300, 450)
-"""k of OpenCV Fast."""
-MIN_SIZE = 100
-"""Pixels a region has at least, in OpenCV at any resolution."""
+OPENCV_FAST = Segmentation(sigma=0.8, scales=(150, 300, 450), min_size=100, thin=False, corners=True)
+"""The settings of OpenCV's Fast mode, the same at any resolution."""
 
 
 def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -27,29 +26,14 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
         int32, N x 4 x, y, w, h in pixels: those that most others agree with first, larger first among equals.
 
     """
-    height, width = image.shape[:2]
     found = []
-    for conversion in (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab):
-        colours = cv2.cvtColor(image, conversion)
-        order, weights = graph.sorted_edges(graph.weigh_edges(graph.smooth(colours, taps(SIGMA))))
-        for k in SCALES:
-            labels, sizes, _, pairs, pair_weights = graph.segment_pixels(
-                order, weights, height, width, k * graph.UNIT, MIN_SIZE
-            )
-            pairs, _ = graph.first_of_each_pair(pairs, pair_weights, len(sizes))
-            colour, texture = features.atom_histograms(colours, labels, len(sizes), 1)
-            boxes = features.atom_boxes(labels, len(sizes))
-            region = np.arange(len(sizes), dtype=np.int32)
-            for with_colour in (True, False):
-                found.append(
-                    grouping.group(
-                        region, len(sizes), pairs, colour, texture, boxes, sizes.astype(np.int64), height * width, with_colour
-                    )
-                )
+    for conversion in COLOURS:
+        colours = np.asarray(cv2.cvtColor(image, conversion), np.uint8)
+        found.append(OPENCV_FAST.boxes(colours, texture_codes(colours)))
     boxes = ranking.ranked(np.concatenate(found), AGREE)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def version() -> str:
     """Changes when the same image can get other boxes."""
-    return f"1, opencv {cv2.__version__}"
+    return f"2, opencv {cv2.__version__}"

@@ -1,6 +1,7 @@
 """What selective search compares regions by (Uijlings et al., IJCV 2013, section 3.2): colour and texture histograms.
 
-Counts of pixels, so that a region's are the sum of its parts'. Shape letters: A atoms, C bins of colour, T bins of texture.
+Counts of pixels, so that a region's are the sum of its parts'. Shape letters: A cells, n regions, C bins of colour, T bins
+of texture.
 """
 
 import numpy as np
@@ -16,120 +17,139 @@ COLOURS = 3 * COLOUR_BINS
 TEXTURES = 3 * 8 * TEXTURE_BINS
 """T: three channels, eight directions."""
 _SIGNED = 2 * TEXTURE_BINS - 1
+"""Bins of a derivative along one line: nine each way, and one in the middle that both directions share."""
 
 
 @kernel
-def atom_histograms(image: np.ndarray, labels: np.ndarray, atoms: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms of every atom, from every `step`-th pixel each way.
+def texture_codes(image: np.ndarray) -> np.ndarray:
+    """Each pixel's bin of each derivative.
 
-    Texture is the Scharr derivative along x, y and both diagonals (their sum and difference); each has a positive and a
-    negative part, so eight directions. Each part is scaled by its maximum over the image and its channel.
+    Texture is the Scharr derivative along x, y and both diagonals (their sum and difference). Each has a positive and a
+    negative part, so eight directions; each part is scaled by its maximum over the image and its channel.
 
     Args:
         image: uint8, height x width x 3.
-        labels: int32, height x width.
-        atoms: how many.
-        step: 1 takes all pixels.
 
     Returns:
-        int32 A x C and int32 A x T. An atom that the steps missed is counted from its first pixel, so none is empty.
+        uint8, 3 x 4 x height x width: 0 to 18, of which 9 is little or no slope, 18 the steepest rise, 0 the steepest fall.
 
     """
     height, width, _ = image.shape
-    colour = np.zeros((atoms, COLOURS), np.int32)
-    signed = np.zeros((atoms, 12 * _SIGNED), np.int32)
-    rows, columns = (height + step - 1) // step, (width + step - 1) // step
-    slopes = np.empty((rows, columns, 12), np.int16)
-    most, least = np.ones(12, np.int64), np.full(12, -1, np.int64)
-    for row in range(rows):
-        y = row * step
-        up, down = (y - 1 if y > 0 else min(1, height - 1)), (y + 1 if y < height - 1 else max(height - 2, 0))
-        for column in range(columns):
-            x = column * step
-            left, right = (x - 1 if x > 0 else min(1, width - 1)), (x + 1 if x < width - 1 else max(width - 2, 0))
-            for c in range(3):
-                corner_nw, corner_ne = np.int32(image[up, left, c]), np.int32(image[up, right, c])
-                corner_sw, corner_se = np.int32(image[down, left, c]), np.int32(image[down, right, c])
-                gx = 3 * (corner_ne - corner_nw + corner_se - corner_sw)
-                gx += 10 * (np.int32(image[y, right, c]) - image[y, left, c])
-                gy = 3 * (corner_sw - corner_nw + corner_se - corner_ne)
-                gy += 10 * (np.int32(image[down, x, c]) - image[up, x, c])
-                at = 4 * c
-                slopes[row, column, at] = gx
-                slopes[row, column, at + 1] = gy
-                slopes[row, column, at + 2] = gx + gy
-                slopes[row, column, at + 3] = gy - gx
-            for at in range(12):
-                value = slopes[row, column, at]
-                if value > most[at]:
-                    most[at] = value
-                elif value < least[at]:
-                    least[at] = value
-    # A slope's bin is looked up: one division for each possible value instead of one for each pixel.
-    table = np.empty((12, 2 * 8160 + 1), np.uint8)
-    for at in range(12):
-        for value in range(least[at], most[at] + 1):
-            if value >= 0:
-                bin_ = (value * 255 // most[at]) * TEXTURE_BINS // 256
-            else:
-                bin_ = -((value * 255 // least[at]) * TEXTURE_BINS // 256)
-            table[at, value + 8160] = bin_ + TEXTURE_BINS - 1
-    for row in range(rows):
-        for column in range(columns):
-            y, x = row * step, column * step
-            atom = labels[y, x]
-            for c in range(3):
-                colour[atom, c * COLOUR_BINS + image[y, x, c] * COLOUR_BINS // 256] += 1
-            for at in range(12):
-                signed[atom, at * _SIGNED + table[at, slopes[row, column, at] + 8160]] += 1
-    if step > 1:
-        _count_missed(image, labels, colour, signed)
-    return colour, _by_direction(signed)
+    slopes = np.empty((4, height, width), np.int16)
+    codes = np.empty((3, 4, height, width), np.uint8)
+    # Rows of one channel with a mirrored border: before (up), at (mid) and after (down) the row in work.
+    plane = np.empty((height + 2, width + 2), np.int16)
+    for c in range(3):
+        for y in range(height):
+            for x in range(width):
+                plane[y + 1, x + 1] = image[y, x, c]
+            plane[y + 1, 0] = plane[y + 1, min(2, width)]
+            plane[y + 1, width + 1] = plane[y + 1, max(width - 1, 1)]
+        plane[0] = plane[min(2, height)]
+        plane[height + 1] = plane[max(height - 1, 1)]
+        for y in range(height):
+            up, mid, down = plane[y], plane[y + 1], plane[y + 2]
+            up_w, up_x, up_e = up[:width], up[1 : width + 1], up[2:]
+            mid_w, mid_e = mid[:width], mid[2:]
+            down_w, down_x, down_e = down[:width], down[1 : width + 1], down[2:]
+            across, along, rising, falling = slopes[0, y], slopes[1, y], slopes[2, y], slopes[3, y]
+            for x in range(width):
+                gx = 3 * (up_e[x] - up_w[x] + down_e[x] - down_w[x]) + 10 * (mid_e[x] - mid_w[x])
+                gy = 3 * (down_w[x] - up_w[x] + down_e[x] - up_e[x]) + 10 * (down_x[x] - up_x[x])
+                across[x], along[x], rising[x], falling[x] = gx, gy, gx + gy, gy - gx
+        for line in range(4):
+            _bins(slopes[line].ravel(), codes[c, line].ravel())
+    return codes
 
 
 @kernel
-def _count_missed(image: np.ndarray, labels: np.ndarray, colour: np.ndarray, signed: np.ndarray) -> None:
+def _bins(slopes: np.ndarray, codes: np.ndarray) -> None:
+    most, least = np.int16(0), np.int16(0)
+    for at in range(len(slopes)):
+        most, least = max(most, slopes[at]), min(least, slopes[at])
+    # value * TEXTURE_BINS / (most + 1) in 16-bit fixed point: below TEXTURE_BINS, and never past 32 bits.
+    rise = np.int32((TEXTURE_BINS << 16) // (np.int32(most) + 1))
+    fall = np.int32((TEXTURE_BINS << 16) // (np.int32(-np.int32(least)) + 1))
+    for at in range(len(slopes)):
+        value = np.int32(slopes[at])
+        size = (max(value, np.int32(0)) * rise >> 16) - (max(-value, np.int32(0)) * fall >> 16)
+        codes[at] = size + (TEXTURE_BINS - 1)
+
+
+@kernel
+def cell_histograms(
+    image: np.ndarray, codes: np.ndarray, node: np.ndarray, cell: np.ndarray, cells: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Histograms, boxes and sizes of every cell; the only place that looks at pixels of regions.
+
+    Args:
+        image: uint8, height x width x 3.
+        codes: uint8, 3 x 4 x height x width, as `texture_codes` gives them.
+        node: uint32, height x width.
+        cell: uint32, one of each node.
+        cells: how many.
+
+    Returns:
+        int32 A x C; int32 A x T; int32 A x 4 left, top, right, bottom; int32 A pixels.
+
+    """
     height, width, _ = image.shape
+    boxes = np.empty((cells, 4), np.int32)
+    for at in range(cells):
+        boxes[at] = (width, height, 0, 0)
+    sizes = np.zeros(cells, np.int32)
+    colour = np.zeros((3, cells * COLOUR_BINS), np.int32)
+    signed = np.zeros((12, cells * _SIGNED), np.int32)
+    labels = np.empty(width, np.uint32)
     for y in range(height):
         for x in range(width):
-            atom = labels[y, x]
-            total = 0
+            label = cell[node[y, x]]
+            labels[x] = label
+            sizes[label] += 1
+            box = boxes[label]
+            box[0] = min(box[0], x)
+            box[1] = min(box[1], y)
+            box[2] = max(box[2], x + 1)
+            box[3] = max(box[3], y + 1)
+        for c in range(3):
+            # Four counters at a time: in flat areas each would wait for its own last count.
+            of_colour, row = colour[c], image[y]
+            one, two, three, four = signed[4 * c], signed[4 * c + 1], signed[4 * c + 2], signed[4 * c + 3]
+            code_1, code_2, code_3, code_4 = codes[c, 0, y], codes[c, 1, y], codes[c, 2, y], codes[c, 3, y]
+            for x in range(width):
+                first = np.uint32(labels[x] * np.uint32(_SIGNED))
+                one[np.uint32(first + code_1[x])] += 1
+                two[np.uint32(first + code_2[x])] += 1
+                three[np.uint32(first + code_3[x])] += 1
+                four[np.uint32(first + code_4[x])] += 1
+                of_colour[
+                    np.uint32(
+                        labels[x] * np.uint32(COLOUR_BINS) + np.uint32(row[x, c]) * np.uint32(COLOUR_BINS) // np.uint32(256)
+                    )
+                ] += 1
+    colours = np.empty((cells, COLOURS), np.int32)
+    for at in range(cells):
+        for c in range(3):
             for bin_ in range(COLOUR_BINS):
-                total += colour[atom, bin_]
-            if total == 0:
-                for c in range(3):
-                    colour[atom, c * COLOUR_BINS + image[y, x, c] * COLOUR_BINS // 256] += 1
-                for at in range(12):
-                    signed[atom, at * _SIGNED + TEXTURE_BINS - 1] += 1
+                colours[at, c * COLOUR_BINS + bin_] = colour[c, at * COLOUR_BINS + bin_]
+    return colours, _by_direction(signed, cells), boxes, sizes
 
 
 @kernel
-def _by_direction(signed: np.ndarray) -> np.ndarray:
+def _by_direction(signed: np.ndarray, cells: int) -> np.ndarray:
     """19 signed bins a derivative -> 10 bins for each of its two signs; what has the other sign counts as no slope."""
-    atoms = len(signed)
-    texture = np.zeros((atoms, 24 * TEXTURE_BINS), np.int32)
-    for atom in range(atoms):
+    texture = np.zeros((cells, 24 * TEXTURE_BINS), np.int32)
+    for cell in range(cells):
+        out = texture[cell]
         for at in range(12):
-            for bin_ in range(_SIGNED):
-                value = bin_ - (TEXTURE_BINS - 1)
-                count = signed[atom, at * _SIGNED + bin_]
-                texture[atom, 2 * at * TEXTURE_BINS + max(value, 0)] += count
-                texture[atom, (2 * at + 1) * TEXTURE_BINS + max(-value, 0)] += count
+            counts = signed[at, cell * _SIGNED : (cell + 1) * _SIGNED]
+            rise, fall = out[2 * at * TEXTURE_BINS :], out[(2 * at + 1) * TEXTURE_BINS :]
+            rises, falls = np.int32(0), np.int32(0)
+            for bin_ in range(1, TEXTURE_BINS):
+                rise[bin_] = counts[TEXTURE_BINS - 1 + bin_]
+                fall[bin_] = counts[TEXTURE_BINS - 1 - bin_]
+                rises += rise[bin_]
+                falls += fall[bin_]
+            flat = counts[TEXTURE_BINS - 1]
+            rise[0], fall[0] = flat + falls, flat + rises
     return texture
-
-
-@kernel
-def atom_boxes(labels: np.ndarray, atoms: int) -> np.ndarray:
-    """int32 A x 4: each atom's left, top, right, bottom; right and bottom just outside."""
-    height, width = labels.shape
-    boxes = np.empty((atoms, 4), np.int32)
-    for atom in range(atoms):
-        boxes[atom] = (width, height, 0, 0)
-    for y in range(height):
-        for x in range(width):
-            atom = labels[y, x]
-            boxes[atom, 0] = min(boxes[atom, 0], x)
-            boxes[atom, 1] = min(boxes[atom, 1], y)
-            boxes[atom, 2] = max(boxes[atom, 2], x + 1)
-            boxes[atom, 3] = max(boxes[atom, 3], y + 1)
-    return boxes

@@ -1,302 +1,292 @@
 """Felzenszwalb and Huttenlocher's graph-based segmentation (IJCV 2004), in integers.
 
-A pixel is a node, its right and lower neighbours are joined to it by edges weighing how far their colours lie apart. Edges
-are taken lightest first; two components merge when the edge weighs no more than both components' own limits.
+Edges are taken lightest first; two components merge when the edge weighs no more than both components' own limits: the
+heaviest edge inside plus k / size. What all k have in common is found once (`contract`), and each k goes on from there.
 
-Shape letters: N pixels (row after row), E edges, A atoms.
+Shape letters: N nodes, E edges. Node numbers are unsigned: the compiler then needs no check for negative indices.
 """
 
 import numpy as np
 
 from univip_stream.proposals.jit import kernel
 
-FRACTION_BITS = 6
-"""Smoothed colours are integers with so many bits after the point."""
-WEIGHT_BITS = 22
-"""An edge's weight fits in: sqrt(3) * 255 with eight bits of fraction takes 17, the sort's two passes of 11 have room."""
-UNIT = 1 << (FRACTION_BITS + 2)
-"""A weight of one grey level."""
+DIGIT = 11
+"""Bits that one pass of the sort looks at; two passes see the 22 bits of a weight."""
+
+_CLOSED = 1 << 30
 
 
 @kernel
-def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Gaussian smoothing in fixed point, mirrored at the border.
+def sorted_keys(keys: np.ndarray) -> np.ndarray:
+    """Keys (weight * 2 ** 32 + edge) in rising edge numbers -> in rising weights, equal ones still by edge number.
 
-    Args:
-        image: uint8, height x width x 3.
-        taps: int32, half a kernel from its centre on, summing (with its mirror) to 2 ** 14.
-
-    Returns:
-        int32, height x width x 3; colours with FRACTION_BITS.
-
+    A least-significant-digit radix sort in two passes over the weight's 22 bits.
     """
-    height, width, _ = image.shape
-    radius = len(taps) - 1
-    length = 3 * width
-    padded = np.empty(length + 6 * radius, np.int32)
-    rows = np.empty((height + 2 * radius, length), np.int32)
-    sums = np.empty(length, np.int32)
-    for y in range(height):
-        for x in range(-radius, width + radius):
-            source = _mirrored(x, width)
-            for c in range(3):
-                padded[3 * (x + radius) + c] = image[y, source, c]
-        # Taps outside, pixels inside: the inner loops run over neighbours in memory, which the compiler vectorises.
-        for at in range(length):
-            sums[at] = taps[0] * padded[at + 3 * radius]
-        for t in range(1, radius + 1):
-            for at in range(length):
-                sums[at] += taps[t] * (padded[at + 3 * (radius - t)] + padded[at + 3 * (radius + t)])
-        for at in range(length):
-            rows[y + radius, at] = (sums[at] + (1 << 7)) >> 8  # of 14 bits of fraction, FRACTION_BITS are left
-    for y in range(1, radius + 1):
-        rows[radius - y] = rows[radius + _mirrored(-y, height)]
-        rows[radius + height - 1 + y] = rows[radius + _mirrored(height - 1 + y, height)]
-    out = np.empty((height, length), np.int32)
-    for y in range(height):
-        for at in range(length):
-            sums[at] = taps[0] * rows[y + radius, at]
-        for t in range(1, radius + 1):
-            for at in range(length):
-                sums[at] += taps[t] * (rows[y + radius - t, at] + rows[y + radius + t, at])
-        for at in range(length):
-            out[y, at] = (sums[at] + (1 << 13)) >> 14
-    return out.reshape(height, width, 3)
-
-
-@kernel
-def _mirrored(place: int, length: int) -> int:
-    """Where a place outside 0 to length - 1 is mirrored to, the border pixel not repeated; stays inside whatever the length."""
-    if place < 0:
-        place = -place
-    if place >= length:
-        place = 2 * length - 2 - place
-    return min(max(place, 0), length - 1)
-
-
-@kernel
-def weigh_edges(colours: np.ndarray) -> np.ndarray:
-    """Euclidean colour distance of each pixel to its right (axis 0) and lower (axis 1) neighbour.
-
-    Args:
-        colours: int32, height x width x 3, as `smooth` gives them.
-
-    Returns:
-        int32, height x width x 2; -1 where there is no neighbour.
-
-    """
-    height, width, _ = colours.shape
-    flat = colours.reshape(height, 3 * width)
-    weights = np.full((height, width, 2), -1, np.int32)
-    for y in range(height):
-        for x in range(width):
-            for axis in range(2):
-                if (x == width - 1 and axis == 0) or (y == height - 1 and axis == 1):
-                    continue
-                squared = np.int64(0)
-                for c in range(3):
-                    there = flat[y + axis, 3 * (x + 1 - axis) + c]
-                    difference = np.int64(flat[y, 3 * x + c] - there)
-                    squared += difference * difference
-                # The root of an exact integer, rounded once by IEEE 754: the same on every machine.
-                weights[y, x, axis] = np.int32(np.sqrt(np.float64(squared)) * 4.0)
-    return weights
-
-
-@kernel
-def drop_heaviest_of_squares(weights: np.ndarray) -> np.ndarray:
-    """Without (-1) the heaviest of the four edges around every square of pixels, ties by edge number.
-
-    The heaviest edge of a cycle is in no minimum spanning tree, so this leaves the tree as it is with about half the edges.
-    """
-    height, width, _ = weights.shape
-    left = weights.copy()
-    for y in range(height - 1):
-        for x in range(width - 1):
-            # Top, left, right, bottom: rising edge numbers, so the last of equals has the greatest number.
-            top, side = weights[y, x, 0], weights[y, x, 1]
-            other, bottom = weights[y, x + 1, 1], weights[y + 1, x, 0]
-            most = max(max(top, side), max(other, bottom))
-            if bottom == most:
-                left[y + 1, x, 0] = -1
-            elif other == most:
-                left[y, x + 1, 1] = -1
-            elif side == most:
-                left[y, x, 1] = -1
-            else:
-                left[y, x, 0] = -1
-    return left
-
-
-@kernel
-def sorted_edges(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The edges that are there, lightest first, ties by number: (int32 E numbers, int32 E weights).
-
-    Edge 2 * pixel + axis. A least-significant-digit radix sort in two passes of 11 bits, which keeps the order of equals.
-    """
-    flat = weights.ravel()
-    count = 0
-    low, high = np.zeros(2049, np.int64), np.zeros(2049, np.int64)
-    for edge in range(len(flat)):
-        weight = flat[edge]
-        if weight >= 0:
-            count += 1
-            low[(weight & 2047) + 1] += 1
-            high[(weight >> 11) + 1] += 1
-    for digit in range(2048):
+    bins = 1 << DIGIT
+    low, high = np.zeros(bins + 1, np.int64), np.zeros(bins + 1, np.int64)
+    for at in range(len(keys)):
+        low[((keys[at] >> 32) & (bins - 1)) + 1] += 1
+        high[(keys[at] >> (32 + DIGIT)) + 1] += 1
+    for digit in range(bins):
         low[digit + 1] += low[digit]
         high[digit + 1] += high[digit]
-    half = np.empty(count, np.int32)
-    for edge in range(len(flat)):
-        weight = flat[edge]
-        if weight >= 0:
-            half[low[weight & 2047]] = edge
-            low[weight & 2047] += 1
-    order, sorted_weights = np.empty(count, np.int32), np.empty(count, np.int32)
-    for at in range(count):
-        weight = flat[half[at]]
-        place = high[weight >> 11]
-        order[place] = half[at]
-        sorted_weights[place] = weight
-        high[weight >> 11] += 1
-    return order, sorted_weights
+    half, out = np.empty_like(keys), np.empty_like(keys)
+    for at in range(len(keys)):
+        digit = (keys[at] >> 32) & (bins - 1)
+        half[low[digit]] = keys[at]
+        low[digit] += 1
+    for at in range(len(keys)):
+        digit = half[at] >> (32 + DIGIT)
+        out[high[digit]] = half[at]
+        high[digit] += 1
+    return out
 
 
 @kernel
 def _root(parent: np.ndarray, node: int) -> int:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]  # path halving: the next walk is half as long
+    above = parent[node]
+    while above != node:
+        parent[node] = parent[above]  # path halving: the next walk is half as long
         node = parent[node]
+        above = parent[node]
     return node
 
 
 @kernel
-def segment_pixels(
-    order: np.ndarray, weights: np.ndarray, height: int, width: int, k: int, min_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One pass over the sorted edges, then small components are given to their nearest neighbour.
+def _may_join(weight: int, k: int, inner_size: np.ndarray) -> bool:
+    """weight <= inner + k / size (the paper's MInt, equation 4), without the division."""
+    return np.int64(weight - inner_size[0]) * inner_size[1] <= k
+
+
+@kernel
+def contract(
+    keys: np.ndarray, height: int, width: int, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What all segmentations of at least this k have in common, as the nodes of a smaller graph.
+
+    Larger k accept every edge that a smaller k accepts, between the same components. So edges are taken as in `segment`, but
+    where one is refused, its two components are closed: from here on they may differ from k to k, and so may everything that
+    they would meet, which is closed in turn. An open component is the same for all k; what a closed one met is left. Going
+    on from here gives, for every k at least this one, exactly the segments that starting from pixels would give.
 
     Args:
-        order: edge numbers, lightest first.
-        weights: of those edges.
+        keys: of edges between pixels, as `sorted_keys` gives them.
         height: of the image.
         width: of the image.
-        k: scale of observation, in units of weight (grey levels times UNIT) times pixels.
-        min_size: pixels a component has at least.
+        k: the smallest scale of observation, in units of weight times pixels; below 2 ** 30.
 
     Returns:
-        int32 height x width labels 0 to A - 1 in order of first pixel; int32 A sizes; int32 A internal differences (the
-        heaviest edge inside); and the pairs of edges that joined nothing: int32 R x 2 labels, int32 R weights, lightest first.
+        uint32 height x width, the node of each pixel, numbered by first pixel; int32 N sizes in pixels; int32 N internal
+        differences (the heaviest edge inside); the edges that are left: uint32 E and uint32 E their nodes, int32 E weights.
 
     """
     count = height * width
-    parent = np.arange(count).astype(np.int32)
-    size = np.ones(count, np.int32)
-    inner = np.zeros(count, np.int32)
-    limit = np.full(count, k, np.int64)
-    left = np.empty(len(order), np.int32)
+    parent = np.arange(count).astype(np.uint32)
+    inner_size = np.empty((count, 2), np.int32)  # side by side: one look at memory brings both
+    inner_size[:, 0] = 0
+    inner_size[:, 1] = 1
+    left = np.empty(len(keys), np.int64)
     rejected = 0
-    for at in range(len(order)):
-        edge, weight = order[at], weights[at]
-        pixel = edge >> 1
+    steps = np.array([1, width], np.uint32)
+    for at in range(len(keys)):
+        key = keys[at]
+        weight, edge = np.int32(key >> 32), np.uint32(key)
+        pixel = np.uint32(edge >> np.uint32(1))
         a = _root(parent, pixel)
-        b = _root(parent, pixel + (width if edge & 1 else 1))
+        b = _root(parent, np.uint32(pixel + steps[edge & np.uint32(1)]))
         if a == b:
             continue
-        if weight <= limit[a] and weight <= limit[b]:
-            if size[a] < size[b]:
+        if _may_join(weight, k, inner_size[a]) and _may_join(weight, k, inner_size[b]):
+            if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
             parent[b] = a
-            size[a] += size[b]
-            inner[a] = weight
-            limit[a] = weight + k // size[a]
+            inner_size[a, 1] += inner_size[b, 1]
+            inner_size[a, 0] = weight
+        else:
+            # An internal difference so far below zero refuses every edge.
+            for end in (a, b):
+                if inner_size[end, 0] >= 0:
+                    inner_size[end, 0] -= _CLOSED
+            left[rejected] = key
+            rejected += 1
+    node = np.empty(count, np.uint32)
+    name = np.empty(count, np.uint32)
+    sizes, inners = np.empty(count, np.int32), np.empty(count, np.int32)
+    nodes = 0
+    unnamed = np.uint32(0xFFFFFFFF)
+    name[:] = unnamed
+    for pixel in range(count):
+        root = _root(parent, np.uint32(pixel))
+        if name[root] == unnamed:
+            name[root] = nodes
+            inners[nodes], sizes[nodes] = inner_size[root, 0] % _CLOSED, inner_size[root, 1]
+            nodes += 1
+        node[pixel] = name[root]
+    a_nodes, b_nodes, weights = np.empty(rejected, np.uint32), np.empty(rejected, np.uint32), np.empty(rejected, np.int32)
+    kept = 0
+    for at in range(rejected):
+        edge = np.uint32(left[at])
+        pixel = np.uint32(edge >> np.uint32(1))
+        a_nodes[kept] = node[pixel]
+        b_nodes[kept] = node[np.uint32(pixel + steps[edge & np.uint32(1)])]
+        weights[kept] = np.int32(left[at] >> 32)
+        kept += a_nodes[kept] != b_nodes[kept]
+    return (
+        node.reshape(height, width),
+        sizes[:nodes].copy(),
+        inners[:nodes].copy(),
+        a_nodes[:kept],
+        b_nodes[:kept],
+        weights[:kept],
+    )
+
+
+@kernel
+def segment(
+    a_nodes: np.ndarray,
+    b_nodes: np.ndarray,
+    weights: np.ndarray,
+    sizes: np.ndarray,
+    inners: np.ndarray,
+    k: int,
+    min_size: int,
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """One pass over the edges, then small components are given to their nearest neighbour.
+
+    Args:
+        a_nodes: uint32 E, of each edge, lightest first.
+        b_nodes: uint32 E, the other end.
+        weights: int32 E.
+        sizes: int32 N, pixels of each node.
+        inners: int32 N, heaviest edge inside each node.
+        k: scale of observation, in units of weight times pixels.
+        min_size: pixels a component has at least.
+
+    Returns:
+        uint32 N, region of each node, numbered by first node; the number of regions; uint32 P x 2, every two neighbouring
+        regions once, the smaller number first.
+
+    """
+    nodes = len(sizes)
+    parent = np.arange(nodes).astype(np.uint32)
+    inner_size = np.empty((nodes, 2), np.int32)
+    inner_size[:, 0] = inners
+    inner_size[:, 1] = sizes
+    left = np.empty(len(weights), np.int64)
+    rejected = 0
+    for at in range(len(weights)):
+        a, b = _root(parent, a_nodes[at]), _root(parent, b_nodes[at])
+        if a == b:
+            continue
+        if _may_join(weights[at], k, inner_size[a]) and _may_join(weights[at], k, inner_size[b]):
+            if inner_size[a, 1] < inner_size[b, 1]:
+                a, b = b, a
+            parent[b] = a
+            inner_size[a, 1] += inner_size[b, 1]
+            inner_size[a, 0] = weights[at]
         else:
             left[rejected] = at
             rejected += 1
     # Lightest edges first: a small component goes to the neighbour it differs least from.
     for number in range(rejected):
         at = left[number]
-        pixel = order[at] >> 1
-        a = _root(parent, pixel)
-        b = _root(parent, pixel + (width if order[at] & 1 else 1))
-        if a != b and (size[a] < min_size or size[b] < min_size):
-            if size[a] < size[b]:
+        a, b = _root(parent, a_nodes[at]), _root(parent, b_nodes[at])
+        if a != b and min(inner_size[a, 1], inner_size[b, 1]) < min_size:
+            if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
             parent[b] = a
-            size[a] += size[b]
-            inner[a] = max(inner[a], inner[b], weights[at])
-    labels = np.empty(count, np.int32)
-    name = np.full(count, -1, np.int32)
-    atoms = 0
-    for pixel in range(count):
-        root = _root(parent, pixel)
-        if name[root] < 0:
-            name[root] = atoms
-            atoms += 1
-        labels[pixel] = name[root]
-    sizes, inners = np.empty(atoms, np.int32), np.empty(atoms, np.int32)
-    for pixel in range(count):
-        if name[pixel] >= 0:
-            sizes[name[pixel]] = size[pixel]
-            inners[name[pixel]] = inner[pixel]
-    pairs, pair_weights = np.empty((rejected, 2), np.int32), np.empty(rejected, np.int32)
-    kept = 0
-    for number in range(rejected):
-        at = left[number]
-        pixel = order[at] >> 1
-        a, b = labels[pixel], labels[pixel + (width if order[at] & 1 else 1)]
-        if a != b:
-            pairs[kept, 0], pairs[kept, 1] = min(a, b), max(a, b)
-            pair_weights[kept] = weights[at]
-            kept += 1
-    return labels.reshape(height, width), sizes, inners, pairs[:kept], pair_weights[:kept]
-
-
-@kernel
-def first_of_each_pair(pairs: np.ndarray, weights: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lightest edge between each two neighbouring atoms, order kept: the region graph."""
-    seen = np.zeros((atoms, atoms), np.bool_)
-    kept_pairs, kept_weights = np.empty_like(pairs), np.empty_like(weights)
-    kept = 0
-    for at in range(len(pairs)):
-        a, b = pairs[at, 0], pairs[at, 1]
-        if not seen[a, b]:
-            seen[a, b] = True
-            kept_pairs[kept, 0], kept_pairs[kept, 1] = a, b
-            kept_weights[kept] = weights[at]
-            kept += 1
-    return kept_pairs[:kept].copy(), kept_weights[:kept].copy()
-
-
-@kernel
-def segment_atoms(
-    pairs: np.ndarray, weights: np.ndarray, sizes: np.ndarray, inners: np.ndarray, k: int, min_size: int
-) -> tuple[np.ndarray, int]:
-    """Go on with the segmentation from atoms, for a larger k: (int32 A region of each atom, number of regions)."""
-    atoms = len(sizes)
-    parent = np.arange(atoms).astype(np.int32)
-    size = sizes.copy()
-    limit = np.empty(atoms, np.int64)
-    for atom in range(atoms):
-        limit[atom] = inners[atom] + k // sizes[atom]
-    for at in range(len(pairs)):
-        a, b = _root(parent, pairs[at, 0]), _root(parent, pairs[at, 1])
-        if a != b and weights[at] <= limit[a] and weights[at] <= limit[b]:
-            parent[b] = a
-            size[a] += size[b]
-            limit[a] = weights[at] + k // size[a]
-    for at in range(len(pairs)):
-        a, b = _root(parent, pairs[at, 0]), _root(parent, pairs[at, 1])
-        if a != b and (size[a] < min_size or size[b] < min_size):
-            parent[b] = a
-            size[a] += size[b]
-    region = np.full(atoms, -1, np.int32)
-    name = np.full(atoms, -1, np.int32)
+            inner_size[a, 1] += inner_size[b, 1]
+    region = np.empty(nodes, np.uint32)
+    unnamed = np.uint32(0xFFFFFFFF)
+    name = np.full(nodes, unnamed, np.uint32)
     regions = 0
-    for atom in range(atoms):
-        root = _root(parent, atom)
-        if name[root] < 0:
+    for node in range(nodes):
+        root = _root(parent, np.uint32(node))
+        if name[root] == unnamed:
             name[root] = regions
             regions += 1
-        region[atom] = name[root]
-    return region, regions
+        region[node] = name[root]
+    pairs = np.empty((rejected, 2), np.uint32)
+    for number in range(rejected):
+        pairs[number, 0], pairs[number, 1] = region[a_nodes[left[number]]], region[b_nodes[left[number]]]
+    return region, regions, each_pair_once(pairs, regions)
+
+
+@kernel
+def each_pair_once(pairs: np.ndarray, regions: int) -> np.ndarray:
+    """Pairs of unlike regions once each, the smaller first, sorted by the smaller; linear time and memory."""
+    begin = np.zeros(regions + 1, np.int64)
+    for at in range(len(pairs)):
+        begin[min(pairs[at, 0], pairs[at, 1]) + 1] += pairs[at, 0] != pairs[at, 1]
+    for region in range(regions):
+        begin[region + 1] += begin[region]
+    larger = np.empty(begin[regions], np.uint32)
+    place = begin.copy()
+    for at in range(len(pairs)):
+        if pairs[at, 0] != pairs[at, 1]:
+            smaller = min(pairs[at, 0], pairs[at, 1])
+            larger[place[smaller]] = max(pairs[at, 0], pairs[at, 1])
+            place[smaller] += 1
+    once = np.empty((len(larger), 2), np.uint32)
+    seen_by = np.full(regions, -1, np.int64)
+    count = 0
+    for region in range(regions):
+        for at in range(begin[region], begin[region + 1]):
+            if seen_by[larger[at]] != region:
+                seen_by[larger[at]] = region
+                once[count, 0], once[count, 1] = region, larger[at]
+                count += 1
+    return once[:count].copy()
+
+
+@kernel
+def touching(node: np.ndarray, region: np.ndarray, regions: int) -> np.ndarray:
+    """Regions that touch as OpenCV sees it: also over one of the two diagonals, but not along the first row and column.
+
+    Args:
+        node: uint32 height x width.
+        region: uint32 N.
+        regions: how many.
+
+    Returns:
+        As the pairs of `segment`.
+
+    """
+    height, width = node.shape
+    pairs = np.empty((3 * height * width, 2), np.uint32)
+    count = 0
+    for y in range(1, height):
+        for x in range(1, width):
+            here = region[node[y, x]]
+            for other in (node[y, x - 1], node[y - 1, x], node[y - 1, x - 1]):
+                pairs[count, 0], pairs[count, 1] = here, region[other]
+                count += here != region[other]
+    return each_pair_once(pairs[:count], regions)
+
+
+@kernel
+def common_cells(cells: np.ndarray, count: int, region: np.ndarray, regions: int) -> tuple[np.ndarray, int]:
+    """The cells of a segmentation cut by another one: uint32 N, numbered from 0, and how many.
+
+    Nodes share a new cell if they share both the old cell and the region. Linear time and memory.
+    """
+    begin = np.zeros(count + 1, np.int64)
+    for node in range(len(cells)):
+        begin[cells[node] + 1] += 1
+    for cell in range(count):
+        begin[cell + 1] += begin[cell]
+    order = np.empty(len(cells), np.uint32)
+    for node in range(len(cells)):
+        order[begin[cells[node]]] = node
+        begin[cells[node]] += 1
+    out = np.empty(len(cells), np.uint32)
+    name, named_by = np.empty(regions, np.uint32), np.full(regions, -1, np.int64)
+    found = 0
+    for at in range(len(order)):
+        node = order[at]
+        if named_by[region[node]] != cells[node]:
+            named_by[region[node]] = cells[node]
+            name[region[node]] = found
+            found += 1
+        out[node] = name[region[node]]
+    return out, found

@@ -3,7 +3,7 @@
 Every region that ever was is a box. Similarities are integers of a fixed scale, so equal inputs give equal hierarchies on
 every machine.
 
-Shape letters: A atoms, n regions to begin with.
+Shape letters: A cells, n regions to begin with, P pairs of neighbours.
 """
 
 import numpy as np
@@ -12,17 +12,60 @@ from univip_stream.proposals.jit import kernel
 
 SCALE = 1 << 24
 """A similarity of one."""
+_NONE = -1
+
+
+@kernel
+def pool(
+    region: np.ndarray, regions: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Histograms, boxes and sizes of regions from those of their cells; no pixel is touched again.
+
+    Args:
+        region: uint32 A.
+        regions: n.
+        colour: int32 A x C.
+        texture: int32 A x T.
+        boxes: int32 A x 4.
+        sizes: int32 A.
+
+    """
+    region_colour = np.zeros((regions, colour.shape[1]), np.int32)
+    region_texture = np.zeros((regions, texture.shape[1]), np.int32)
+    region_boxes = np.empty((regions, 4), np.int32)
+    region_boxes[:, :2] = np.int32(2**30)
+    region_boxes[:, 2:] = 0
+    region_sizes = np.zeros(regions, np.int32)
+    for cell in range(len(region)):
+        r = region[cell]
+        _add(region_colour[r], colour[cell])
+        _add(region_texture[r], texture[cell])
+        _join(region_boxes[r], boxes[cell])
+        region_sizes[r] += sizes[cell]
+    return region_colour, region_texture, region_boxes, region_sizes
+
+
+@kernel
+def _add(counts: np.ndarray, more: np.ndarray) -> None:
+    for at in range(len(counts)):
+        counts[at] += more[at]
+
+
+@kernel
+def _join(box: np.ndarray, other: np.ndarray) -> None:
+    box[0], box[1] = min(box[0], other[0]), min(box[1], other[1])
+    box[2], box[3] = max(box[2], other[2]), max(box[3], other[3])
 
 
 @kernel
 def _shares(counts: np.ndarray, out: np.ndarray) -> None:
     """Counts as shares of their sum, times SCALE."""
-    total = np.int64(0)
+    total = np.int32(0)
     for at in range(len(counts)):
         total += counts[at]
-    factor = np.float64(SCALE) / max(total, 1)
+    factor = np.float32(np.float64(SCALE) / max(total, 1))
     for at in range(len(counts)):
-        out[at] = np.int32(counts[at] * factor)
+        out[at] = np.int32(np.float32(counts[at]) * factor)
 
 
 @kernel
@@ -31,127 +74,11 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
     total = np.int32(0)
     for at in range(len(a)):
         total += min(a[at], b[at])
-    return np.int64(total)
+    return total
 
 
 @kernel
-def pool(
-    region: np.ndarray, regions: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Histograms, boxes and sizes of regions from those of their atoms; no pixel is touched again."""
-    region_colour = np.zeros((regions, colour.shape[1]), np.int32)
-    region_texture = np.zeros((regions, texture.shape[1]), np.int32)
-    region_boxes = np.empty((regions, 4), np.int32)
-    region_boxes[:, :2] = np.int32(2**30)
-    region_boxes[:, 2:] = 0
-    region_sizes = np.zeros(regions, np.int64)
-    for atom in range(len(region)):
-        r = region[atom]
-        region_colour[r] += colour[atom]
-        region_texture[r] += texture[atom]
-        region_sizes[r] += sizes[atom]
-        for axis in range(2):
-            region_boxes[r, axis] = min(region_boxes[r, axis], boxes[atom, axis])
-            region_boxes[r, axis + 2] = max(region_boxes[r, axis + 2], boxes[atom, axis + 2])
-    return region_colour, region_texture, region_boxes, region_sizes
-
-
-@kernel
-def group(
-    region: np.ndarray,
-    regions: int,
-    pairs: np.ndarray,
-    colour: np.ndarray,
-    texture: np.ndarray,
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    pixels: int,
-    with_colour: bool,
-) -> np.ndarray:
-    """The boxes of one hierarchy: int32 (2 n - 1) x 4 left, top, right, bottom; the regions first, then as they merge.
-
-    Args:
-        region: int32 A, which region each atom is in.
-        regions: n.
-        pairs: int32, neighbouring atoms.
-        colour: int32 n x C counts.
-        texture: int32 n x T counts.
-        boxes: int32 n x 4.
-        sizes: int64 n, pixels.
-        pixels: of the whole image.
-        with_colour: colour + texture + size + fill, or without colour.
-
-    """
-    colour, texture = colour.copy(), texture.copy()
-    boxes, sizes = boxes.copy(), sizes.copy()
-    found = np.empty((2 * regions - 1, 4), np.int32)
-    found[:regions] = boxes
-    colour_share = np.empty((regions, colour.shape[1]), np.int32)
-    texture_share = np.empty((regions, texture.shape[1]), np.int32)
-    for r in range(regions):
-        _shares(colour[r], colour_share[r])
-        _shares(texture[r], texture_share[r])
-    likeness = np.full((regions, regions), -1, np.int64)
-    for at in range(len(pairs)):
-        a, b = region[pairs[at, 0]], region[pairs[at, 1]]
-        if a != b and likeness[a, b] < 0:
-            value = _similarity(a, b, colour_share, texture_share, boxes, sizes, pixels, with_colour)
-            likeness[a, b] = value
-            likeness[b, a] = value
-    alive = np.ones(regions, np.bool_)
-    best = np.empty(regions, np.int64)
-    mate = np.empty(regions, np.int64)
-    for r in range(regions):
-        _find_mate(r, likeness, alive, best, mate)
-    for merged in range(regions, 2 * regions - 1):
-        a, top = -1, np.int64(-1)
-        for r in range(regions):
-            if alive[r] and best[r] > top:
-                a, top = r, best[r]
-        if a < 0:
-            return found[:merged]  # what is left does not touch
-        b = mate[a]
-        alive[b] = False
-        best[b] = -1
-        colour[a] += colour[b]
-        texture[a] += texture[b]
-        sizes[a] += sizes[b]
-        for axis in range(2):
-            boxes[a, axis] = min(boxes[a, axis], boxes[b, axis])
-            boxes[a, axis + 2] = max(boxes[a, axis + 2], boxes[b, axis + 2])
-        found[merged] = boxes[a]
-        _shares(colour[a], colour_share[a])
-        _shares(texture[a], texture_share[a])
-        for r in range(regions):
-            if not alive[r] or r == a:
-                continue
-            if likeness[a, r] >= 0 or likeness[b, r] >= 0:
-                value = _similarity(a, r, colour_share, texture_share, boxes, sizes, pixels, with_colour)
-                likeness[a, r] = value
-                likeness[r, a] = value
-                likeness[r, b] = -1
-                if mate[r] == a or mate[r] == b:
-                    _find_mate(r, likeness, alive, best, mate)
-                elif value > best[r]:
-                    best[r], mate[r] = value, a
-        likeness[a, b] = -1
-        _find_mate(a, likeness, alive, best, mate)
-    return found
-
-
-@kernel
-def _find_mate(r: int, likeness: np.ndarray, alive: np.ndarray, best: np.ndarray, mate: np.ndarray) -> None:
-    """The neighbour most like r, the first of equals; -1 where it has none."""
-    value, which = np.int64(-1), -1
-    row = likeness[r]
-    for other in range(len(row)):
-        if row[other] > value and alive[other]:
-            value, which = row[other], other
-    best[r], mate[r] = value, which
-
-
-@kernel
-def _similarity(
+def _likeness(
     a: int,
     b: int,
     colour: np.ndarray,
@@ -162,11 +89,157 @@ def _similarity(
     with_colour: bool,
 ) -> int:
     """The sum of the parts' similarities, each 0 to SCALE (Uijlings et al., equations 1 to 6)."""
-    together = sizes[a] + sizes[b]
-    value = _shared(texture[a], texture[b])
+    together = np.int64(sizes[a]) + sizes[b]
+    value = np.int64(_shared(texture[a], texture[b]))
     if with_colour:
         value += _shared(colour[a], colour[b])
     value += SCALE - SCALE * together // pixels
     wide = np.int64(max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0]))
     high = np.int64(max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1]))
-    return value + SCALE - SCALE * (wide * high - together) // pixels
+    return np.int32(value + SCALE - SCALE * (wide * high - together) // pixels)
+
+
+@kernel
+def group(
+    pairs: np.ndarray,
+    colour: np.ndarray,
+    texture: np.ndarray,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    pixels: int,
+    with_colour: bool,
+) -> np.ndarray:
+    """The boxes of one hierarchy: int32 (2 n - 1) x 4 left, top, right, bottom; the regions first, then as they merge.
+
+    A region's neighbours are a linked list of links. Link l of pair l // 2 leads from one region to the other, link l ^ 1
+    back. Of equally alike neighbours, the pair of the smallest numbers merges first.
+
+    Args:
+        pairs: uint32 P x 2, neighbouring regions, each two once.
+        colour: int32 n x C counts.
+        texture: int32 n x T counts.
+        boxes: int32 n x 4.
+        sizes: int32 n, pixels.
+        pixels: of the whole image.
+        with_colour: colour + texture + size + fill, or without colour.
+
+    """
+    regions = len(sizes)
+    colour, texture = colour.copy(), texture.copy()
+    boxes, sizes = boxes.copy(), sizes.copy()
+    found = np.empty((2 * regions - 1, 4), np.int32)
+    found[:regions] = boxes
+    colour_share, texture_share = np.empty_like(colour), np.empty_like(texture)
+    for r in range(regions):
+        _shares(colour[r], colour_share[r])
+        _shares(texture[r], texture_share[r])
+
+    target = np.empty(2 * len(pairs), np.int32)
+    after, before = np.empty(2 * len(pairs), np.int32), np.full(2 * len(pairs), _NONE, np.int32)
+    first = np.full(regions, _NONE, np.int32)
+    alike = np.empty(len(pairs), np.int32)
+    for pair in range(len(pairs)):
+        a, b = pairs[pair, 0], pairs[pair, 1]
+        alike[pair] = _likeness(a, b, colour_share, texture_share, boxes, sizes, pixels, with_colour)
+        _link(2 * pair, a, b, target, after, before, first)
+        _link(2 * pair + 1, b, a, target, after, before, first)
+    best, mate = np.empty(regions, np.int32), np.empty(regions, np.int32)
+    for r in range(regions):
+        _find_mate(r, alike, target, after, first, best, mate)
+    link_to = np.full(regions, _NONE, np.int32)  # of the region in work, its link to each other one
+
+    for merged in range(regions, 2 * regions - 1):
+        top = np.int32(-1)
+        for r in range(regions):
+            top = max(top, best[r])
+        if top < 0:
+            return found[:merged]  # what is left does not touch
+        a = 0
+        while best[a] != top:
+            a += 1
+        b = mate[a]
+        best[b] = -1
+        _add(colour[a], colour[b])
+        _add(texture[a], texture[b])
+        _join(boxes[a], boxes[b])
+        sizes[a] += sizes[b]
+        found[merged] = boxes[a]
+        _shares(colour[a], colour_share[a])
+        _shares(texture[a], texture_share[a])
+        _take_over(a, b, target, after, before, first, link_to)
+        link = first[a]
+        while link != _NONE:
+            r = target[link]
+            value = _likeness(min(a, r), max(a, r), colour_share, texture_share, boxes, sizes, pixels, with_colour)
+            alike[link >> 1] = value
+            if mate[r] == a or mate[r] == b:
+                _find_mate(r, alike, target, after, first, best, mate)
+            elif value > best[r] or (value == best[r] and a < mate[r]):
+                best[r], mate[r] = value, a
+            link = after[link]
+        _find_mate(a, alike, target, after, first, best, mate)
+    return found
+
+
+@kernel
+def _link(
+    link: int, here: int, there: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray
+) -> None:
+    """Put a link from `here` to `there` at the head of the list of `here`."""
+    target[link] = there
+    before[link] = _NONE
+    after[link] = first[here]
+    if first[here] != _NONE:
+        before[first[here]] = link
+    first[here] = link
+
+
+@kernel
+def _unlink(link: int, here: int, after: np.ndarray, before: np.ndarray, first: np.ndarray) -> None:
+    if before[link] == _NONE:
+        first[here] = after[link]
+    else:
+        after[before[link]] = after[link]
+    if after[link] != _NONE:
+        before[after[link]] = before[link]
+
+
+@kernel
+def _take_over(
+    a: int, b: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray, link_to: np.ndarray
+) -> None:
+    """Give the neighbours of b to a, each once, and end the link between the two."""
+    link = first[a]
+    while link != _NONE:
+        link_to[target[link]] = link
+        link = after[link]
+    _unlink(link_to[b], a, after, before, first)
+    link_to[b] = _NONE
+    link = first[b]
+    while link != _NONE:
+        r, following = target[link], after[link]
+        if r != a:
+            if link_to[r] != _NONE:
+                _unlink(link ^ 1, r, after, before, first)
+            else:
+                target[link ^ 1] = a
+                _link(link, a, r, target, after, before, first)
+        link = following
+    link = first[a]
+    while link != _NONE:
+        link_to[target[link]] = _NONE
+        link = after[link]
+
+
+@kernel
+def _find_mate(
+    r: int, alike: np.ndarray, target: np.ndarray, after: np.ndarray, first: np.ndarray, best: np.ndarray, mate: np.ndarray
+) -> None:
+    """The neighbour most like r, of equals the one with the smallest number; -1 where it has none."""
+    value, which = np.int32(-1), np.int32(-1)
+    link = first[r]
+    while link != _NONE:
+        if alike[link >> 1] > value or (alike[link >> 1] == value and target[link] < which):
+            value, which = alike[link >> 1], target[link]
+        link = after[link]
+    best[r], mate[r] = value, which

@@ -8,64 +8,60 @@ import numpy as np
 from univip_stream.proposals.jit import kernel
 
 
-@kernel
-def unique_boxes(boxes: np.ndarray, stride: int) -> np.ndarray:
+def unique_boxes(boxes: np.ndarray) -> np.ndarray:
     """Equal boxes once: int32 N x 4, in rising area, equal areas by coordinates.
 
     Args:
-        boxes: int32, left, top, right, bottom, all below `stride`.
-        stride: a number larger than any coordinate, at most 2 ** 15.
+        boxes: int32, left, top, right, bottom, none negative.
 
     """
-    keys = np.empty(len(boxes), np.int64)
-    for at in range(len(boxes)):
-        x0, y0, x1, y1 = np.int64(boxes[at, 0]), np.int64(boxes[at, 1]), np.int64(boxes[at, 2]), np.int64(boxes[at, 3])
-        keys[at] = ((x0 * stride + y0) * stride + x1) * stride + y1
-    order = np.argsort(keys, kind="mergesort")
-    kept = np.empty_like(boxes)
-    count = 0
-    for place in range(len(order)):
-        if place == 0 or keys[order[place]] != keys[order[place - 1]]:
-            kept[count] = boxes[order[place]]
-            count += 1
-    areas = np.empty(count, np.int64)
-    for at in range(count):
-        areas[at] = np.int64(kept[at, 2] - kept[at, 0]) * (kept[at, 3] - kept[at, 1])
-    return kept[:count][np.argsort(areas, kind="mergesort")]
+    stride = int(boxes.max(initial=0)) + 1
+    if stride <= 1 << 15:
+        wide = boxes.astype(np.int64)
+        keys = np.unique(((wide[:, 0] * stride + wide[:, 1]) * stride + wide[:, 2]) * stride + wide[:, 3])
+        unique = np.stack([keys // stride**3, keys // stride**2 % stride, keys // stride % stride, keys % stride], axis=1)
+    else:  # a side of more than 32767 pixels: four coordinates do not fit one number
+        unique = np.unique(boxes.astype(np.int64), axis=0)
+    areas = (unique[:, 2] - unique[:, 0]) * (unique[:, 3] - unique[:, 1])
+    return unique[np.argsort(areas, kind="stable")].astype(np.int32)
 
 
 @kernel
 def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
-    """How many boxes have an IoU of at least `percent` with each, itself included: int64 N.
+    """How many boxes have an IoU of at least `percent` with each, itself included: int32 N.
 
     Args:
         boxes: int32 N x 4 left, top, right, bottom, in rising area.
-        percent: least IoU, in hundredths: integers compare exactly.
+        percent: least IoU, in hundredths.
 
     """
     count = len(boxes)
-    areas = np.empty(count, np.int64)
-    for at in range(count):
-        areas[at] = np.int64(boxes[at, 2] - boxes[at, 0]) * (boxes[at, 3] - boxes[at, 1])
-    near = np.ones(count, np.int64)
+    # Whole numbers far below 2 ** 53: floats hold them exactly, and the compiler has vector instructions for them.
+    left, top = boxes[:, 0].astype(np.float64), boxes[:, 1].astype(np.float64)
+    right, bottom = boxes[:, 2].astype(np.float64), boxes[:, 3].astype(np.float64)
+    areas = (right - left) * (bottom - top)
+    near = np.ones(count, np.int32)
+    end = 0
     for a in range(count):
-        for b in range(a + 1, count):
-            # Boxes grow from here on: once the smaller cannot cover its share of the larger, no later one will do.
-            if areas[a] * 100 < areas[b] * percent:
-                break
-            wide = min(boxes[a, 2], boxes[b, 2]) - max(boxes[a, 0], boxes[b, 0])
-            high = min(boxes[a, 3], boxes[b, 3]) - max(boxes[a, 1], boxes[b, 1])
-            if wide <= 0 or high <= 0:
-                continue
-            shared = np.int64(wide) * high
-            if shared * 100 >= (areas[a] + areas[b] - shared) * percent:
-                near[a] += 1
-                near[b] += 1
+        # Boxes grow from here on: once the smaller cannot cover its share of the larger, no later one will do.
+        while end < count and areas[end] * percent <= areas[a] * 100:
+            end += 1
+        a_left, a_top, a_right, a_bottom, area = left[a], top[a], right[a], bottom[a], areas[a]
+        b_left, b_top, b_right, b_bottom = left[a + 1 : end], top[a + 1 : end], right[a + 1 : end], bottom[a + 1 : end]
+        b_areas, b_near = areas[a + 1 : end], near[a + 1 : end]
+        total = np.int32(0)
+        for b in range(len(b_areas)):
+            wide = max(min(a_right, b_right[b]) - max(a_left, b_left[b]), 0.0)
+            high = max(min(a_bottom, b_bottom[b]) - max(a_top, b_top[b]), 0.0)
+            agrees = np.int32(wide * high * (100 + percent) >= (area + b_areas[b]) * percent)
+            b_near[b] += agrees
+            total += agrees
+        near[a] += total
     return near
 
 
 def ranked(boxes: np.ndarray, percent: int) -> np.ndarray:
     """Equal boxes once, most neighbours first, larger first among equals: int32 N x 4 left, top, right, bottom."""
-    unique = unique_boxes(boxes, int(boxes.max(initial=0)) + 1)
+    unique = unique_boxes(boxes)
     # Rising area in, so the reverse of a stable sort gives the larger first among equals.
     return unique[np.argsort(neighbours(unique, percent), kind="stable")[::-1]]

@@ -1,0 +1,68 @@
+"""Steps 3 to 10 of selective search in one colour space (docs/selective-search.md): pixels in, boxes of all hierarchies out.
+
+One compiled function, so that Python is left once an image and colour space, and the lock that threads share with it.
+"""
+
+import numpy as np
+
+from univip_stream.proposals import features, graph, grouping, pixels
+from univip_stream.proposals.jit import kernel
+
+
+@kernel
+def hierarchies(
+    image: np.ndarray,
+    codes: np.ndarray,
+    taps: np.ndarray,
+    scales: np.ndarray,
+    min_size: int,
+    thin: bool,
+    corners: bool,
+) -> np.ndarray:
+    """The boxes of every hierarchy: the image segmented at each scale, and each segmentation grouped in two ways.
+
+    Args:
+        image: uint8, height x width x 3, of one colour space.
+        codes: uint8, 3 x 4 x height x width, its texture (`features.texture_codes`).
+        taps: float32, of the smoothing (`pixels.smooth`).
+        scales: int64, k of each segmentation, in grey levels times pixels.
+        min_size: pixels a region has at least.
+        thin: leave out the heaviest edge of every square of pixels.
+        corners: regions that touch at a corner are neighbours too, as OpenCV has it.
+
+    Returns:
+        int32 N x 4 left, top, right, bottom, equal ones included.
+
+    """
+    height, width, _ = image.shape
+    right, down = pixels.weigh_edges(pixels.smooth(image, taps))
+    keys = graph.sorted_keys(pixels.edge_keys(right, down, thin))
+    node, sizes, inners, a_nodes, b_nodes, weights = graph.contract(keys, height, width, scales.min() * pixels.UNIT)
+
+    # All segmentations first: where they agree, pixels are counted together.
+    nodes = len(sizes)
+    cell, cells = np.zeros(nodes, np.uint32), 1
+    regions_of_scale = np.empty((len(scales), nodes), np.uint32)
+    counts_of_scale = np.empty(len(scales), np.int64)
+    pairs_of_scale = []
+    for at in range(len(scales)):
+        region, regions, pairs = graph.segment(a_nodes, b_nodes, weights, sizes, inners, scales[at] * pixels.UNIT, min_size)
+        if corners:
+            pairs = graph.touching(node, region, regions)
+        cell, cells = graph.common_cells(cell, cells, region, regions)
+        regions_of_scale[at], counts_of_scale[at] = region, regions
+        pairs_of_scale.append(pairs)
+    colour, texture, boxes, areas = features.cell_histograms(image, codes, node, cell, cells)
+
+    found = np.empty((4 * counts_of_scale.sum(), 4), np.int32)
+    count = 0
+    region_of_cell = np.empty(cells, np.uint32)
+    for at in range(len(scales)):
+        for n in range(nodes):
+            region_of_cell[cell[n]] = regions_of_scale[at, n]
+        parts = grouping.pool(region_of_cell, counts_of_scale[at], colour, texture, boxes, areas)
+        for with_colour in (True, False):
+            grouped = grouping.group(pairs_of_scale[at], parts[0], parts[1], parts[2], parts[3], height * width, with_colour)
+            found[count : count + len(grouped)] = grouped
+            count += len(grouped)
+    return found[:count].copy()
