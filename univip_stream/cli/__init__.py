@@ -78,6 +78,6 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the installed command."""
     # Before torch is loaded: threads that wait for each other sleep instead of spinning. Where other programs want the same
-    # cores, a spinning wait made single training steps ten times as long (docs/log.md); alone it costs nothing measurable.
+    # cores, a spinning wait made single training steps ten times as long; alone, sleeping costs 2 to 4 % (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(cli.main(prog_name="univip-stream"))
