@@ -23,17 +23,14 @@ def weights_of(image, sigma=0.8):
 
 
 def edges_of(right, down):
-    """(weight, number, pixel, neighbour) of every edge, lightest first."""
+    """(weight, number, pixel, neighbour) of every edge, lightest first, of equals row by row and those to the right first."""
     height, width = right.shape[0], down.shape[1]
     edges = []
     for y in range(height):
-        for x in range(width):
-            at = y * width + x
-            if x < width - 1:
-                edges.append((int(right[y, x]), 2 * at, at, at + 1))
-            if y < height - 1:
-                edges.append((int(down[y, x]), 2 * at + 1, at, at + width))
-    return sorted(edges)
+        edges += [(int(right[y, x]), 2 * (y * width + x), y * width + x, y * width + x + 1) for x in range(width - 1)]
+        if y < height - 1:
+            edges += [(int(down[y, x]), 2 * (y * width + x) + 1, y * width + x, (y + 1) * width + x) for x in range(width)]
+    return sorted(edges, key=lambda edge: edge[0])
 
 
 def named_by_first(labels):
@@ -95,7 +92,7 @@ def test_dropping_the_heaviest_edges_of_squares_keeps_the_spanning_tree(rng):
         assert spanning_tree(thinner, 14 * 17) == spanning_tree(everything, 14 * 17)
 
 
-def test_edges_are_sorted_by_weight_and_then_by_number(rng):
+def test_edges_are_sorted_by_weight_and_equal_ones_keep_their_order(rng):
     right, down = rng.integers(0, 1 << 22, (40, 29), np.int32), rng.integers(0, 99, (39, 30), np.int32)
     keys = graph.sorted_keys(pixels.edge_keys(right, down, False))
     expected = edges_of(right, down)
@@ -178,7 +175,7 @@ def test_common_cells_are_the_overlaps_of_segmentations(rng):
 
 
 def counted(image, labels):
-    """Histograms, boxes and sizes of a map of labels."""
+    """Histograms and boxes of a map of labels."""
     cells = int(labels.max()) + 1
     names = np.arange(cells, dtype=np.uint32)
     return features.cell_histograms(image, features.texture_codes(image), labels.astype(np.uint32), names, cells)
@@ -186,60 +183,28 @@ def counted(image, labels):
 
 def test_histograms_count_every_pixel_once(image, rng):
     labels = np.mgrid[:44, :60][1] // 20
-    colour, texture, boxes, sizes = counted(image, labels)
+    colour, texture, boxes = counted(image, labels)
     assert boxes.tolist() == [[0, 0, 20, 44], [20, 0, 40, 44], [40, 0, 60, 44]]
     for cell in range(3):
         there = image[labels == cell]
-        assert sizes[cell] == len(there)
         for c in range(3):
             numbers, _ = np.histogram(there[:, c], bins=25, range=(0, 256))
             assert colour[cell, 25 * c : 25 * c + 25].tolist() == numbers.tolist()
-        assert (texture[cell].reshape(24, 10).sum(axis=1) == len(there)).all()
+        assert (texture[cell].reshape(12, 20).sum(axis=1) == 2 * len(there)).all()
 
 
 def test_texture_is_the_scharr_derivative_in_ten_bins(image):
-    texture = counted(image, np.zeros((44, 60), int))[1].reshape(3, 4, 2, 10)
+    texture = counted(image, np.zeros((44, 60), int))[1].reshape(3, 4, 20)
     for c in range(3):
         across, along = cv2.Scharr(image[..., c], cv2.CV_64F, 1, 0), cv2.Scharr(image[..., c], cv2.CV_64F, 0, 1)
         for line, slope in enumerate((across, along, across + along, along - across)):
-            for part, signed in enumerate((np.maximum(slope, 0), np.maximum(-slope, 0))):
+            none_falling, none_rising = texture[c, line, 9], texture[c, line, 19]
+            falling, rising = texture[c, line, 8::-1], texture[c, line, 10:19]
+            for signed, found in ((slope, (none_rising, *rising)), (-slope, (none_falling, *falling))):
+                signed = np.maximum(signed, 0)
                 numbers, _ = np.histogram(signed / (signed.max() + 1) * 10, bins=np.arange(11))
                 # Where a slope lies on the border of two bins, fixed point may round it the other way.
-                assert np.abs(texture[c, line, part] - numbers).sum() <= 0.01 * 44 * 60
-
-
-def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
-    """Algorithm 1 of Uijlings et al. in plain Python, similarities as fractions of their counts."""
-
-    def share(counts):
-        """Of their sum, in the 24 bits of a float32."""
-        return np.floor(counts.astype(np.float32) * np.float32(grouping.SCALE / counts.sum())).astype(np.int64)
-
-    shares = ([share(h) for h in colour], [share(h) for h in texture])
-    regions = {r: (sizes[r], boxes[r], colour[r], texture[r], shares[0][r], shares[1][r]) for r in range(len(sizes))}
-    found = [tuple(box) for box in boxes]
-
-    def likeness(a, b):
-        a, b = regions[a], regions[b]
-        value = np.minimum(a[5], b[5]).sum() + (np.minimum(a[4], b[4]).sum() if with_colour else 0)
-        x0, y0 = np.minimum(a[1][:2], b[1][:2])
-        x1, y1 = np.maximum(a[1][2:], b[1][2:])
-        together = a[0] + b[0]
-        value += grouping.SCALE - grouping.SCALE * together // pixels
-        return value + grouping.SCALE - grouping.SCALE * ((x1 - x0) * (y1 - y0) - together) // pixels
-
-    touching = {frozenset(pair) for pair in touching}
-    while touching:
-        a, b = max((tuple(sorted(pair)) for pair in touching), key=lambda pair: (likeness(*pair), -pair[0], -pair[1]))
-        one, two = regions[a], regions[b]
-        size, hc, ht = one[0] + two[0], one[2] + two[2], one[3] + two[3]
-        box = (*np.minimum(one[1][:2], two[1][:2]), *np.maximum(one[1][2:], two[1][2:]))
-        merged = [share(h) for h in (hc, ht)]
-        regions[a] = (size, np.array(box), hc, ht, *merged)
-        found.append(tuple(int(v) for v in box))
-        moved = {frozenset(a if r == b else r for r in pair) for pair in touching}
-        touching = {pair for pair in moved if len(pair) == 2}
-    return found
+                assert np.abs(np.array(found) - numbers).sum() <= 0.01 * 44 * 60
 
 
 @pytest.mark.parametrize("with_colour", [True, False])
@@ -247,9 +212,10 @@ def test_grouping_is_algorithm_1_in_plain_loops(image, with_colour):
     keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), False))
     node, sizes, inners, *edges = graph.contract(keys, 44, 60, 10 * pixels.UNIT)
     region, regions, pairs = graph.segment(*edges, sizes, inners, 20 * pixels.UNIT, 30)
-    colour, texture, boxes, areas = counted(image, region[node])
-    found = grouping.group(pairs, colour, texture, boxes, areas, 44 * 60, with_colour)
-    expected = greedy(areas.astype(int), boxes, colour, texture, pairs.tolist(), 44 * 60, with_colour)
+    colour, texture, boxes = counted(image, region[node])
+    areas = np.bincount(region[node].ravel())
+    found = grouping.group(pairs, colour, texture, boxes, 44 * 60, with_colour)
+    expected = greedy(areas, boxes, colour, texture, pairs.tolist(), 44 * 60, with_colour)
     assert len(found) == 2 * regions - 1 > 10
     assert [tuple(box) for box in found.tolist()] == [tuple(int(v) for v in box) for box in expected]
 

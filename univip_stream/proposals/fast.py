@@ -90,7 +90,8 @@ def working_copy(image: np.ndarray, working_resolution: int) -> np.ndarray:
         return image
     # Halves up, in integers.
     sides = [max(1, (2 * side * working_resolution + longest) // (2 * longest)) for side in (height, width)]
-    return np.asarray(pixels.shrink(image, *sides))
+    # A read-only image would be another type to the compiler.
+    return np.asarray(pixels.shrink(np.require(image, np.uint8, ["C", "W"]), *sides))
 
 
 def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_height: int) -> np.ndarray:

@@ -6,7 +6,7 @@ of texture.
 
 import numpy as np
 
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import entry, part
 
 COLOUR_BINS = 25
 """Bins a channel, over 0 to 255."""
@@ -16,11 +16,11 @@ COLOURS = 3 * COLOUR_BINS
 """C."""
 TEXTURES = 3 * 8 * TEXTURE_BINS
 """T: three channels, eight directions."""
-_SIGNED = 2 * TEXTURE_BINS - 1
-"""Bins of a derivative along one line: nine each way, and one in the middle that both directions share."""
+_LINE = 2 * TEXTURE_BINS
+"""Bins of a derivative along one line: nine falling, none falling, nine rising, none rising."""
 
 
-@kernel
+@entry
 def texture_codes(image: np.ndarray) -> np.ndarray:
     """Each pixel's bin of each derivative.
 
@@ -62,7 +62,7 @@ def texture_codes(image: np.ndarray) -> np.ndarray:
     return codes
 
 
-@kernel
+@part
 def _bins(slopes: np.ndarray, codes: np.ndarray) -> None:
     most, least = np.int16(0), np.int16(0)
     for at in range(len(slopes)):
@@ -76,11 +76,11 @@ def _bins(slopes: np.ndarray, codes: np.ndarray) -> None:
         codes[at] = size + (TEXTURE_BINS - 1)
 
 
-@kernel
+@part
 def cell_histograms(
     image: np.ndarray, codes: np.ndarray, node: np.ndarray, cell: np.ndarray, cells: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Histograms, boxes and sizes of every cell; the only place that looks at pixels of regions.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histograms and boxes of every cell; the only place that looks at pixels of regions.
 
     Args:
         image: uint8, height x width x 3.
@@ -90,66 +90,56 @@ def cell_histograms(
         cells: how many.
 
     Returns:
-        int32 A x C; int32 A x T; int32 A x 4 left, top, right, bottom; int32 A pixels.
+        int32 A x C; int32 A x T, _LINE bins for each of 3 channels x 4 lines; int32 A x 4 left, top, right, bottom.
 
     """
     height, width, _ = image.shape
     boxes = np.empty((cells, 4), np.int32)
     for at in range(cells):
         boxes[at] = (width, height, 0, 0)
-    sizes = np.zeros(cells, np.int32)
-    colour = np.zeros((3, cells * COLOUR_BINS), np.int32)
-    signed = np.zeros((12, cells * _SIGNED), np.int32)
+    colour = np.zeros(cells * COLOURS, np.int32)
+    texture = np.zeros(cells * TEXTURES, np.int32)
+    of_colour = np.empty(256, np.uint32)
+    for value in range(256):
+        of_colour[value] = value * COLOUR_BINS // 256
     labels = np.empty(width, np.uint32)
     for y in range(height):
+        begin = 0
         for x in range(width):
-            label = cell[node[y, x]]
-            labels[x] = label
-            sizes[label] += 1
-            box = boxes[label]
-            box[0] = min(box[0], x)
-            box[1] = min(box[1], y)
-            box[2] = max(box[2], x + 1)
-            box[3] = max(box[3], y + 1)
+            labels[x] = cell[node[y, x]]
+            if labels[x] != labels[begin]:
+                _widen(boxes[labels[begin]], begin, x, y)
+                begin = x
+        _widen(boxes[labels[begin]], begin, width, y)
         for c in range(3):
-            # Four counters at a time: in flat areas each would wait for its own last count.
-            of_colour, row = colour[c], image[y]
-            one, two, three, four = signed[4 * c], signed[4 * c + 1], signed[4 * c + 2], signed[4 * c + 3]
+            row = image[y]
             code_1, code_2, code_3, code_4 = codes[c, 0, y], codes[c, 1, y], codes[c, 2, y], codes[c, 3, y]
             for x in range(width):
-                first = np.uint32(labels[x] * np.uint32(_SIGNED))
-                one[np.uint32(first + code_1[x])] += 1
-                two[np.uint32(first + code_2[x])] += 1
-                three[np.uint32(first + code_3[x])] += 1
-                four[np.uint32(first + code_4[x])] += 1
-                of_colour[
-                    np.uint32(
-                        labels[x] * np.uint32(COLOUR_BINS) + np.uint32(row[x, c]) * np.uint32(COLOUR_BINS) // np.uint32(256)
-                    )
-                ] += 1
-    colours = np.empty((cells, COLOURS), np.int32)
-    for at in range(cells):
-        for c in range(3):
-            for bin_ in range(COLOUR_BINS):
-                colours[at, c * COLOUR_BINS + bin_] = colour[c, at * COLOUR_BINS + bin_]
-    return colours, _by_direction(signed, cells), boxes, sizes
+                first = labels[x] * np.uint32(TEXTURES) + np.uint32(4 * c * _LINE)
+                texture[first + code_1[x]] += 1
+                texture[first + code_2[x] + np.uint32(_LINE)] += 1
+                texture[first + code_3[x] + np.uint32(2 * _LINE)] += 1
+                texture[first + code_4[x] + np.uint32(3 * _LINE)] += 1
+                colour[labels[x] * np.uint32(COLOURS) + np.uint32(c * COLOUR_BINS) + of_colour[row[x, c]]] += 1
+    lines = texture.reshape(cells * 12, _LINE)
+    for line in range(len(lines)):
+        _split_flat(lines[line])
+    return colour.reshape(cells, COLOURS), texture.reshape(cells, TEXTURES), boxes
 
 
-@kernel
-def _by_direction(signed: np.ndarray, cells: int) -> np.ndarray:
-    """19 signed bins a derivative -> 10 bins for each of its two signs; what has the other sign counts as no slope."""
-    texture = np.zeros((cells, 24 * TEXTURE_BINS), np.int32)
-    for cell in range(cells):
-        out = texture[cell]
-        for at in range(12):
-            counts = signed[at, cell * _SIGNED : (cell + 1) * _SIGNED]
-            rise, fall = out[2 * at * TEXTURE_BINS :], out[(2 * at + 1) * TEXTURE_BINS :]
-            rises, falls = np.int32(0), np.int32(0)
-            for bin_ in range(1, TEXTURE_BINS):
-                rise[bin_] = counts[TEXTURE_BINS - 1 + bin_]
-                fall[bin_] = counts[TEXTURE_BINS - 1 - bin_]
-                rises += rise[bin_]
-                falls += fall[bin_]
-            flat = counts[TEXTURE_BINS - 1]
-            rise[0], fall[0] = flat + falls, flat + rises
-    return texture
+@part
+def _split_flat(line: np.ndarray) -> None:
+    """From 19 signed bins to 10 for each direction: what slopes the other way counts as no slope."""
+    falls, flat, rises = np.int32(0), line[TEXTURE_BINS - 1], np.int32(0)
+    for bin_ in range(TEXTURE_BINS - 1):
+        falls = np.int32(falls + line[bin_])
+        rises = np.int32(rises + line[bin_ + TEXTURE_BINS])
+    line[TEXTURE_BINS - 1] = flat + falls
+    line[_LINE - 1] = flat + rises
+
+
+@part
+def _widen(box: np.ndarray, begin: int, end: int, y: int) -> None:
+    """Take in a run of pixels; rows come from the top."""
+    box[0], box[1] = min(box[0], begin), min(box[1], y)
+    box[2], box[3] = max(box[2], end), y + 1

@@ -8,7 +8,7 @@ Shape letters: N nodes, E edges. Node numbers are unsigned: the compiler then ne
 
 import numpy as np
 
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import part
 
 DIGIT = 11
 """Bits that one pass of the sort looks at; two passes see the 22 bits of a weight."""
@@ -16,9 +16,9 @@ DIGIT = 11
 _CLOSED = 1 << 30
 
 
-@kernel
+@part
 def sorted_keys(keys: np.ndarray) -> np.ndarray:
-    """Keys (weight * 2 ** 32 + edge) in rising edge numbers -> in rising weights, equal ones still by edge number.
+    """Keys (weight * 2 ** 32 + edge) in rising weights, equal ones in the order they came in.
 
     A least-significant-digit radix sort in two passes over the weight's 22 bits.
     """
@@ -42,7 +42,7 @@ def sorted_keys(keys: np.ndarray) -> np.ndarray:
     return out
 
 
-@kernel
+@part
 def _root(parent: np.ndarray, node: int) -> int:
     above = parent[node]
     while above != node:
@@ -52,13 +52,13 @@ def _root(parent: np.ndarray, node: int) -> int:
     return node
 
 
-@kernel
+@part
 def _may_join(weight: int, k: int, inner_size: np.ndarray) -> bool:
     """weight <= inner + k / size (the paper's MInt, equation 4), without the division."""
     return np.int64(weight - inner_size[0]) * inner_size[1] <= k
 
 
-@kernel
+@part
 def contract(
     keys: np.ndarray, height: int, width: int, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -141,7 +141,7 @@ def contract(
     )
 
 
-@kernel
+@part
 def segment(
     a_nodes: np.ndarray,
     b_nodes: np.ndarray,
@@ -212,7 +212,7 @@ def segment(
     return region, regions, each_pair_once(pairs, regions)
 
 
-@kernel
+@part
 def each_pair_once(pairs: np.ndarray, regions: int) -> np.ndarray:
     """Pairs of unlike regions once each, the smaller first, sorted by the smaller; linear time and memory."""
     begin = np.zeros(regions + 1, np.int64)
@@ -239,7 +239,7 @@ def each_pair_once(pairs: np.ndarray, regions: int) -> np.ndarray:
     return once[:count].copy()
 
 
-@kernel
+@part
 def touching(node: np.ndarray, region: np.ndarray, regions: int) -> np.ndarray:
     """Regions that touch as OpenCV sees it: also over one of the two diagonals, but not along the first row and column.
 
@@ -264,7 +264,7 @@ def touching(node: np.ndarray, region: np.ndarray, regions: int) -> np.ndarray:
     return each_pair_once(pairs[:count], regions)
 
 
-@kernel
+@part
 def common_cells(cells: np.ndarray, count: int, region: np.ndarray, regions: int) -> tuple[np.ndarray, int]:
     """The cells of a segmentation cut by another one: uint32 N, numbered from 0, and how many.
 

@@ -8,18 +8,18 @@ Shape letters: A cells, n regions to begin with, P pairs of neighbours.
 
 import numpy as np
 
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import part
 
 SCALE = 1 << 24
 """A similarity of one."""
 _NONE = -1
 
 
-@kernel
+@part
 def pool(
-    region: np.ndarray, regions: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Histograms, boxes and sizes of regions from those of their cells; no pixel is touched again.
+    region: np.ndarray, regions: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Histograms and boxes of regions from those of their cells; no pixel is touched again.
 
     Args:
         region: uint32 A.
@@ -27,7 +27,6 @@ def pool(
         colour: int32 A x C.
         texture: int32 A x T.
         boxes: int32 A x 4.
-        sizes: int32 A.
 
     """
     region_colour = np.zeros((regions, colour.shape[1]), np.int32)
@@ -35,77 +34,68 @@ def pool(
     region_boxes = np.empty((regions, 4), np.int32)
     region_boxes[:, :2] = np.int32(2**30)
     region_boxes[:, 2:] = 0
-    region_sizes = np.zeros(regions, np.int32)
     for cell in range(len(region)):
         r = region[cell]
         _add(region_colour[r], colour[cell])
         _add(region_texture[r], texture[cell])
         _join(region_boxes[r], boxes[cell])
-        region_sizes[r] += sizes[cell]
-    return region_colour, region_texture, region_boxes, region_sizes
+    return region_colour, region_texture, region_boxes
 
 
-@kernel
+@part
 def _add(counts: np.ndarray, more: np.ndarray) -> None:
     for at in range(len(counts)):
         counts[at] += more[at]
 
 
-@kernel
+@part
 def _join(box: np.ndarray, other: np.ndarray) -> None:
     box[0], box[1] = min(box[0], other[0]), min(box[1], other[1])
     box[2], box[3] = max(box[2], other[2]), max(box[3], other[3])
 
 
-@kernel
+@part
 def _shares(counts: np.ndarray, out: np.ndarray) -> None:
     """Counts as shares of their sum, times SCALE."""
     total = np.int32(0)
     for at in range(len(counts)):
-        total += counts[at]
+        total = np.int32(total + counts[at])
     factor = np.float32(np.float64(SCALE) / max(total, 1))
     for at in range(len(counts)):
         out[at] = np.int32(np.float32(counts[at]) * factor)
 
 
-@kernel
+@part
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
     """Histogram intersection."""
     total = np.int32(0)
     for at in range(len(a)):
-        total += min(a[at], b[at])
+        total = np.int32(total + min(a[at], b[at]))
     return total
 
 
-@kernel
+@part
 def _likeness(
-    a: int,
-    b: int,
-    colour: np.ndarray,
-    texture: np.ndarray,
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    pixels: int,
-    with_colour: bool,
+    a: int, b: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray, share: float, with_colour: bool
 ) -> int:
-    """The sum of the parts' similarities, each 0 to SCALE (Uijlings et al., equations 1 to 6)."""
-    together = np.int64(sizes[a]) + sizes[b]
-    value = np.int64(_shared(texture[a], texture[b]))
+    """The sum of the parts' similarities, each 0 to SCALE (Uijlings et al., equations 1 to 6).
+
+    Size is 1 - (a + b) / pixels and fill 1 - (box - a - b) / pixels: together 2 - box / pixels, whatever a and b are.
+    """
+    value = _shared(texture[a], texture[b])
     if with_colour:
         value += _shared(colour[a], colour[b])
-    value += SCALE - SCALE * together // pixels
-    wide = np.int64(max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0]))
-    high = np.int64(max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1]))
-    return np.int32(value + SCALE - SCALE * (wide * high - together) // pixels)
+    wide = np.int32(max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0]))
+    high = np.int32(max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1]))
+    return np.int32(value + 2 * SCALE - np.int32(np.float64(wide) * np.float64(high) * share))
 
 
-@kernel
+@part
 def group(
     pairs: np.ndarray,
     colour: np.ndarray,
     texture: np.ndarray,
     boxes: np.ndarray,
-    sizes: np.ndarray,
     pixels: int,
     with_colour: bool,
 ) -> np.ndarray:
@@ -119,14 +109,13 @@ def group(
         colour: int32 n x C counts.
         texture: int32 n x T counts.
         boxes: int32 n x 4.
-        sizes: int32 n, pixels.
         pixels: of the whole image.
         with_colour: colour + texture + size + fill, or without colour.
 
     """
-    regions = len(sizes)
-    colour, texture = colour.copy(), texture.copy()
-    boxes, sizes = boxes.copy(), sizes.copy()
+    regions = len(boxes)
+    colour, texture, boxes = colour.copy(), texture.copy(), boxes.copy()
+    share = np.float64(SCALE) / np.float64(pixels)  # of one pixel of the image
     found = np.empty((2 * regions - 1, 4), np.int32)
     found[:regions] = boxes
     colour_share, texture_share = np.empty_like(colour), np.empty_like(texture)
@@ -140,7 +129,7 @@ def group(
     alike = np.empty(len(pairs), np.int32)
     for pair in range(len(pairs)):
         a, b = pairs[pair, 0], pairs[pair, 1]
-        alike[pair] = _likeness(a, b, colour_share, texture_share, boxes, sizes, pixels, with_colour)
+        alike[pair] = _likeness(a, b, colour_share, texture_share, boxes, share, with_colour)
         _link(2 * pair, a, b, target, after, before, first)
         _link(2 * pair + 1, b, a, target, after, before, first)
     best, mate = np.empty(regions, np.int32), np.empty(regions, np.int32)
@@ -162,7 +151,6 @@ def group(
         _add(colour[a], colour[b])
         _add(texture[a], texture[b])
         _join(boxes[a], boxes[b])
-        sizes[a] += sizes[b]
         found[merged] = boxes[a]
         _shares(colour[a], colour_share[a])
         _shares(texture[a], texture_share[a])
@@ -170,7 +158,7 @@ def group(
         link = first[a]
         while link != _NONE:
             r = target[link]
-            value = _likeness(min(a, r), max(a, r), colour_share, texture_share, boxes, sizes, pixels, with_colour)
+            value = _likeness(min(a, r), max(a, r), colour_share, texture_share, boxes, share, with_colour)
             alike[link >> 1] = value
             if mate[r] == a or mate[r] == b:
                 _find_mate(r, alike, target, after, first, best, mate)
@@ -181,7 +169,7 @@ def group(
     return found
 
 
-@kernel
+@part
 def _link(
     link: int, here: int, there: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray
 ) -> None:
@@ -194,7 +182,7 @@ def _link(
     first[here] = link
 
 
-@kernel
+@part
 def _unlink(link: int, here: int, after: np.ndarray, before: np.ndarray, first: np.ndarray) -> None:
     if before[link] == _NONE:
         first[here] = after[link]
@@ -204,7 +192,7 @@ def _unlink(link: int, here: int, after: np.ndarray, before: np.ndarray, first: 
         before[after[link]] = before[link]
 
 
-@kernel
+@part
 def _take_over(
     a: int, b: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray, link_to: np.ndarray
 ) -> None:
@@ -231,7 +219,7 @@ def _take_over(
         link = after[link]
 
 
-@kernel
+@part
 def _find_mate(
     r: int, alike: np.ndarray, target: np.ndarray, after: np.ndarray, first: np.ndarray, best: np.ndarray, mate: np.ndarray
 ) -> None:

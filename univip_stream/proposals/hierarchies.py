@@ -6,10 +6,10 @@ One compiled function, so that Python is left once an image and colour space, an
 import numpy as np
 
 from univip_stream.proposals import features, graph, grouping, pixels
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import entry
 
 
-@kernel
+@entry
 def hierarchies(
     image: np.ndarray,
     codes: np.ndarray,
@@ -52,7 +52,7 @@ def hierarchies(
         cell, cells = graph.common_cells(cell, cells, region, regions)
         regions_of_scale[at], counts_of_scale[at] = region, regions
         pairs_of_scale.append(pairs)
-    colour, texture, boxes, areas = features.cell_histograms(image, codes, node, cell, cells)
+    colour, texture, boxes = features.cell_histograms(image, codes, node, cell, cells)
 
     found = np.empty((4 * counts_of_scale.sum(), 4), np.int32)
     count = 0
@@ -60,9 +60,9 @@ def hierarchies(
     for at in range(len(scales)):
         for n in range(nodes):
             region_of_cell[cell[n]] = regions_of_scale[at, n]
-        parts = grouping.pool(region_of_cell, counts_of_scale[at], colour, texture, boxes, areas)
+        parts = grouping.pool(region_of_cell, counts_of_scale[at], colour, texture, boxes)
         for with_colour in (True, False):
-            grouped = grouping.group(pairs_of_scale[at], parts[0], parts[1], parts[2], parts[3], height * width, with_colour)
+            grouped = grouping.group(pairs_of_scale[at], parts[0], parts[1], parts[2], height * width, with_colour)
             found[count : count + len(grouped)] = grouped
             count += len(grouped)
     return found[:count].copy()

@@ -8,13 +8,15 @@ Inner loops run over neighbours in memory and over slices, which the compiler tu
 
 import numpy as np
 
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import entry, part
 
 UNIT = 1 << 13
 """An edge's weight of one grey level. The greatest weight, sqrt(3) * 255 levels, takes 22 bits."""
 
+_NO_SQUARE = 4
 
-@kernel
+
+@entry
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """A smaller copy in which every pixel is the mean of the area it covers.
 
@@ -61,7 +63,7 @@ def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-@kernel
+@part
 def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
     """Gaussian smoothing, mirrored at the border.
 
@@ -104,13 +106,13 @@ def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
     return out
 
 
-@kernel
+@part
 def _add_both(sums: np.ndarray, tap: float, before: np.ndarray, after: np.ndarray) -> None:
     for x in range(len(sums)):
         sums[x] += tap * (before[x] + after[x])
 
 
-@kernel
+@part
 def _mirrored(place: int, length: int) -> int:
     """Where a place outside 0 to length - 1 is mirrored to, the border pixel not repeated; stays inside whatever the length."""
     if place < 0:
@@ -120,7 +122,7 @@ def _mirrored(place: int, length: int) -> int:
     return min(max(place, 0), length - 1)
 
 
-@kernel
+@part
 def weigh_edges(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Euclidean colour distance of each pixel to its right and to its lower neighbour.
 
@@ -143,7 +145,7 @@ def weigh_edges(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return right, down
 
 
-@kernel
+@part
 def _distances(
     a0: np.ndarray, a1: np.ndarray, a2: np.ndarray, b0: np.ndarray, b1: np.ndarray, b2: np.ndarray, out: np.ndarray
 ) -> None:
@@ -152,11 +154,12 @@ def _distances(
         out[x] = np.int32(np.sqrt(d0 * d0 + d1 * d1 + d2 * d2) * np.float32(UNIT))
 
 
-@kernel
+@part
 def edge_keys(right: np.ndarray, down: np.ndarray, thin: bool) -> np.ndarray:
     """The edges as numbers that sort by weight.
 
-    Thinned, the heaviest of the four edges around every square of pixels is left out, ties by edge number. The heaviest edge
+    Edges come row by row, first those to the right, then those down; of equals, the earlier counts as lighter, here and in
+    `graph.sorted_keys`. Thinned, the heaviest of the four edges around every square of pixels is left out. The heaviest edge
     of a cycle is in no minimum spanning tree, so this leaves the tree as it is with about half the edges. (The segmentation
     is not a function of the tree alone: it can differ where an edge of the tree was refused.)
 
@@ -166,38 +169,37 @@ def edge_keys(right: np.ndarray, down: np.ndarray, thin: bool) -> np.ndarray:
         thin: leave out the heaviest edges.
 
     Returns:
-        int64 E: weight * 2 ** 32 + edge number, which is 2 * pixel, and 1 more for an edge down. Rising edge numbers.
+        int64 E: weight * 2 ** 32 + edge number, which is 2 * pixel, and 1 more for an edge down.
 
     """
     height, width = right.shape[0], down.shape[1]
     keys = np.empty(right.size + down.size, np.int64)
-    count = 0
-    keep_right, keep_next = np.ones(width, np.bool_), np.ones(width, np.bool_)
-    keep_down, not_other = np.ones(width, np.bool_), np.ones(width, np.bool_)
+    count = np.uint64(0)
+    # Which edge each square loses: 0 top, 1 left, 2 right, 3 bottom; square x at place x + 1, between two of none.
+    above, lost = np.full(width + 1, _NO_SQUARE, np.uint8), np.full(width + 1, _NO_SQUARE, np.uint8)
     for y in range(height):
-        if thin and y < height - 1 and width > 1:
-            top, bottom, side, other = right[y], right[y + 1], down[y, :-1], down[y, 1:]
-            for x in range(width - 1):
-                # Two bits of place under the weight make all four differ: of equals, the one with the greatest number goes.
-                t, s, o, b = 4 * top[x], 4 * side[x] + 1, 4 * other[x] + 2, 4 * bottom[x] + 3
-                most = max(max(t, s), max(o, b))
-                keep_right[x] &= t != most
-                keep_next[x] = b != most
-                keep_down[x] = s != most
-                not_other[x] = o != most
-            keep_down[width - 1] = True
-            shifted = keep_down[1:]
-            for x in range(width - 1):
-                shifted[x] &= not_other[x]
+        if thin and y < height - 1:
+            _heaviest_of_squares(right[y], down[y, :-1], down[y, 1:], right[y + 1], lost[1:width])
+        else:
+            lost[:] = _NO_SQUARE
         number = np.int64(2 * y * width)
-        row = right[y]
+        row, here, before, over = right[y], lost[1:], lost[:width], above[1:]
         # Written always, counted if kept: no branch to mispredict.
-        for x in range(width):
-            if x < width - 1:
-                keys[count] = (np.int64(row[x]) << 32) | (number + 2 * x)
-                count += keep_right[x]
-            if y < height - 1:
-                keys[count] = (np.int64(down[y, x]) << 32) | (number + 2 * x + 1)
-                count += keep_down[x]
-        keep_right, keep_next = keep_next, keep_right
+        for x in range(width - 1):
+            keys[count] = (np.int64(row[x]) << 32) | (number + 2 * x)
+            count += np.uint64((here[x] != 0) & (over[x] != 3))
+        if y < height - 1:
+            row = down[y]
+            for x in range(width):
+                keys[count] = (np.int64(row[x]) << 32) | (number + 2 * x + 1)
+                count += np.uint64((here[x] != 1) & (before[x] != 2))
+        above, lost = lost, above
     return keys[:count]
+
+
+@part
+def _heaviest_of_squares(top: np.ndarray, left: np.ndarray, right: np.ndarray, bottom: np.ndarray, lost: np.ndarray) -> None:
+    for x in range(len(lost)):
+        # Two bits of place under the weight make all four differ, and say in the end which it was; of equals, the last.
+        heaviest = max(max(4 * top[x], 4 * left[x] + 1), max(4 * right[x] + 2, 4 * bottom[x] + 3))
+        lost[x] = np.uint8(heaviest & 3)

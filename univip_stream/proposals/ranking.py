@@ -5,7 +5,7 @@ Shape letter: N boxes.
 
 import numpy as np
 
-from univip_stream.proposals.jit import kernel
+from univip_stream.proposals.jit import entry
 
 
 def unique_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def unique_boxes(boxes: np.ndarray) -> np.ndarray:
     return unique[np.argsort(areas, kind="stable")].astype(np.int32)
 
 
-@kernel
+@entry
 def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
     """How many boxes have an IoU of at least `percent` with each, itself included: int32 N.
 
@@ -55,7 +55,7 @@ def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
             high = max(min(a_bottom, b_bottom[b]) - max(a_top, b_top[b]), 0.0)
             agrees = np.int32(wide * high * (100 + percent) >= (area + b_areas[b]) * percent)
             b_near[b] += agrees
-            total += agrees
+            total = np.int32(total + agrees)
         near[a] += total
     return near
 
