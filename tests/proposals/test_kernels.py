@@ -198,7 +198,7 @@ def test_texture_is_the_scharr_derivative_in_ten_bins(image):
     for c in range(3):
         across, along = cv2.Scharr(image[..., c], cv2.CV_64F, 1, 0), cv2.Scharr(image[..., c], cv2.CV_64F, 0, 1)
         for line, slope in enumerate((across, along, across + along, along - across)):
-            none_falling, none_rising = texture[c, line, 9], texture[c, line, 19]
+            none_rising, none_falling = texture[c, line, 9], texture[c, line, 19]
             falling, rising = texture[c, line, 8::-1], texture[c, line, 10:19]
             for signed, found in ((slope, (none_rising, *rising)), (-slope, (none_falling, *falling))):
                 signed = np.maximum(signed, 0)

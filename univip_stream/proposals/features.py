@@ -17,7 +17,7 @@ COLOURS = 3 * COLOUR_BINS
 TEXTURES = 3 * 8 * TEXTURE_BINS
 """T: three channels, eight directions."""
 _LINE = 2 * TEXTURE_BINS
-"""Bins of a derivative along one line: nine falling, none falling, nine rising, none rising."""
+"""Bins of a derivative along one line: nine falling, none rising, nine rising, none falling."""
 
 
 @entry
