@@ -53,6 +53,11 @@ def place_from_environment() -> Place:
         raise InputError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them: {error}") from error
     if not 0 <= place.rank < place.world_size:
         raise InputError(f"RANK is {place.rank} and WORLD_SIZE {place.world_size}; expected 0 <= RANK < WORLD_SIZE")
+    if place.world_size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        raise InputError(
+            f"WORLD_SIZE is {place.world_size}, but MASTER_ADDR and MASTER_PORT do not say where rank 0 listens; torchrun sets "
+            "them, or unset WORLD_SIZE to train alone"
+        )
     return place
 
 

@@ -244,6 +244,10 @@ def test_shards_without_any_box_train_on_random_ones(drawn_folder, tmp_path):
             "GPUs that torch can use",
         ),
         (["--shards", "{shards}", "--recipe", "cpu-demo", "--batch-size", "4", "--out", "{shards}"], 1, "is no run folder"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--batch-size", "1"], 2, "batch normalisation needs at least 2"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "optim.lr=NaN"], 2, "optim.lr is nan"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "method.epsilon=0"], 2, "method.epsilon is 0.0"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "method.iterations=0"], 2, "expected at least 1"),
         (["--recipe", "cpu-demo"], 2, "--shards"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from univip_stream.errors import UsageError
 from univip_stream.networks import (
     Backbone,
     build_backbone,
@@ -54,6 +55,14 @@ class MethodConfig:
     joint_views: bool = False
     """Both scene views as one forward, batch statistics still kept per view: fewer and larger kernels, but every batch
     normalisation copies its output once more. False runs a forward for each view."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "width", "iterations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("epsilon", "mass"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
 
 
 class Encoder(nn.Module):

@@ -31,6 +31,12 @@ class OptimConfig:
     final_lr: float = 0.0
     """Where the cosine ends."""
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "momentum", "weight_decay", "trust", "warmup_epochs", "final_lr"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"optim.{name} is {value}; expected a number of at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -81,6 +87,8 @@ class PretrainConfig:
             raise UsageError("neither steps nor epochs is set; one must say how long to train")
         if (self.steps is not None and self.steps < 1) or (self.epochs is not None and not self.epochs > 0):
             raise UsageError(f"steps is {self.steps} and epochs {self.epochs}; expected more than none")
+        if self.epochs is not None and self.epochs == float("inf"):
+            raise UsageError("epochs is infinite; expected a number")
         if not 0 <= self.ema <= 1:
             raise UsageError(f"ema is {self.ema}; expected 0 to 1")
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from univip_stream.augment import AugmentConfig, augment
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import ALONE, Place, joined, mean_over_ranks, pick_device
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method, build_method
 from univip_stream.networks import synchronise_batchnorm
@@ -101,6 +101,11 @@ class _Trainer:
 
     def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, place: Place):
         self.config, self.run, self.device, self.place = config, run, device, place
+        if config.stream.batch_size < 2 * place.world_size * config.accumulate:
+            raise UsageError(
+                f"batch size {config.stream.batch_size} over {place.world_size} ranks x {config.accumulate} parts leaves less than "
+                "2 images at a time; batch normalisation needs at least 2"
+            )
         stream = Stream(
             shards, config.views, config.augment, config.stream,
             rank=place.rank, world_size=place.world_size, parts=config.accumulate,
