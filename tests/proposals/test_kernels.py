@@ -207,6 +207,40 @@ def test_texture_is_the_scharr_derivative_in_ten_bins(image):
                 assert np.abs(np.array(found) - numbers).sum() <= 0.01 * 44 * 60
 
 
+def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
+    """Algorithm 1 of Uijlings et al. in plain Python, similarities as fractions of their counts."""
+
+    def share(counts):
+        """Of their sum, in the 24 bits of a float32."""
+        return np.floor(counts.astype(np.float32) * np.float32(grouping.SCALE / counts.sum())).astype(np.int64)
+
+    shares = ([share(h) for h in colour], [share(h) for h in texture])
+    regions = {r: (sizes[r], boxes[r], colour[r], texture[r], shares[0][r], shares[1][r]) for r in range(len(sizes))}
+    found = [tuple(box) for box in boxes]
+
+    def likeness(a, b):
+        a, b = regions[a], regions[b]
+        value = np.minimum(a[5], b[5]).sum() + (np.minimum(a[4], b[4]).sum() if with_colour else 0)
+        x0, y0 = np.minimum(a[1][:2], b[1][:2])
+        x1, y1 = np.maximum(a[1][2:], b[1][2:])
+        together = a[0] + b[0]
+        size, fill = 1 - together / pixels, 1 - ((x1 - x0) * (y1 - y0) - together) / pixels
+        return value + round(grouping.SCALE * (size + fill))
+
+    touching = {frozenset(pair) for pair in touching}
+    while touching:
+        a, b = max((tuple(sorted(pair)) for pair in touching), key=lambda pair: (likeness(*pair), -pair[0], -pair[1]))
+        one, two = regions[a], regions[b]
+        size, hc, ht = one[0] + two[0], one[2] + two[2], one[3] + two[3]
+        box = (*np.minimum(one[1][:2], two[1][:2]), *np.maximum(one[1][2:], two[1][2:]))
+        merged = [share(h) for h in (hc, ht)]
+        regions[a] = (size, np.array(box), hc, ht, *merged)
+        found.append(tuple(int(v) for v in box))
+        moved = {frozenset(a if r == b else r for r in pair) for pair in touching}
+        touching = {pair for pair in moved if len(pair) == 2}
+    return found
+
+
 @pytest.mark.parametrize("with_colour", [True, False])
 def test_grouping_is_algorithm_1_in_plain_loops(image, with_colour):
     keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), False))

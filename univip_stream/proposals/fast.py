@@ -44,7 +44,7 @@ class Segmentation:
         return np.asarray(hierarchies(image, codes, taps(self.sigma), scales, self.min_size, self.thin, self.corners))
 
 
-AT_256 = Segmentation(sigma=0.8, scales=(60, 180, 360), min_size=25, thin=True, corners=False)
+AT_256 = Segmentation(sigma=0.6, scales=(90, 270, 540), min_size=25, thin=True, corners=False)
 """Chosen at 256 pixels on COCO train images (docs/log.md); OpenCV's are 150, 300, 450 and 100 at any size."""
 
 
