@@ -104,7 +104,7 @@ def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_
 
 def version() -> str:
     """Changes when the same image can get other boxes."""
-    return f"2, opencv {cv2.__version__}"
+    return f"3, opencv {cv2.__version__}"
 
 
 @lru_cache(maxsize=4)
