@@ -48,14 +48,16 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
 def texture_codes(image: np.ndarray) -> np.ndarray:
     """As `features.texture_codes`, with the diagonals and the rounding of OpenCV.
 
-    Images too small or too large for OpenCV's way (less than 8 pixels a side, or some 5,800 on both) get the default's.
+    Images that OpenCV's way is not made for get the default's: less than 8 pixels on a side, more than some 5,800 on both, or
+    more than about 2.4 times as long as wide, where the rotated copy is narrower than the image.
     """
     height, width = image.shape[:2]
     centre = (width / 2, height / 2)
     reach = (width + height) * math.sqrt(0.5) / 2
     # OpenCV's bounding rectangle of the rotated image.
     across, along = (math.ceil(middle + reach) - math.floor(middle - reach) + 1 for middle in centre)
-    if min(height, width) < _SMALLEST_SIDE or across * along > _LARGEST_ROTATED:
+    fits = across >= width and along >= height and across * along <= _LARGEST_ROTATED
+    if min(height, width) < _SMALLEST_SIDE or not fits:
         return np.asarray(features.texture_codes(image))
     there = cv2.getRotationMatrix2D(centre, 45.0, 1.0)
     there[:, 2] += (across / 2 - centre[0], along / 2 - centre[1])
