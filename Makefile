@@ -1,5 +1,7 @@
 # One command a job; each sets up what it needs. `make help` lists them.
 SHELL := /bin/bash
+# Threads that wait sleep: beside other work on the machine, spinning makes training steps ten times as long (docs/log.md).
+export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 
 # The first of these that is Python 3.11 or 3.12; `make PYTHON=/path/to/python3.12 setup` overrides.
