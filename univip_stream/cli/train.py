@@ -11,6 +11,7 @@ import click
 
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import place_from_environment
+from univip_stream.errors import UsageError
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.settings import with_settings
@@ -101,6 +102,8 @@ def _configuration(
     settings: tuple[str, ...],
 ) -> PretrainConfig:
     """The recipe, with the options laid over it, and --set over those."""
+    if epochs is not None and steps is not None:
+        raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
     said = {
         "method.name": method,
         "method.backbone": backbone,

@@ -237,8 +237,8 @@ def _stop_if_hopeless(config: MiningConfig, plan: Plan, entries: dict[str, dict[
     seen = sum(entry["images"] for entry in entries.values())
     raise InputError(
         f"{failed} of {seen} images could not be used; --max-failures allows {config.max_failures} of {plan.images}:\n"
-        f"{lines}{more}\nEach is a row of its shard's .parquet, and the {len(entries)} finished shards are kept. Mend or "
-        "remove the files, or run again with a larger --max-failures to accept them."
+        f"{lines}{more}\nEach is a row of its shard's .parquet, and the {len(entries)} finished shards are kept. Mend "
+        "the files and run again with --retry-failed, or accept them with a larger --max-failures."
     )
 
 
