@@ -72,6 +72,14 @@ def test_a_link_to_nowhere_is_listed_and_unreadable(tmp_path):
         read_bytes(image)
 
 
+def test_a_pipe_and_a_link_to_itself_are_listed_and_unreadable(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
+    for image in list_sources([tmp_path]).images:
+        with pytest.raises(BadImageError):
+            read_bytes(image)
+
+
 def test_the_order_is_that_of_bytes_not_of_the_file_system(tmp_path):
     names = [f"{i}.jpg" for i in (10, 9, 1, 100)] + ["B.jpg", "a.jpg", "Ä.jpg"]
     first = [image.source for image in list_sources([touch(tmp_path / "s", *names)]).images]

@@ -170,6 +170,15 @@ def test_a_truncated_shard_is_refused_before_training(drawn_shards, tmp_path):
         batches(str(tmp_path / "cut"), 1)
 
 
+def test_an_index_that_was_changed_is_refused(drawn_shards, tmp_path):
+    """It holds the boxes, which no image's hash covers."""
+    shutil.copytree(drawn_shards, tmp_path / "changed")
+    path = tmp_path / "changed" / "001.parquet"
+    path.write_bytes((tmp_path / "changed" / "000.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"001\.parquet is not the index its manifest was written for"):
+        batches(str(tmp_path / "changed"), 1)
+
+
 def test_shards_without_index_are_said(drawn_shards, tmp_path):
     shutil.copytree(drawn_shards, tmp_path / "bare")
     (tmp_path / "bare" / "001.parquet").unlink()

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
+from univip_stream.files import sha256_of
 from univip_stream.shards.format import FORMAT, HELD, index_name
-from univip_stream.shards.manifest import MANIFEST, read_manifest
+from univip_stream.shards.manifest import read_manifest
 
 _COLUMNS = ["key", "source", "width", "height", "label", "status", "offset", "size", "sha256", "boxes"]
 
@@ -74,10 +75,10 @@ def open_index(shards: list[str]) -> ShardIndex:
 
     """
     tables, shard_of, hashes = [], [], []
-    for folder in dict.fromkeys(Path(shard).parent for shard in shards):
-        if not (folder / MANIFEST).exists():
-            read_manifest(folder)  # says what is missing and what to do
+    folders = dict.fromkeys(Path(shard).parent for shard in shards)
+    entries = {str(folder / entry["name"]): entry for folder in folders for entry in read_manifest(folder)["shards"]}
     for number, shard in enumerate(shards):
+        _check_index(shard, entries)
         table, tar_hash = _read_one(shard)
         tables.append(table)
         hashes.append(tar_hash)
@@ -104,6 +105,19 @@ def open_index(shards: list[str]) -> ShardIndex:
         sha256=rows.column("sha256"),
         fingerprint=_digest(hashes),
     )
+
+
+def _check_index(shard: str, entries: dict[str, Any]) -> None:
+    """The index holds the boxes: it must be the one that the manifest was written for."""
+    path = Path(index_name(shard))
+    entry = entries.get(str(Path(shard)))
+    if entry is None:
+        raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
+    if path.is_file() and sha256_of(path) != entry["index"]["sha256"]:
+        raise InputError(
+            f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
+            "`univip-stream verify` lists what differs, mining again mends it"
+        )
 
 
 def _read_one(shard: str) -> tuple[pa.Table, str]:

@@ -1,6 +1,7 @@
 """Folders of images: flat (COCO), or with a folder a class (ImageNet), found out by looking."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +83,10 @@ def read_bytes(image: SourceImage) -> bytes:
 
     """
     try:
-        size = os.stat(image.path).st_size
+        status = os.stat(image.path)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("unreadable", "it is no regular file")
         if size > MAX_BYTES:
             raise BadImageError("too_large", f"{size} bytes; the limit is {MAX_BYTES}")
         with open(image.path, "rb") as file:
@@ -118,7 +122,11 @@ def _files(root: Path) -> Iterator[str]:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
                 relative = os.path.join(below, entry.name)
-                if entry.is_dir():
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link to itself: listed, and unreadable when its turn comes
+                    is_folder = False
+                if is_folder:
                     waiting.append(relative)
                 else:
                     yield relative
