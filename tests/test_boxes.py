@@ -42,6 +42,13 @@ def test_the_filter_is_the_papers_loop(boxes, min_scale, max_aspect, max_iou):
     assert [tuple(box) for box in found] == greedy_by_the_paper(boxes, min_scale, max_aspect, max_iou)
 
 
+def test_the_filter_is_the_papers_loop_for_many_boxes(rng):
+    boxes = np.concatenate([rng.integers(0, 500, (900, 2)), rng.integers(40, 300, (900, 2))], axis=1)
+    for max_boxes in (None, 1, 33, 50):
+        expected = greedy_by_the_paper(boxes.tolist(), 64, 3.0, 0.5)[:max_boxes]
+        assert [tuple(box) for box in filter_boxes(boxes, max_boxes=max_boxes).tolist()] == expected
+
+
 def test_iou_counts_pixels(rng):
     boxes = np.concatenate([rng.integers(0, 300, (8, 2)), rng.integers(1, 400, (8, 2))], axis=1)
     counted = [[np.sum(pixels(a) & pixels(b)) / np.sum(pixels(a) | pixels(b)) for b in boxes] for a in boxes]

@@ -70,6 +70,9 @@ def inside(boxes: BoxesLike, region: BoxesLike) -> Bool[np.ndarray, "N"]:
     return np.asarray((x >= left) & (y >= top) & (x + w <= left + width) & (y + h <= top + height))
 
 
+_AT_ONCE = 32
+
+
 def filter_boxes(
     boxes: BoxesLike,
     min_scale: int | float = 64,
@@ -99,15 +102,24 @@ def filter_boxes(
     large = (np.minimum(w, h) >= min_scale) & (np.minimum(w, h) >= 1)
     array = array[large & (w <= max_aspect * h) & (h <= max_aspect * w)]
 
+    x, y, w, h = array.astype(np.int64).T
+    edges, number = np.stack([x, y, x + w, y + h, w * h]), np.arange(len(array))
     kept: list[int] = []
-    alive = np.ones(len(array), bool)
-    while alive.any() and (max_boxes is None or len(kept) < max_boxes):
-        first = int(alive.argmax())
-        kept.append(first)
-        alive[: first + 1] = False
-        later = first + 1 + np.flatnonzero(alive[first + 1 :])
-        alive[later] = iou(array[first : first + 1], array[later])[0] <= max_iou
-    return array[kept]
+    while len(number) and (max_boxes is None or len(kept) < max_boxes):
+        # The next few against all that are left, at once; who of them stays is then settled one by one.
+        head = edges[:, :_AT_ONCE, None]
+        wide = np.minimum(head[2], edges[2]) - np.maximum(head[0], edges[0])
+        high = np.minimum(head[3], edges[3]) - np.maximum(head[1], edges[1])
+        overlap = np.maximum(wide, 0) * np.maximum(high, 0)
+        covers = overlap / (head[4] + edges[4] - overlap) > max_iou
+        gone = np.zeros(len(number), bool)
+        for at in range(len(covers)):
+            if not gone[at]:
+                kept.append(int(number[at]))
+                gone |= covers[at]
+        gone[: len(covers)] = True
+        edges, number = edges[:, ~gone], number[~gone]
+    return array[kept[:max_boxes]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ and would keep what it inlined from others), numba's version, and the processor 
 unlike machines holds a folder for each.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -42,11 +43,35 @@ def entry(function: Function) -> Function:
     before = _config.CACHE_DIR
     _config.CACHE_DIR = str(folder)
     try:
-        return cast(Function, numba.njit(cache=True, **_OPTIONS)(function))
+        compiled: Any = numba.njit(cache=True, **_OPTIONS)(function)
+        _forgive(compiled._cache)
+        return cast(Function, compiled)
     except RuntimeError:  # "no locator available": the folder went away, or became read-only
         return part(function)
     finally:
         _config.CACHE_DIR = before
+
+
+def _forgive(cache: Any) -> None:
+    """Let a damaged file be as good as none, and a full disk cost no more than the next compilation.
+
+    numba raises what its unpickling raises, in every process from then on, until somebody deletes the file.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception:  # whatever broken pickles lead to
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(*arguments)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 @lru_cache(maxsize=1)
