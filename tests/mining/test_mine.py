@@ -17,7 +17,9 @@ import pytest
 import webdataset
 from click.testing import CliRunner
 from PIL import Image
+from servers import BUCKET, s3_server
 
+from univip_stream import storage
 from univip_stream.boxes import filter_boxes, validate_boxes
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
@@ -109,10 +111,11 @@ def test_default_numbers_of_shards(tmp_path, monkeypatch):
             folder.mkdir()
             for number in range(images):
                 (folder / f"{number}.jpg").touch()
-        tasks = plan_job(config(folder, tmp_path / "out", **changes)).tasks
+        plan = plan_job(config(folder, tmp_path / "out", **changes))
+        tasks = [plan.task(number) for number in range(len(plan.names))]
         assert sum(len(task.images) for task in tasks) == images
         assert min(len(task.images) for task in tasks) >= 1
-        return [task.tar_path.name for task in tasks]
+        return [task.name for task in tasks]
 
     assert shards(1, num_shards=None) == ["000.tar"]
     assert shards(80, num_shards=None) == ["000.tar", "001.tar"]
@@ -126,7 +129,7 @@ def test_mining_again_keeps_what_is_finished(drawn_folder, tmp_path):
     first = mine(config(drawn_folder, out))
     before = contents(out)
     (out / "001.tar").unlink()
-    (out / ".002.tar.dead.tmp").write_bytes(b"half a shard of an attempt that died")
+    (out / f".002.tar.{0:032x}.tmp").write_bytes(b"half a shard of an attempt that died")
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     again = mine(config(drawn_folder, out))
     assert (first.mined, again.mined) == (12, 4)
@@ -225,11 +228,50 @@ def test_other_parameters_over_the_same_folder_are_refused_and_named(drawn_folde
     assert contents(out) == before
 
 
-def test_a_folder_with_tars_of_others_is_left_alone(drawn_folder, tmp_path):
-    (tmp_path / "mine.tar").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"no job of ours wrote \(mine\.tar\)"):
+@pytest.mark.parametrize("name", ["000.parquet", "manifest.json", "mine.tar"])
+def test_files_of_others_are_left_alone(name, drawn_folder, tmp_path):
+    (tmp_path / name).write_bytes(b"precious")
+    (tmp_path / ".notes.tmp").write_bytes(b"precious too")
+    with pytest.raises(InputError, match=f"no job of ours wrote .{name}"):
         mine(config(drawn_folder, tmp_path))
-    assert contents(tmp_path) == {"mine.tar": b"precious"}
+    assert contents(tmp_path) == {name: b"precious", ".notes.tmp": b"precious too"}
+    (tmp_path / name).unlink()
+    mine(config(drawn_folder, tmp_path))
+    assert (tmp_path / ".notes.tmp").exists()
+
+
+def test_shards_do_not_go_among_the_images(labelled_folder):
+    for out in (labelled_folder, labelled_folder / "disc" / "shards"):
+        with pytest.raises(InputError, match="lies in the source"):
+            mine(config(labelled_folder, out))
+
+
+def test_a_lost_or_damaged_manifest_is_made_again(drawn_folder, tmp_path):
+    out = tmp_path / "out"
+    mine(config(drawn_folder, out))
+    before = contents(out)
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"{")):
+        damage(out / "manifest.json")
+        assert mine(config(drawn_folder, out)).mined == 0
+        assert contents(out) == before
+
+
+def test_mining_into_an_object_store_gives_the_same_bytes(drawn_folder, tmp_path):
+    mine(config(drawn_folder, tmp_path / "local"))
+    expected = contents(tmp_path / "local")
+    with s3_server():
+        out = f"s3://{BUCKET}/sets/drawn"
+
+        def there():
+            return {name: storage.read(f"{out}/{name}") for name, _ in storage.files_below(out)}
+
+        assert mine(config(drawn_folder, out)).mined == 12
+        assert there() == expected
+        storage.remove(f"{out}/001.parquet")
+        assert mine(config(drawn_folder, out)).mined == 4
+        assert there() == expected
+        with pytest.raises(InputError, match="seed 0 there, 1 here"):
+            mine(config(drawn_folder, out, seed=1))
 
 
 def test_two_jobs_do_not_write_one_folder(drawn_folder, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from univip_stream.errors import InputError
-from univip_stream.shards.manifest import write_manifest
+from univip_stream.shards.manifest import make_manifest, manifest_bytes
 from univip_stream.shards.spec import expand_shards
 
 
@@ -34,9 +34,9 @@ def test_two_ranges_multiply(tmp_path):
 
 def test_a_manifest_and_its_folder_name_its_shards_alone(folder):
     entry = {"images": 1, "samples": 1, "bytes": 0, "totals": {"ok": 1}}
-    write_manifest(
-        folder, [{"name": "003.tar", **entry}, {"name": "001.tar", **entry}], {"fingerprint": "", "parameters": {}}
-    )
+    entries = [{"name": "003.tar", **entry}, {"name": "001.tar", **entry}]
+    manifest = make_manifest(entries, {"fingerprint": "", "parameters": {}})
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
     assert names(expand_shards(folder)) == names(expand_shards(folder / "manifest.json")) == ["003", "001"]
 
 

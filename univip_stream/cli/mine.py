@@ -1,6 +1,7 @@
 """`univip-stream mine`: parse, call, print."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ from univip_stream.proposals import ENGINES
     default="shards",
     show_default=True,
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where 000.tar, 000.parquet, ... and manifest.json go.",
+    help="Where 000.tar, 000.parquet, ... and manifest.json go: a folder, or s3://bucket/folder.",
 )
 @click.option(
     "--num-shards",
@@ -80,7 +80,7 @@ from univip_stream.proposals import ENGINES
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals as JSON.")
 def mine(
     sources: tuple[Path, ...],
-    out: Path,
+    out: str,
     num_shards: int | None,
     proposals: str,
     options: tuple[str, ...],
@@ -131,6 +131,7 @@ def mine(
         _print_plan(plan, finished, out)
         bar.append(Progress("mining", plan.images, unit="images", done=finished))
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send is a Ctrl-C too
     try:
         report = run_mining(config, planned=planned, progress=lambda images: bar[0].add(images))
     except KeyboardInterrupt:
@@ -159,8 +160,8 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _print_plan(plan: Plan, finished: int, out: Path) -> None:
-    shards = len(plan.tasks)
+def _print_plan(plan: Plan, finished: int, out: str) -> None:
+    shards = len(plan.names)
     kept = f", {finished} of them mined before" if finished else ""
     click.echo(f"{plan.images} images{kept} -> {shards} shard{'s' * (shards > 1)} in {out}", err=True)
     if plan.listing.ignored:
@@ -168,7 +169,7 @@ def _print_plan(plan: Plan, finished: int, out: Path) -> None:
         click.echo(f"not images by their name, left out: {others}", err=True)
 
 
-def _print_report(report: MiningReport, out: Path) -> None:
+def _print_report(report: MiningReport, out: str) -> None:
     totals = report.manifest["totals"]
     reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
     shards = report.manifest["shards"]

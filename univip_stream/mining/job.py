@@ -1,13 +1,14 @@
 """A mining job: plan, keep what is finished, mine the rest, and write the manifest last."""
 
-import fcntl
 import hashlib
+import io
 import json
+import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,21 @@ import pyarrow.parquet as pq
 from univip_stream import __version__
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
-from univip_stream.files import TEMPORARY, written_atomically
 from univip_stream.images import MAX_PIXELS
 from univip_stream.mining import runner
+from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import load_proposer, proposer_version
 from univip_stream.mining.shard import ShardTask
 from univip_stream.proposals import ENGINES
 from univip_stream.shards.format import FAILED, FORMAT, index_name, shard_name
-from univip_stream.shards.manifest import MANIFEST, read_manifest, write_manifest
+from univip_stream.shards.manifest import MANIFEST, make_manifest, manifest_bytes
 from univip_stream.shards.write import finished_shard
 from univip_stream.sources import Listing, list_sources
 
 JOB = ".mining.json"
 """The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there."""
-LOCK = ".mining.lock"
-"""Held by the process that writes the folder."""
+_MADE_WITH = ("numpy", "numba", "opencv-contrib-python-headless", "pillow", "pyarrow", "simplejpeg")
+"""What bytes can depend on: other versions may decode, encode or compress otherwise."""
 DEFAULT_SHARDS = 128
 """000.tar to 127.tar."""
 FEWEST_IMAGES = 32
@@ -45,8 +46,8 @@ class MiningConfig:
 
     sources: tuple[Path, ...]
     """Folders of images; several make one data set (COCO+)."""
-    out: Path
-    """Folder of the shards."""
+    out: str | Path
+    """Folder of the shards: local, or in an object store (`s3://bucket/folder`)."""
     num_shards: int | None = None
     """How many shards; None is 128, fewer where that leaves less than 32 images a shard."""
     proposals: str = "selective-search"
@@ -89,8 +90,12 @@ class MiningReport:
 class Plan:
     """A job cut into shards."""
 
-    tasks: list[ShardTask]
-    """One a shard."""
+    config: MiningConfig
+    """What was asked for."""
+    out: Output
+    """Where the shards go."""
+    cuts: list[int]
+    """Shard n holds the images cuts[n] to cuts[n + 1] of the listing."""
     parameters: dict[str, Any]
     """Everything the result depends on beside the images' bytes."""
     fingerprint: str
@@ -103,7 +108,33 @@ class Plan:
     @property
     def images(self) -> int:
         """How many images there are."""
-        return len(self.listing.images)
+        return self.cuts[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """The shards, in order."""
+        shards = len(self.cuts) - 1
+        return [shard_name(number, shards) for number in range(shards)]
+
+    def count(self, number: int) -> int:
+        """How many images a shard holds."""
+        return self.cuts[number + 1] - self.cuts[number]
+
+    def task(self, number: int) -> ShardTask:
+        """How to make a shard; its images are looked up now, so that a waiting job holds none."""
+        config, first, last = self.config, self.cuts[number], self.cuts[number + 1]
+        return ShardTask(
+            out=self.out.location,
+            name=self.names[number],
+            first=first,
+            images=self.listing.images[first:last],
+            fingerprint=self.fingerprint,
+            proposals=config.proposals,
+            options=config.options,
+            seed=config.seed,
+            filter=config.filter,
+            max_pixels=config.max_pixels,
+        )
 
 
 def plan_job(config: MiningConfig) -> Plan:
@@ -133,25 +164,15 @@ def plan_job(config: MiningConfig) -> Plan:
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
     }
-    fingerprint = _digest([FORMAT, parameters])
-    cuts = [count * number // shards for number in range(shards + 1)]
-    out = config.out.absolute()
-    tasks = [
-        ShardTask(
-            tar_path=out / shard_name(number, shards),
-            first=cuts[number],
-            images=listing.images[cuts[number] : cuts[number + 1]],
-            fingerprint=fingerprint,
-            proposals=config.proposals,
-            options=config.options,
-            seed=config.seed,
-            filter=config.filter,
-            max_pixels=config.max_pixels,
-        )
-        for number in range(shards)
-    ]
-    allowed = allowed_failures(config.max_failures, count)
-    return Plan(tasks=tasks, parameters=parameters, fingerprint=fingerprint, listing=listing, allowed=allowed)
+    return Plan(
+        config=config,
+        out=_output(config),
+        cuts=[count * number // shards for number in range(shards + 1)],
+        parameters=parameters,
+        fingerprint=_digest([FORMAT, parameters]),
+        listing=listing,
+        allowed=allowed_failures(config.max_failures, count),
+    )
 
 
 def mine(
@@ -172,40 +193,46 @@ def mine(
 
     """
     plan = plan_job(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with _owned(config.out, plan) as entries:
+    out = plan.out
+    with out.held():
+        _refuse_other_shards(plan)
+        out.write(JOB, json.dumps(plan.parameters, ensure_ascii=False).encode())
+        entries: dict[str, dict[str, Any]] = {}
         todo = []
-        for task in plan.tasks:
-            entry = finished_shard(task.tar_path, plan.fingerprint)
+        for number, name in enumerate(plan.names):
+            entry = _finished(plan, name)
             if entry is None or (config.retry_failed and _failed(entry)):
-                todo.append(task)
+                todo.append(number)
             else:
-                entries[task.tar_path.name] = entry
+                entries[name] = entry
         if todo:
-            (config.out / MANIFEST).unlink(missing_ok=True)  # it says that all shards are there
-        planned(plan, plan.images - sum(len(task.images) for task in todo))
-        for entry in runner.run(todo, config, progress):
+            out.remove(MANIFEST)  # it says that all shards are there
+        waiting = sum(map(plan.count, todo))
+        planned(plan, plan.images - waiting)
+        for entry in runner.run(map(plan.task, todo), config, progress):
             entries[entry["name"]] = entry
             if sum(map(_failed, entries.values())) > plan.allowed:
                 break
-        _stop_if_hopeless(config, plan, entries)
-        for leftover in config.out.glob(f".*{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
-        manifest = write_manifest(config.out, [entries[task.tar_path.name] for task in plan.tasks], _facts(plan))
+        _stop_if_hopeless(plan, entries)
+        out.remove_leftovers()
+        manifest = make_manifest([entries[name] for name in plan.names], _facts(plan))
+        out.write(MANIFEST, manifest_bytes(manifest))
+        out.remove(JOB)
     return MiningReport(
         manifest=manifest,
-        mined=sum(len(task.images) for task in todo),
-        failures=failures(config.out, manifest["shards"]),
+        mined=waiting,
+        failures=failures(out, manifest["shards"]),
         ignored=plan.listing.ignored,
     )
 
 
-def failures(folder: Path, entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """(source, status, reason) of every image that is no sample, from the indexes of these shards."""
     found = []
     for entry in entries:
         if entry["samples"] < entry["images"]:
-            rows = pq.read_table(folder / index_name(entry["name"]), columns=["source", "status", "reason", "size"])
+            index = io.BytesIO(out.read(index_name(entry["name"])) or b"")
+            rows = pq.read_table(index, columns=["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]
     return found
@@ -227,78 +254,93 @@ def _failed(entry: dict[str, Any]) -> int:
     return sum(count for status, count in entry["totals"].items() if status in FAILED)
 
 
-def _stop_if_hopeless(config: MiningConfig, plan: Plan, entries: dict[str, dict[str, Any]]) -> None:
+def _stop_if_hopeless(plan: Plan, entries: dict[str, dict[str, Any]]) -> None:
     failed = sum(map(_failed, entries.values()))
     if failed <= plan.allowed:
         return
-    bad = [line for line in failures(config.out, list(entries.values())) if line[1] in FAILED]
+    bad = [line for line in failures(plan.out, list(entries.values())) if line[1] in FAILED]
     lines = "\n".join(f"  {source}: {status}: {reason}" for source, status, reason in bad[:20])
     more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
     seen = sum(entry["images"] for entry in entries.values())
     raise InputError(
-        f"{failed} of {seen} images could not be used; --max-failures allows {config.max_failures} of {plan.images}:\n"
+        f"{failed} of {seen} images could not be used; --max-failures allows {plan.config.max_failures} of {plan.images}:\n"
         f"{lines}{more}\nEach is a row of its shard's .parquet, and the {len(entries)} finished shards are kept. Mend "
         "the files and run again with --retry-failed, or accept them with a larger --max-failures."
     )
 
 
-@contextmanager
-def _owned(out: Path, plan: Plan) -> Iterator[dict[str, dict[str, Any]]]:
-    """Hold the output folder for this job alone, or say why not."""
-    _refuse_other_shards(out, plan)
-    # The lock is a file of its own: the job's file is replaced whole, and a lock stays with the file that was opened.
-    lock = out / LOCK
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{out}: another `univip-stream mine` is writing here; wait for it, or stop it") from error
-        with written_atomically(out / JOB) as whole:
-            whole.write(json.dumps(plan.parameters, ensure_ascii=False).encode())
-        yield {}
-        (out / JOB).unlink(missing_ok=True)
-        lock.unlink(missing_ok=True)
+def _output(config: MiningConfig) -> Output:
+    out = Output(config.out)
+    for source in config.sources:
+        inside = os.path.realpath(source)
+        if not out.remote and os.path.commonpath([os.path.realpath(out.location), inside]) == inside:
+            raise InputError(f"--out {config.out} lies in the source {source}; choose a folder outside of it")
+    return out
 
 
-def _refuse_other_shards(out: Path, plan: Plan) -> None:
+def _finished(plan: Plan, name: str) -> dict[str, Any] | None:
+    """The manifest entry of a shard that is there already."""
+    return finished_shard(name, plan.out.read(index_name(name)), plan.out.size(name), plan.fingerprint)
+
+
+def _refuse_other_shards(plan: Plan) -> None:
     """An output folder may be empty, or hold this very job in any state; anything else stays untouched."""
-    found = None
-    if (out / MANIFEST).exists():
-        found = read_manifest(out)["parameters"]
-    elif (out / JOB).exists():
-        try:
-            found = json.loads((out / JOB).read_bytes() or b"{}") or None
-        except ValueError:
-            found = None
-    tars = sorted(path.name for path in out.glob("*.tar"))
-    if not tars:
+    out = plan.out
+    there = out.names()
+    ours = set(plan.names) | {index_name(name) for name in plan.names} | {MANIFEST}
+    taken = [name for name in there if name in ours or name.endswith(".tar")]
+    if not taken:
         return
-    ours = json.loads(json.dumps(plan.parameters))
-    if found is None:
+    found = _parameters_there(out)
+    if found is None and not any(_finished(plan, name) for name in plan.names):
         raise InputError(
-            f"{out} holds {len(tars)} tar files that no job of ours wrote ({', '.join(tars[:3])}); choose another --out"
+            f"{out.location} holds {len(taken)} files that no job of ours wrote ({', '.join(taken[:3])}); choose another --out"
         )
-    if found != ours:
-        names = [name for name in ours if name != "listing" and found.get(name) != ours[name]]
-        differences = [f"{name} {found.get(name)!r} there, {ours[name]!r} here" for name in names]
+    wanted = json.loads(json.dumps(plan.parameters))
+    if found is not None and found != wanted:
+        names = [name for name in wanted if name != "listing" and found.get(name) != wanted[name]]
+        differences = [f"{name} {found.get(name)!r} there, {wanted[name]!r} here" for name in names]
         raise InputError(
-            f"{out} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
+            f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
             "Choose another --out, or empty that folder if those shards are not needed"
         )
-    expected = {task.tar_path.name for task in plan.tasks}
-    if strangers := [name for name in tars if name not in expected]:
-        raise InputError(f"{out} holds tar files beside this job's ({', '.join(strangers[:3])}); choose another --out")
+    if strangers := [name for name in taken if name not in ours]:
+        raise InputError(
+            f"{out.location} holds tar files beside this job's ({', '.join(strangers[:3])}); choose another --out"
+        )
+
+
+def _parameters_there(out: Output) -> dict[str, Any] | None:
+    """The parameters of the job whose files these are, finished or not; None if no job of ours left them."""
+    for name in (MANIFEST, JOB):
+        data = out.read(name)
+        if data is not None:
+            try:
+                found = json.loads(data)
+                found = found["parameters"] if name == MANIFEST else found
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue  # a manifest that is damaged, or somebody else's
+            if isinstance(found, dict) and "listing" in found:
+                return found
+    return None
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    versions = {"univip-stream": __version__, "python": platform.python_version(), "numpy": np.__version__}
+    versions = {name: found for name in _MADE_WITH if (found := _installed(name))}
     return {
-        "created_by": versions,
+        "created_by": {"univip-stream": __version__, "python": platform.python_version(), **versions},
         "parameters": plan.parameters,
         "fingerprint": plan.fingerprint,
         "classes": plan.listing.classes,
         "ignored": dict(Counter(plan.listing.ignored)),
     }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _digest(value: Any) -> str:

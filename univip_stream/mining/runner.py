@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from univip_stream.errors import InputError
@@ -20,11 +20,11 @@ _AHEAD = 2
 """Tasks submitted for every one that can run: enough that no CPU waits for the driver, few enough to stop soon."""
 
 
-def run(tasks: list[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+def run(tasks: Iterable[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """Mine the shards and yield each one's manifest entry as it lands, in any order.
 
     Args:
-        tasks: may be empty.
+        tasks: made as they are taken; may be empty.
         config: where to run.
         progress: called with the number of images done since the last call.
 
@@ -35,11 +35,14 @@ def run(tasks: list[ShardTask], config: "MiningConfig", progress: Callable[[int]
     if config.inline:
         for task in tasks:
             yield mine_shard(task, progress)
-    elif tasks:
-        yield from _on_ray(tasks, config, progress)
+        return
+    waiting = iter(tasks)
+    first = next(waiting, None)
+    if first is not None:
+        yield from _on_ray(chain([first], waiting), config, progress)
 
 
-def _on_ray(tasks: list[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+def _on_ray(tasks: Iterator[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     import ray as ray_module
 
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time
@@ -49,12 +52,12 @@ def _on_ray(tasks: list[ShardTask], config: "MiningConfig", progress: Callable[[
         mine_remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         at_once = min(config.workers or cpus, cpus) * _AHEAD if config.workers is None else config.workers
-        waiting = deque(tasks)
         running: dict[Any, ShardTask] = {}
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                task = waiting.popleft()
+        while True:
+            for task in islice(tasks, at_once - len(running)):
                 running[mine_remotely.remote(task, counter)] = task
+            if not running:
+                break
             done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY)
             progress(ray.get(counter.take.remote()))
             for reference in done:
@@ -107,10 +110,10 @@ def _result(ray: Any, reference: Any, task: ShardTask) -> dict[str, Any]:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, InputError | OSError):
-            raise InputError(f"shard {task.tar_path.name} ({len(task.images)} images): {cause}") from error
+            raise InputError(f"shard {task.name} ({len(task.images)} images): {cause}") from error
         raise
     except ray.exceptions.RayError as error:
         raise InputError(
-            f"shard {task.tar_path.name} ({len(task.images)} images): its worker died and so did the retries "
+            f"shard {task.name} ({len(task.images)} images): its worker died and so did the retries "
             f"({type(error).__name__}: {str(error).splitlines()[0]}); finished shards are kept, run the same command again"
         ) from error

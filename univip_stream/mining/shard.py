@@ -1,6 +1,7 @@
 """One shard, from source files to tar and index: a plain function, which Ray or a loop calls."""
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from univip_stream import storage
 from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, read_picture
 from univip_stream.mining.proposer import Proposer, load_proposer
-from univip_stream.shards.format import NO_BOXES, OK, Sample, key_of
+from univip_stream.shards.format import NO_BOXES, OK, Sample, index_name, key_of
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import SourceImage, read_bytes
 
@@ -25,8 +27,10 @@ _REPORT_EVERY = 0.5
 class ShardTask:
     """What one shard holds, and how to make it."""
 
-    tar_path: Path
-    """Where it goes."""
+    out: str
+    """Folder it goes to: local, or in an object store."""
+    name: str
+    """Of its tar."""
     first: int
     """Number of its first image in the whole source order."""
     images: list[SourceImage]
@@ -53,7 +57,14 @@ def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: N
         progress: called now and then with the number of images finished since the last call.
 
     """
-    return write_shard(_reporting(_samples(task), progress), task.tar_path, task.fingerprint)
+    samples = _reporting(_samples(task), progress)
+    if not storage.is_remote(task.out):
+        return write_shard(samples, Path(task.out, task.name), task.fingerprint)
+    with tempfile.TemporaryDirectory() as place:
+        entry = write_shard(samples, Path(place, task.name), task.fingerprint)
+        for name in (task.name, index_name(task.name)):  # the index last: it is the completion mark
+            storage.copy_out(Path(place, name), storage.join(task.out, name))
+    return entry
 
 
 def _samples(task: ShardTask) -> Iterator[Sample]:

@@ -7,29 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from univip_stream.errors import InputError
-from univip_stream.files import written_atomically
 from univip_stream.shards.format import FORMAT
 
 MANIFEST = "manifest.json"
 
 
-def write_manifest(folder: Path, entries: Iterable[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """Write `manifest.json`, last of all files.
+def make_manifest(entries: Iterable[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+    """What `manifest.json` says; it is written last of all files.
 
     Args:
-        folder: of the shards.
         entries: one a shard, as `write_shard` returns them, in order.
         facts: created_by, parameters, fingerprint, classes.
-
-    Returns:
-        The manifest.
 
     """
     shards = list(entries)
     totals: Counter[str] = Counter()
     for entry in shards:
         totals.update(entry["totals"])
-    manifest = {
+    return {
         "format": FORMAT,
         **facts,
         "shards": shards,
@@ -40,9 +35,11 @@ def write_manifest(folder: Path, entries: Iterable[dict[str, Any]], facts: dict[
             **dict(sorted(totals.items())),
         },
     }
-    with written_atomically(folder / MANIFEST) as file:
-        file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    return manifest
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """The file: JSON with a line a field, UTF-8."""
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from univip_stream.files import sha256_of, written_atomically
+from univip_stream.files import written_atomically
 from univip_stream.shards.format import BOXES, FORMAT, HELD, SCHEMA, Sample, index_name
 
 _BLOCK = 512
@@ -38,11 +38,37 @@ class _Hashed:
         return self.size
 
 
+class _Rows:
+    """Rows of the index that are not written yet."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.totals: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+    def add(self, sample: Sample, offset: int | None) -> None:
+        held = offset is not None
+        for name in ("key", "source", "width", "height", "label", "status", "reason", "suffix", "sha256", "converted"):
+            self.columns[name].append(getattr(sample, name))
+        self.columns["offset"].append(offset)
+        self.columns["size"].append(len(sample.data) if held else None)
+        self.columns["boxes"].append(sample.boxes if held else None)
+        self.columns["candidates"].append(sample.candidates if held else None)
+        self.totals[sample.status] += 1
+
+    def taken(self) -> pa.Table:
+        table = pa.table([_column(name, values) for name, values in self.columns.items()], schema=SCHEMA)
+        self.columns = {name: [] for name in SCHEMA.names}
+        return table
+
+
 def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> dict[str, Any]:
     """Write `NNN.tar` and then `NNN.parquet` beside it, and return the shard's entry for the manifest.
 
-    Samples are taken one after the other, so memory holds one image. The index is the shard's completion mark: it comes
-    second, and carries the fingerprint of the job and the tar's size and hash.
+    Samples are taken one after the other, so memory holds one image and the rows of one group. The index is the shard's
+    completion mark: it appears second, and carries the fingerprint of the job and the tar's size and hash.
 
     Args:
         samples: in key order.
@@ -50,54 +76,64 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> 
         fingerprint: of the parameters that made the samples.
 
     """
-    rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    with written_atomically(tar_path) as file:
-        hashed = _Hashed(file)
-        with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-            for sample in samples:
-                offset = _add_sample(tar, hashed, sample) if sample.status in HELD else None
-                _add_row(rows, sample, offset)
-
-    table = pa.table([_column(name, values) for name, values in rows.items()], schema=SCHEMA)
-    digest = hashed.sha256.hexdigest()
-    facts = {"format": FORMAT, "fingerprint": fingerprint, "tar_bytes": str(hashed.size), "tar_sha256": digest}
     index_path = Path(index_name(str(tar_path)))
-    with written_atomically(index_path) as file:
-        pq.write_table(table.replace_schema_metadata(facts), file, compression="zstd", row_group_size=ROWS_A_GROUP)
-    return shard_entry(tar_path, table, {"bytes": hashed.size, "sha256": digest})
+    rows = _Rows()
+    with written_atomically(index_path) as index_file, _index_writer(index_file) as index:
+        with written_atomically(tar_path) as file:
+            hashed = _Hashed(file)
+            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                for sample in samples:
+                    rows.add(sample, _add_sample(tar, hashed, sample) if sample.status in HELD else None)
+                    if len(rows) == ROWS_A_GROUP:
+                        index.write_table(rows.taken())
+        index.write_table(rows.taken())
+        digest = hashed.sha256.hexdigest()
+        facts = {"format": FORMAT, "fingerprint": fingerprint, "tar_bytes": str(hashed.size), "tar_sha256": digest}
+        index.add_key_value_metadata(facts)
+    return _entry(tar_path.name, rows.totals, index_path.read_bytes(), {"bytes": hashed.size, "sha256": digest})
 
 
-def shard_entry(tar_path: Path, table: pa.Table, tar_entry: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a shard: its files' bytes and hashes, and the images by what became of them."""
-    totals = Counter(table.column("status").to_pylist())
-    index_path = Path(index_name(str(tar_path)))
-    return {
-        "name": tar_path.name,
-        "images": table.num_rows,
-        "samples": sum(totals[status] for status in HELD),
-        **tar_entry,
-        "index": {"bytes": index_path.stat().st_size, "sha256": sha256_of(index_path)},
-        "totals": dict(sorted(totals.items())),
-    }
+def _index_writer(file: BinaryIO) -> pq.ParquetWriter:
+    # With Arrow's own copy of the schema in the file, pyarrow does not give back facts that were added after the rows.
+    return pq.ParquetWriter(file, SCHEMA, compression="zstd", store_schema=False)
 
 
-def finished_shard(tar_path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest entry of a shard that an earlier run finished with these parameters; None if there is none.
+def finished_shard(name: str, index: bytes | None, tar_bytes: int | None, fingerprint: str) -> dict[str, Any] | None:
+    """The manifest entry of a shard that an earlier run finished with these parameters; None if it did not.
 
-    Hashes are not taken again here: `verify` does that, and a rename that reached the disk holds what was synced before.
+    Hashes of tars are not taken again here: `verify` does that, and a rename that reached the disk holds what was synced
+    before.
+
+    Args:
+        name: of the tar.
+        index: bytes of the file beside it, None if there is none.
+        tar_bytes: size of the tar, None if there is none.
+        fingerprint: of the job.
+
     """
-    index_path = Path(index_name(str(tar_path)))
-    if not index_path.exists() or not tar_path.exists():
+    if index is None or tar_bytes is None:
         return None
     try:
-        table = pq.read_table(index_path, columns=["status"])
-    except (pa.ArrowInvalid, OSError):
+        table = pq.read_table(io.BytesIO(index), columns=["status"])
+    except (pa.ArrowException, OSError, KeyError):
         return None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
-    size = tar_path.stat().st_size
-    if metadata.get("fingerprint") != fingerprint or metadata.get("tar_bytes") != str(size):
+    if metadata.get("fingerprint") != fingerprint or metadata.get("tar_bytes") != str(tar_bytes):
         return None
-    return shard_entry(tar_path, table, {"bytes": size, "sha256": metadata["tar_sha256"]})
+    totals = Counter(table.column("status").to_pylist())
+    return _entry(name, totals, index, {"bytes": tar_bytes, "sha256": metadata["tar_sha256"]})
+
+
+def _entry(name: str, totals: Counter[str], index: bytes, tar_entry: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a shard: its files' bytes and hashes, and the images by what became of them."""
+    return {
+        "name": name,
+        "images": totals.total(),
+        "samples": sum(totals[status] for status in HELD),
+        **tar_entry,
+        "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+        "totals": dict(sorted(totals.items())),
+    }
 
 
 def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: Sample) -> int:
@@ -110,16 +146,6 @@ def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: Sample) -> int:
             offset = file.tell() + _BLOCK
         tar.addfile(member, io.BytesIO(data))
     return offset
-
-
-def _add_row(rows: dict[str, list[Any]], sample: Sample, offset: int | None) -> None:
-    held = offset is not None
-    for name in ("key", "source", "width", "height", "label", "status", "reason", "suffix", "sha256", "converted"):
-        rows[name].append(getattr(sample, name))
-    rows["offset"].append(offset)
-    rows["size"].append(len(sample.data) if held else None)
-    rows["boxes"].append(sample.boxes if held else None)
-    rows["candidates"].append(sample.candidates if held else None)
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
