@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -72,6 +74,7 @@ def _start(ray: Any, config: "MiningConfig") -> None:
     # Ray's coming default; without it, it warns about accelerators that mining does not use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if config.address:
         ray.init(address=config.address, **settings)
     else:
@@ -83,6 +86,8 @@ def _start(ray: Any, config: "MiningConfig") -> None:
             include_dashboard=False,
             **settings,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which exits without a word of ours
 
 
 class _Counter:

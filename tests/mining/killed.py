@@ -1,0 +1,41 @@
+"""Mine without Ray and die by SIGKILL at a stage: python killed.py STAGE SOURCE OUT. Used by test_kill.py."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from univip_stream.mining import MiningConfig, mine, output, shard
+from univip_stream.shards import write
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before(owner, name, when):
+    """Die where owner.name is called with arguments that `when` accepts."""
+    real = getattr(owner, name)
+
+    def called(*arguments, **keywords):
+        if when(*arguments):
+            die()
+        return real(*arguments, **keywords)
+
+    setattr(owner, name, called)
+
+
+STAGES = {
+    "before the temporary file": lambda: die_before(shard, "write_shard", lambda _, path, *rest: path.name == "001.tar"),
+    "while writing": lambda: die_before(write, "_add_sample", lambda tar, file, sample: sample.key == "000000006"),
+    "before the tar's rename": lambda: die_before(Path, "replace", lambda path, target: target.name == "001.tar"),
+    "between tar and index": lambda: die_before(Path, "replace", lambda path, target: target.name == "001.parquet"),
+    "before the manifest": lambda: die_before(Path, "replace", lambda path, target: target.name == "manifest.json"),
+    "after the manifest": lambda: die_before(output.Output, "remove", lambda out, name: name == ".mining.json"),
+}
+
+if __name__ == "__main__":
+    stage, source, out = sys.argv[1:]
+    STAGES[stage]()
+    mine(MiningConfig(sources=(Path(source),), out=out, num_shards=3, proposals="naive", inline=True))
+    raise SystemExit("this stage was never reached")

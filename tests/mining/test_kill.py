@@ -1,0 +1,142 @@
+"""Killed anywhere, a worker killed, a node removed: run again (or wait), and the bytes are those of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from killed import STAGES
+
+from univip_stream.mining import MiningConfig, mine
+
+
+def config(source, out, **changes):
+    settings = {"proposals": "naive", "inline": True, "num_shards": 3} | changes
+    return MiningConfig(sources=(source,), out=out, **settings)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def calm(drawn_folder, tmp_path_factory):
+    """What undisturbed runs leave, by proposer."""
+    folder = tmp_path_factory.mktemp("calm")
+    for proposals in ("naive", "test_kill:propose_slowly"):
+        sys.path.insert(0, str(Path(__file__).parent))
+        mine(config(drawn_folder, folder / proposals[:5], proposals=proposals))
+    return {name: contents(folder / name) for name in ("naive", "test_")}
+
+
+def propose_slowly(image):
+    time.sleep(0.3)
+    height, width = image.shape[:2]
+    return [[0, 0, width // 2, height], [width // 2, 0, width - width // 2, height]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_then_run_again(stage, drawn_folder, calm, tmp_path):
+    out = tmp_path / "out"
+    script = Path(__file__).with_name("killed.py")
+    done = subprocess.run([sys.executable, script, stage, drawn_folder, out], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (out / "manifest.json").exists() == (stage == "after the manifest")
+    mine(config(drawn_folder, out))
+    assert contents(out) == calm["naive"]
+
+
+def command(source, out, *more):
+    arguments = ["mine", "--src", source, "--out", out, "--num-shards", "3", "--proposals", "test_kill:propose_slowly", *more]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "univip_stream", *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def mining_workers(driver):
+    """Processes of Ray that mine, below a driver's session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes()
+            if entry.name.isdigit() and words.startswith(b"ray::_mine") and f"session_{driver}".encode() not in words:
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone meanwhile
+    return found
+
+
+def wait_for(condition, seconds=90):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"did not happen in {seconds} s")
+
+
+def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
+    out = tmp_path / "out"
+    process = command(drawn_folder, out)
+    wait_for(lambda: list(out.glob("*.parquet")))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "manifest.json").exists()
+    again = command(drawn_folder, out)
+    assert again.wait(120) == 0, again.communicate()
+    again.communicate()
+    assert contents(out) == calm["test_"]
+
+
+def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
+    out = tmp_path / "out"
+    process = command(drawn_folder, out)
+    victim = wait_for(lambda: mining_workers(process.pid))[0]
+    os.kill(victim, signal.SIGKILL)
+    assert process.wait(120) == 0
+    process.communicate()
+    assert contents(out) == calm["test_"]
+
+
+def test_ctrl_c_says_how_to_go_on(drawn_folder, calm, tmp_path):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        process = command(drawn_folder, out)
+        wait_for(lambda out=out: list(out.glob("*.parquet")))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "run the same command again" in said
+        assert "Traceback" not in said
+    mine(config(drawn_folder, out, proposals="test_kill:propose_slowly"))
+    assert contents(out) == calm["test_"]
+
+
+def test_a_node_removed_while_mining(drawn_folder, calm, tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        out = tmp_path / "out"
+
+        def remove():
+            wait_for(lambda: len(mining_workers("")) > 1)
+            cluster.remove_node(second, allow_graceful=False)
+            removed.set()
+
+        removed = threading.Event()
+        threading.Thread(target=remove, daemon=True).start()
+        report = mine(config(drawn_folder, out, proposals="test_kill:propose_slowly", inline=False, address=cluster.address))
+        assert removed.is_set()
+        assert report.mined == 12
+        assert contents(out) == calm["test_"]
+    finally:
+        cluster.shutdown()
