@@ -24,7 +24,7 @@ from univip_stream.boxes import filter_boxes, validate_boxes
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
 from univip_stream.mining import MiningConfig, mine
-from univip_stream.mining.job import allowed_failures, plan_job
+from univip_stream.mining.pipeline import allowed_failures, plan_job
 from univip_stream.shards import open_index
 from univip_stream.shards.verify import verify_folder
 
@@ -111,7 +111,7 @@ def test_default_numbers_of_shards(tmp_path, monkeypatch):
             folder.mkdir()
             for number in range(images):
                 (folder / f"{number}.jpg").touch()
-        plan = plan_job(config(folder, tmp_path / "out", **changes))
+        plan = plan_job(config(folder, tmp_path / "out", **changes)).job
         tasks = [plan.task(number) for number in range(len(plan.names))]
         assert sum(len(task.images) for task in tasks) == images
         assert min(len(task.images) for task in tasks) >= 1

@@ -21,6 +21,7 @@ class Command(NamedTuple):
 # Lazy, so that `mine` runs without torch, `train` without Ray, and `--help` at once.
 COMMANDS = {
     "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes."),
+    "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards."),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest."),
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
     "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a trained representation: knn."),

@@ -2,8 +2,10 @@
 
 import json
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,8 +14,40 @@ from univip_stream.cli.progress import Progress
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
-from univip_stream.mining.job import Plan, plan_job
+from univip_stream.mining.pipeline import Plan, plan_job
 from univip_stream.proposals import ENGINES
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def where_options(command: _Command) -> _Command:
+    """Add the options that say how the work is spread."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers", type=click.IntRange(min=1), metavar="N", help="Shards in work at a time.  [default: one a CPU]"
+            ),
+            click.option(
+                "--address",
+                metavar="ADDRESS",
+                help="Of a running Ray cluster, such as auto.  [default: a local one is started]",
+            ),
+            click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def stop_on_sigterm(what: str) -> Iterator[None]:
+    """Leave with a word on Ctrl-C, and on what schedulers send."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
+        raise SystemExit(1) from None
 
 
 @click.command()
@@ -61,12 +95,7 @@ from univip_stream.proposals import ENGINES
     type=click.IntRange(min=1),
     help="Images with more pixels are not decoded; they become rows with that reason.",
 )
-# How the work is spread.
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Shards mined at a time.  [default: one a CPU]")
-@click.option(
-    "--address", metavar="ADDRESS", help="Of a running Ray cluster, such as auto.  [default: a local one is started]"
-)
-@click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process.")
+@where_options
 # What to do about trouble.
 @click.option(
     "--max-failures",
@@ -129,17 +158,14 @@ def mine(
 
     def planned(plan: Plan, finished: int) -> None:
         _print_plan(plan, finished, out)
-        bar.append(Progress("mining", plan.images, unit="images", done=finished))
+        bar.append(Progress("mining", plan.job.images, unit="images", done=finished))
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers send is a Ctrl-C too
-    try:
-        report = run_mining(config, planned=planned, progress=lambda images: bar[0].add(images))
-    except KeyboardInterrupt:
-        click.echo("\ninterrupted: finished shards are kept; run the same command again to mine the rest", err=True)
-        raise SystemExit(1) from None
-    finally:
-        for line in bar:
-            line.__exit__(None, None, None)
+    with stop_on_sigterm("mine"):
+        try:
+            report = run_mining(config, planned=planned, progress=lambda images: bar[0].add(images))
+        finally:
+            for line in bar:
+                line.__exit__(None, None, None)
     if as_json:
         click.echo(json.dumps({"out": str(out), "mined": report.mined, **report.manifest["totals"]}))
     else:
@@ -161,9 +187,9 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _print_plan(plan: Plan, finished: int, out: str) -> None:
-    shards = len(plan.names)
+    shards = len(plan.job.names)
     kept = f", {finished} of them mined before" if finished else ""
-    click.echo(f"{plan.images} images{kept} -> {shards} shard{'s' * (shards > 1)} in {out}", err=True)
+    click.echo(f"{plan.job.images} images{kept} -> {shards} shard{'s' * (shards > 1)} in {out}", err=True)
     if plan.listing.ignored:
         others = ", ".join(f"{count} {suffix}" for suffix, count in plan.listing.ignored.items())
         click.echo(f"not images by their name, left out: {others}", err=True)

@@ -1,5 +1,7 @@
-"""Mining: images -> shards of images and boxes."""
+"""Mining: images -> shards of images and boxes; and other boxes from the candidates of shards."""
 
-from univip_stream.mining.job import MiningConfig, MiningReport, mine
+from univip_stream.mining.pipeline import MiningConfig, MiningReport, mine
+from univip_stream.mining.refilter import RefilterConfig, refilter
+from univip_stream.mining.runner import Place
 
-__all__ = ["MiningConfig", "MiningReport", "mine"]
+__all__ = ["MiningConfig", "MiningReport", "Place", "RefilterConfig", "mine", "refilter"]

@@ -1,18 +1,16 @@
-"""Run shard tasks: on Ray, or one after the other. What is run is the same plain function."""
+"""Run a plain function over shards: on Ray, or one after the other."""
 
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from univip_stream.errors import InputError
-from univip_stream.mining.shard import ShardTask, mine_shard
-
-if TYPE_CHECKING:
-    from univip_stream.mining.job import MiningConfig
 
 _OBJECT_STORE = 100 << 20
 """Bytes Ray's local object store gets: tasks and reports only, images never pass through it."""
@@ -20,67 +18,97 @@ _LOOK_EVERY = 0.5
 """Seconds between two looks at the workers' progress."""
 _AHEAD = 2
 """Tasks submitted for every one that can run: enough that no CPU waits for the driver, few enough to stop soon."""
+_ANSWER_WITHIN = 10.0
+"""Seconds that a cluster's address, or the counter of progress, has for an answer."""
 
 
-def run(tasks: Iterable[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-    """Mine the shards and yield each one's manifest entry as it lands, in any order.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where work is done."""
+
+    workers: int | None = None
+    """Shards in work at a time; None is one a CPU."""
+    address: str | None = None
+    """Of a running Ray cluster; None starts a local one."""
+    inline: bool = False
+    """Without Ray, one after the other, in this process."""
+
+
+class Task(Protocol):
+    """One shard's work."""
+
+    @property
+    def name(self) -> str:
+        """Of the shard, for people."""
+
+
+Progress = Callable[[int], None]
+Function = Callable[[Any, Progress], Any]
+"""(task, progress) -> result; calls progress now and then with the number of images done since the last call."""
+
+
+def run(function: Function, tasks: Iterable[Task], place: Place, progress: Progress) -> Iterator[tuple[Task, Any]]:
+    """Do all tasks and yield each with its result as it is done, in any order.
 
     Args:
+        function: what to do with a task.
         tasks: made as they are taken; may be empty.
-        config: where to run.
+        place: where.
         progress: called with the number of images done since the last call.
 
     Raises:
-        InputError: a shard that failed as a whole, by name; the rest of its error is the worker's.
+        InputError: a task that failed as a whole, by name; the rest of its error is the worker's.
 
     """
-    if config.inline:
+    if place.inline:
         for task in tasks:
-            yield mine_shard(task, progress)
+            yield task, function(task, progress)
         return
     waiting = iter(tasks)
     first = next(waiting, None)
     if first is not None:
-        yield from _on_ray(chain([first], waiting), config, progress)
+        yield from _on_ray(function, chain([first], waiting), place, progress)
 
 
-def _on_ray(tasks: Iterator[ShardTask], config: "MiningConfig", progress: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+def _on_ray(function: Function, tasks: Iterator[Task], place: Place, progress: Progress) -> Iterator[tuple[Task, Any]]:
     import ray as ray_module
 
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time
-    _start(ray, config)
+    _start(ray, place)
     try:
-        counter = ray.remote(num_cpus=0)(_Counter).remote()
-        mine_remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
-        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        at_once = min(config.workers or cpus, cpus) * _AHEAD if config.workers is None else config.workers
-        running: dict[Any, ShardTask] = {}
+        counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
+        # One CPU and no GPU a task; a task whose worker or node dies is given to another.
+        remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
+        at_once = place.workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD
+        running: dict[Any, Task] = {}
         while True:
             for task in islice(tasks, at_once - len(running)):
-                running[mine_remotely.remote(task, counter)] = task
+                running[remotely.remote(function, task, counter)] = task
             if not running:
                 break
             done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY)
-            progress(ray.get(counter.take.remote()))
+            progress(_taken(ray, counter))
             for reference in done:
-                yield _result(ray, reference, running.pop(reference))
-        progress(ray.get(counter.take.remote()))
+                task = running.pop(reference)
+                yield task, _result(ray, reference, task)
+        progress(_taken(ray, counter))
     finally:
         ray.shutdown()
 
 
-def _start(ray: Any, config: "MiningConfig") -> None:
+def _start(ray: Any, place: Place) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's coming default; without it, it warns about accelerators that mining does not use.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if config.address:
-        ray.init(address=config.address, **settings)
+    if place.address:
+        _refuse_silence(place.address)
+        ray.init(address=place.address, **settings)
     else:
         ray.init(
             address="local",
-            num_cpus=config.workers or len(os.sched_getaffinity(0)),
+            num_cpus=place.workers or len(os.sched_getaffinity(0)),
             num_gpus=0,
             object_store_memory=_OBJECT_STORE,
             include_dashboard=False,
@@ -88,6 +116,19 @@ def _start(ray: Any, config: "MiningConfig") -> None:
         )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which exits without a word of ours
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN).close()
+        except OSError as error:
+            raise InputError(
+                f"--address {address}: nobody answers there ({error}); start a cluster with `ray start --head`, "
+                "or leave --address out for a local one"
+            ) from error
 
 
 class _Counter:
@@ -104,21 +145,27 @@ class _Counter:
         return taken
 
 
-def _mine_and_count(task: ShardTask, counter: Any) -> dict[str, Any]:
-    return mine_shard(task, lambda images: counter.add.remote(images))
-
-
-def _result(ray: Any, reference: Any, task: ShardTask) -> dict[str, Any]:
+def _taken(ray: Any, counter: Any) -> int:
     try:
-        entry: dict[str, Any] = ray.get(reference)
-        return entry
+        return int(ray.get(counter.take.remote(), timeout=_ANSWER_WITHIN))
+    except ray.exceptions.RayError:  # its node is gone; it starts anew elsewhere, and only the display is behind
+        return 0
+
+
+def _mine_and_count(function: Function, task: Task, counter: Any) -> Any:
+    return function(task, lambda images: counter.add.remote(images))
+
+
+def _result(ray: Any, reference: Any, task: Task) -> Any:
+    try:
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, InputError | OSError):
-            raise InputError(f"shard {task.name} ({len(task.images)} images): {cause}") from error
+            raise InputError(f"shard {task.name}: {cause}") from error
         raise
     except ray.exceptions.RayError as error:
         raise InputError(
-            f"shard {task.name} ({len(task.images)} images): its worker died and so did the retries "
+            f"shard {task.name}: its worker died and so did the retries "
             f"({type(error).__name__}: {str(error).splitlines()[0]}); finished shards are kept, run the same command again"
         ) from error

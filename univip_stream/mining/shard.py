@@ -57,13 +57,17 @@ def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: N
         progress: called now and then with the number of images finished since the last call.
 
     """
-    samples = _reporting(_samples(task), progress)
-    if not storage.is_remote(task.out):
-        return write_shard(samples, Path(task.out, task.name), task.fingerprint)
+    return put_shard(reporting(_samples(task), progress), task.out, task.name, task.fingerprint)
+
+
+def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) -> dict[str, Any]:
+    """Write a shard to its folder, local or in an object store; return its entry for the manifest."""
+    if not storage.is_remote(out):
+        return write_shard(samples, Path(out, name), fingerprint)
     with tempfile.TemporaryDirectory() as place:
-        entry = write_shard(samples, Path(place, task.name), task.fingerprint)
-        for name in (task.name, index_name(task.name)):  # the index last: it is the completion mark
-            storage.copy_out(Path(place, name), storage.join(task.out, name))
+        entry = write_shard(samples, Path(place, name), fingerprint)
+        for part in (name, index_name(name)):  # the index last: it is the completion mark
+            storage.copy_out(Path(place, part), storage.join(out, part))
     return entry
 
 
@@ -92,9 +96,10 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     except InputError as error:
         raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
     boxes = task.filter(candidates)
+    status, reason = status_of(boxes, candidates)
     return Sample(
-        status=OK if len(boxes) else NO_BOXES,
-        reason=None if len(boxes) else f"none of {len(candidates)} candidates passed the filter",
+        status=status,
+        reason=reason,
         width=width,
         height=height,
         data=picture.data,
@@ -108,7 +113,13 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     )
 
 
-def _reporting(samples: Iterator[Sample], progress: Callable[[int], None]) -> Iterator[Sample]:
+def status_of(boxes: np.ndarray, candidates: np.ndarray) -> tuple[str, str | None]:
+    """What became of an image that is in the tar, and why."""
+    return (OK, None) if len(boxes) else (NO_BOXES, f"none of {len(candidates)} candidates passed the filter")
+
+
+def reporting(samples: Iterator[Sample], progress: Callable[[int], None]) -> Iterator[Sample]:
+    """The samples, with a word about progress now and then."""
     done, said = 0, time.monotonic()
     for sample in samples:
         yield sample

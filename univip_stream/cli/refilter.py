@@ -1,0 +1,75 @@
+"""`univip-stream refilter`: parse, call, print."""
+
+import json
+
+import click
+
+from univip_stream.cli.mine import stop_on_sigterm, where_options
+from univip_stream.cli.progress import Progress
+from univip_stream.mining import RefilterConfig
+from univip_stream.mining import refilter as run_refilter
+from univip_stream.mining.job import Job
+
+
+@click.command()
+@click.argument("shards")
+@click.option("--out", required=True, metavar="DIR", help="Where the new shards go: a folder, or s3://bucket/folder.")
+@click.option(
+    "--min-scale", type=click.IntRange(min=1), help="Shortest side kept, pixels.  [default: as mined, here and below]"
+)
+@click.option("--max-aspect", type=click.FloatRange(min=1), help="Longest side by shortest.")
+@click.option("--max-iou", type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
+@click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.")
+@where_options
+@click.option("--json", "as_json", is_flag=True, help="Print the new manifest's totals as JSON.")
+def refilter(
+    shards: str,
+    out: str,
+    min_scale: int | None,
+    max_aspect: float | None,
+    max_iou: float | None,
+    max_boxes: int | None,
+    workers: int | None,
+    address: str | None,
+    inline: bool,
+    as_json: bool,
+) -> None:
+    """Filter the candidates that SHARDS kept anew: other boxes, the same images, without mining again.
+
+    SHARDS is a folder of finished shards. Images are copied as they are. Interrupt it whenever you like: the same command
+    goes on.
+
+    \b
+    univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
+    """
+    config = RefilterConfig(
+        shards=shards,
+        out=out,
+        min_scale=min_scale,
+        max_aspect=max_aspect,
+        max_iou=max_iou,
+        max_boxes=max_boxes,
+        workers=workers,
+        address=address,
+        inline=inline,
+    )
+    bar: list[Progress] = []
+
+    def planned(job: Job, finished: int) -> None:
+        click.echo(f"{job.images} images in {len(job.names)} shards -> {out}", err=True)
+        bar.append(Progress("refiltering", job.images, unit="images", done=finished))
+
+    with stop_on_sigterm("refilter"):
+        try:
+            manifest = run_refilter(config, planned=planned, progress=lambda images: bar[0].add(images))
+        finally:
+            for line in bar:
+                line.__exit__(None, None, None)
+    totals = manifest["totals"]
+    if as_json:
+        click.echo(json.dumps({"out": out, **totals}))
+    else:
+        reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
+        click.echo(
+            f"{totals['images']} images: {reasons}; {totals['bytes'] / 1e6:.1f} MB in {len(manifest['shards'])} shards"
+        )

@@ -1,0 +1,191 @@
+"""Mining images: list the sources, cut them into shards, find the boxes."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from univip_stream.boxes import BoxFilter
+from univip_stream.errors import InputError, UsageError
+from univip_stream.images import MAX_PIXELS
+from univip_stream.mining.job import Job, carry_out, digest, failures
+from univip_stream.mining.output import Output
+from univip_stream.mining.proposer import load_proposer, proposer_version
+from univip_stream.mining.runner import Place
+from univip_stream.mining.shard import ShardTask, mine_shard
+from univip_stream.proposals import ENGINES
+from univip_stream.shards.format import FORMAT, shard_name
+from univip_stream.sources import Listing, list_sources
+
+DEFAULT_SHARDS = 128
+"""000.tar to 127.tar."""
+FEWEST_IMAGES = 32
+"""Images a shard holds at least, unless the number of shards is asked for: a shard is a unit of shuffling and transfer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningConfig(Place):
+    """What to mine, how, and where the work is done."""
+
+    sources: tuple[Path, ...]
+    """Folders of images; several make one data set (COCO+)."""
+    out: str | Path
+    """Folder of the shards: local, or in an object store (`s3://bucket/folder`)."""
+    num_shards: int | None = None
+    """How many shards; None is 128, fewer where that leaves less than 32 images a shard."""
+    proposals: str = "selective-search"
+    """Engine, `none`, or module:function."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the engine."""
+    seed: int = 0
+    """Of engines that use chance."""
+    filter: BoxFilter = BoxFilter()  # noqa: RUF009 - frozen
+    """Which boxes stay."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are not decoded."""
+    max_failures: str = "1%"
+    """Share or number of images that may be unreadable or too large before the job stops."""
+    retry_failed: bool = False
+    """Mine shards with failures again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningReport:
+    """What a job did."""
+
+    manifest: dict[str, Any]
+    """As written."""
+    mined: int
+    """Images mined now; the others were there."""
+    failures: list[tuple[str, str, str]]
+    """(source, status, reason) of images that are no sample."""
+    ignored: dict[str, int]
+    """Files that are no images by their name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Images cut into shards."""
+
+    listing: Listing
+    """The images."""
+    job: Job
+    """What is to be done with them."""
+
+
+def plan_job(config: MiningConfig) -> Plan:
+    """List the sources and cut them into shards; write nothing.
+
+    Raises:
+        InputError, UsageError: sources, proposals or numbers that cannot be used.
+
+    """
+    proposer = load_proposer(config.proposals, seed=config.seed, options=config.options)
+    listing = list_sources(config.sources)
+    if config.proposals in ENGINES:
+        # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
+        proposer(np.zeros((64, 64, 3), np.uint8))
+    count = len(listing.images)
+    wanted = config.num_shards or min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
+    shards = min(wanted, count)
+    parameters = {
+        "sources": listing.sources,
+        "images": count,
+        "listing": digest([[image.source, image.label] for image in listing.images]),
+        "num_shards": shards,
+        "proposals": config.proposals,
+        "proposals_version": proposer_version(config.proposals),
+        "options": config.options,
+        "seed": config.seed,
+        **asdict(config.filter),
+        "max_pixels": config.max_pixels,
+    }
+    fingerprint = digest([FORMAT, parameters])
+    cuts = [count * number // shards for number in range(shards + 1)]
+    names = [shard_name(number, shards) for number in range(shards)]
+    out = _output(config)
+
+    def task(number: int) -> ShardTask:
+        # Images are looked up when their turn comes, so that waiting shards hold none.
+        first, last = cuts[number], cuts[number + 1]
+        return ShardTask(
+            out=out.location,
+            name=names[number],
+            first=first,
+            images=listing.images[first:last],
+            fingerprint=fingerprint,
+            proposals=config.proposals,
+            options=config.options,
+            seed=config.seed,
+            filter=config.filter,
+            max_pixels=config.max_pixels,
+        )
+
+    job = Job(
+        out=out,
+        names=names,
+        counts=[last - first for first, last in pairwise(cuts)],
+        function=mine_shard,
+        task=task,
+        parameters=parameters,
+        fingerprint=fingerprint,
+        facts={"classes": listing.classes, "ignored": dict(Counter(listing.ignored))},
+        place=config,
+        retry_failed=config.retry_failed,
+        allowed=allowed_failures(config.max_failures, count),
+        allowed_text=config.max_failures,
+    )
+    return Plan(listing=listing, job=job)
+
+
+def mine(
+    config: MiningConfig,
+    *,
+    planned: Callable[[Plan, int], None] = lambda plan, finished: None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> MiningReport:
+    """Mine sources into shards; called again it keeps what is finished, and the bytes are the same.
+
+    Args:
+        config: what and how.
+        planned: called once with the plan and the number of images in shards that are finished already.
+        progress: called as images get done, with their number.
+
+    Raises:
+        InputError: sources without images, a folder with other shards, more failures than allowed.
+
+    """
+    plan = plan_job(config)
+    manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
+    return MiningReport(
+        manifest=manifest,
+        mined=mined,
+        failures=failures(plan.job.out, manifest["shards"]),
+        ignored=plan.listing.ignored,
+    )
+
+
+def allowed_failures(text: str, images: int) -> float:
+    """How many images may fail: `1%` of `images`, or a plain number."""
+    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1
+    if not value >= 0 or (percent and value > 100):
+        raise UsageError(f"--max-failures is {text!r}; expected a share such as 1% or a number of images such as 25")
+    return value / 100 * images if percent else value
+
+
+def _output(config: MiningConfig) -> Output:
+    out = Output(config.out)
+    for source in config.sources:
+        inside = os.path.realpath(source)
+        if not out.remote and os.path.commonpath([os.path.realpath(out.location), inside]) == inside:
+            raise InputError(f"--out {config.out} lies in the source {source}; choose a folder outside of it")
+    return out

@@ -1,0 +1,167 @@
+"""Other boxes from the candidates that mining kept: no proposing, no decoding, no encoding; images are copied as bytes."""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream import storage
+from univip_stream.boxes import BoxFilter
+from univip_stream.errors import InputError
+from univip_stream.mining.job import Job, carry_out, digest
+from univip_stream.mining.output import Output
+from univip_stream.mining.runner import Place
+from univip_stream.mining.shard import put_shard, reporting, status_of
+from univip_stream.shards.format import FORMAT, HELD, Sample, index_name
+from univip_stream.shards.manifest import MANIFEST, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefilterConfig(Place):
+    """Which shards, which boxes, and where the work is done."""
+
+    shards: str | Path
+    """Folder of finished shards: local, or in an object store."""
+    out: str | Path
+    """Folder of the new ones."""
+    min_scale: int | None = None
+    """As `BoxFilter`; None keeps the shards' own, here and below."""
+    max_aspect: float | None = None
+    """Longest side over shortest."""
+    max_iou: float | None = None
+    """Greatest overlap of two boxes."""
+    max_boxes: int | None = None
+    """Greatest number of boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefilterTask:
+    """One shard."""
+
+    source: str
+    """Folder it comes from."""
+    out: str
+    """Folder it goes to."""
+    name: str
+    """Of its tar, in both."""
+    entry: dict[str, Any]
+    """What the source's manifest says of it."""
+    fingerprint: str
+    """Of the new shards."""
+    proposals: str
+    """Where the candidates come from."""
+    filter: BoxFilter
+    """Which boxes stay."""
+
+
+def refilter(
+    config: RefilterConfig,
+    *,
+    planned: Callable[[Job, int], None] = lambda job, finished: None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Write shards with the same images and other boxes; return their manifest. Called again it continues.
+
+    Args:
+        config: what and how.
+        planned: called once with the job and the number of images in shards that are finished already.
+        progress: called as images get done, with their number.
+
+    Raises:
+        InputError: shards that are not complete or not as their manifest says; an output folder with other shards.
+
+    """
+    source, out = Output(config.shards), Output(config.out)
+    if source.location == out.location:
+        raise InputError(f"--out {config.out} is the folder of the shards themselves; choose another")
+    manifest = read_manifest(source.location)
+    old = manifest["parameters"]
+    names = ("min_scale", "max_aspect", "max_iou", "max_boxes")
+    chosen = BoxFilter(**{name: old[name] if getattr(config, name) is None else getattr(config, name) for name in names})
+    parameters = {**old, **asdict(chosen), "refiltered_from": manifest["fingerprint"]}
+    fingerprint = digest([FORMAT, parameters])
+    entries = manifest["shards"]
+
+    def task(number: int) -> RefilterTask:
+        return RefilterTask(
+            source=source.location,
+            out=out.location,
+            name=entries[number]["name"],
+            entry=entries[number],
+            fingerprint=fingerprint,
+            proposals=old["proposals"],
+            filter=chosen,
+        )
+
+    job = Job(
+        out=out,
+        names=[entry["name"] for entry in entries],
+        counts=[entry["images"] for entry in entries],
+        function=refilter_shard,
+        task=task,
+        parameters=parameters,
+        fingerprint=fingerprint,
+        facts={name: manifest[name] for name in ("classes", "ignored") if name in manifest},
+        place=config,
+    )
+    made, _ = carry_out(job, planned=lambda finished: planned(job, finished), progress=progress)
+    return made
+
+
+def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+    """Copy one shard with other boxes; return its entry for the manifest."""
+    index = storage.read(storage.join(task.source, index_name(task.name)))
+    if len(index) != task.entry["index"]["bytes"]:
+        raise InputError(f"{index_name(task.name)} is not the index that {MANIFEST} names; `univip-stream verify` says more")
+    with tempfile.TemporaryDirectory() as place:
+        tar = storage.join(task.source, task.name)
+        if storage.is_remote(tar):
+            storage.copy_in(tar, Path(place, task.name))
+            tar = str(Path(place, task.name))
+        with open(tar, "rb") as file:
+            samples = _samples(task, pq.ParquetFile(io.BytesIO(index)), file)
+            return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
+
+
+def _samples(task: RefilterTask, index: pq.ParquetFile, tar: io.BufferedReader) -> Iterator[Sample]:
+    """The shard's samples with their new boxes, a group of rows at a time."""
+    for batch in index.iter_batches():
+        candidates = _boxes(batch.column("candidates"))
+        for number, row in enumerate(batch.drop_columns(["boxes", "candidates"]).to_pylist()):
+            data, boxes, status, reason = b"", None, row["status"], row["reason"]
+            if status in HELD:
+                tar.seek(row["offset"])
+                data = tar.read(row["size"])
+                if len(data) != row["size"]:
+                    raise InputError(f"{task.name} ends inside image {row['key']}; `univip-stream verify` says more")
+                boxes = task.filter(candidates[number])
+                status, reason = status_of(boxes, candidates[number])
+            yield Sample(
+                key=row["key"],
+                source=row["source"],
+                status=status,
+                reason=reason,
+                label=row["label"],
+                width=row["width"],
+                height=row["height"],
+                data=data,
+                suffix=row["suffix"],
+                sha256=row["sha256"],
+                converted=row["converted"],
+                proposals=task.proposals,
+                boxes=boxes,
+                candidates=candidates[number] if boxes is not None else None,
+            )
+
+
+def _boxes(column: pa.ListArray) -> list[np.ndarray]:
+    """int16 N x 4 of each row, without a Python object a number."""
+    flat = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []
