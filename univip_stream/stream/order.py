@@ -31,7 +31,9 @@ class Order:
         self.window = window
         edges = np.flatnonzero(np.diff(shard_N)) + 1
         self.bounds = np.concatenate([[0], edges, [self.count]])
+        self.shards = shard_N[self.bounds[:-1]]
         self._epochs: dict[int, np.ndarray] = {}
+        self._shuffled: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
 
     def epoch(self, number: int) -> np.ndarray:
         """int64 N: the samples of an epoch in their order."""
@@ -46,9 +48,30 @@ class Order:
         epochs, places = positions // self.count, positions % self.count
         return np.concatenate([self.epoch(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
+    def near(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shards of the window that a position lies in, shards of the window after it, in their order)."""
+        epoch, place = divmod(position, self.count)
+        windows, ends = self._windows(epoch)
+        at = int(np.searchsorted(ends, place, side="right"))
+        following = windows[at + 1] if at + 1 < len(windows) else self._windows(epoch + 1)[0][0]
+        return self.shards[windows[at]], self.shards[following]
+
+    def _windows(self, number: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """(shards of each window of an epoch, as places in `bounds`; where each window ends)."""
+        if number not in self._shuffled:
+            self._shuffled = {known: windows for known, windows in self._shuffled.items() if known == number - 1}
+            shards = self._permuted(generator(self.seed, _ORDER, number))
+            windows = [shards[at : at + self.window] for at in range(0, len(shards), self.window)]
+            sizes = [int((self.bounds[window + 1] - self.bounds[window]).sum()) for window in windows]
+            self._shuffled[number] = windows, np.cumsum(sizes)
+        return self._shuffled[number]
+
+    def _permuted(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(len(self.bounds) - 1)
+
     def _draw(self, number: int) -> np.ndarray:
         rng = generator(self.seed, _ORDER, number)
-        shards = rng.permutation(len(self.bounds) - 1)
+        shards = self._permuted(rng)  # first, so that `_windows` draws the same
         runs = [np.arange(self.bounds[shard], self.bounds[shard + 1]) for shard in shards]
         windows = [np.concatenate(runs[at : at + self.window]) for at in range(0, len(runs), self.window)]
         return np.concatenate([rng.permutation(window) for window in windows])
