@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ class Remote:
 
 def user_folder() -> Path:
     """Where this program keeps what can be made again: `$XDG_CACHE_HOME/univip-stream`, or `~/.cache/univip-stream`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip-stream"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip-stream"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / f"univip-stream-{os.getuid()}"
 
 
 def checked_hash(text: str) -> str:

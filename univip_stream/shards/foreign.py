@@ -34,6 +34,8 @@ MOST_JSON_BYTES = 16 << 20
 """A JSON member above this is not read: a thousand boxes take about 20 KB."""
 MOST_BOXES = 10_000
 """Boxes of an image beyond these are left out."""
+EXAMPLE = ", such as "
+"""Between a kind of thing that is ignored and the first of its kind."""
 _MOST_LABEL_BYTES = 1 << 12
 _MOST_HEADER_BYTES = 1 << 20
 _BLOCK = 512
@@ -232,7 +234,11 @@ class _Scan:
             width, height = upright_size(data)
         except BadImageError as error:
             row |= {"status": error.status, "reason": str(error)}
-            self.ignored[f"images {error.status.replace('_', ' ')}, such as {row['source']}: {error}"[:200]] += 1
+            kind = f"images {error.status.replace('_', ' ')}"
+            known = next(
+                (said for said in self.ignored if said.startswith(kind)), f"{kind}{EXAMPLE}{row['source']}: {error}"[:200]
+            )
+            self.ignored[known] += 1
             return
         boxes = self._boxes(group.json.get("boxes"), width, height)
         label = group.label if group.label is not None else group.json.get("label")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash
-from univip_stream.shards.foreign import foreign_index
+from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
 from univip_stream.shards.manifest import has_manifest, read_manifest
 from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
@@ -254,9 +254,10 @@ def _notes(shards: list[str], loaded: list[_Shard]) -> list[str]:
     totals: Counter[str] = Counter()
     first: dict[str, str] = {}
     for name, shard in zip(shards, loaded, strict=True):
-        totals.update(shard.ignored)
-        for kind in shard.ignored:
-            first.setdefault(kind, name)
+        for text, count in shard.ignored.items():
+            kind, _, example = text.partition(EXAMPLE)
+            totals[kind] += count
+            first.setdefault(kind, f"{name}: {example}" if example else name)
     return [f"{count} {kind} (first in {first[kind]})" for kind, count in sorted(totals.items())]
 
 

@@ -4,6 +4,11 @@ Position p of the sequence lies in epoch p // N at place p % N. In an epoch the 
 few shards, and the samples of each window shuffled: every image exactly once an epoch, and a reader that goes forward
 touches few shards at a time. Ranks and workers play no part, so they change nothing.
 
+How well it shuffles, with windows of V samples in k shards: a window is uniformly shuffled, so two samples of one shard come
+(V + 1) / 3 places apart on average and at most V - 1; of a sample's neighbours in the sequence, one in k is of its own shard.
+Which shards share a window is drawn anew each epoch. COCO in 128 shards with the default window of 16 has V = 14,800. The
+last window holds what is left over; a number of shards that the window divides has none that is smaller.
+
 Letter: N samples.
 """
 
