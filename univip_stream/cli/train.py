@@ -24,7 +24,7 @@ from univip_stream.pretrain.settings import with_settings
     required=True,
     multiple=True,
     metavar="SPEC",
-    help="'shards/<000..127>.tar', '{000..127}', a glob, a folder or a manifest, local or s3://, gs://, hdfs://, http(s)://; may be repeated.",
+    help="'shards/<000..127>.tar', '{000..127}', a glob, a folder, a manifest; local, s3://, gs:// or http(s)://; may repeat.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
