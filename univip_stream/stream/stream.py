@@ -139,11 +139,13 @@ class Stream:
                 began = time.perf_counter()
                 batch = next(batches)
                 self.wait_seconds += time.perf_counter() - began
+                if isinstance(batch, InputError):
+                    raise batch
                 yield batch
         finally:
             self._batches.reader.close()
 
-    def _loader(self) -> "DataLoader[Batch]":
+    def _loader(self) -> "DataLoader[Batch | InputError]":
         workers = self.config.workers
         return DataLoader(
             self._batches,
@@ -168,8 +170,11 @@ class _From(Sampler[int]):
         return itertools.count(self.first)
 
 
-class _Batches(Dataset[Batch]):
-    """Item n is this rank's n-th part batch of the endless sequence."""
+class _Batches(Dataset[Batch | InputError]):
+    """Item n is this rank's n-th part batch of the endless sequence, or what is wrong with it.
+
+    An error is an item because DataLoader would lay a worker's traceback over its words.
+    """
 
     def __init__(
         self,
@@ -187,7 +192,15 @@ class _Batches(Dataset[Batch]):
         self.size = config.batch_size // (world_size * parts)
         self.rank, self.world_size, self.parts = rank, world_size, parts
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | InputError:
+        try:
+            return self._batch(number)
+        except FetchError as error:
+            return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+        except InputError as error:
+            return InputError(str(error))
+
+    def _batch(self, number: int) -> Batch:
         step, part = divmod(number, self.parts)
         first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
         views, B = self.views, self.size
