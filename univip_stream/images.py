@@ -69,19 +69,26 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = M
 
     """
     with _opened(data) as image:
-        width, height = image.size
-        if width * height > max_pixels or max(width, height) > max_side:
-            raise BadImageError(
-                "too_large",
-                f"{width} x {height} pixels; the limit is {max_pixels} pixels and {max_side} a side (--max-pixels)",
-            )
-        if min(width, height) < min_side:
-            raise BadImageError("too_small", f"{width} x {height} pixels; at least {min_side} a side are needed")
+        _check_size(image, max_pixels, min_side, max_side)
         converted = _why_not_plain(image, data)
         if converted is None:
             return Picture(pixels=_plain_pixels(image, data), data=data, suffix=_KEPT[str(image.format)], converted=None)
         pixels = _decoded(_upright_rgb, image)
     return Picture(pixels=pixels, data=encode_jpeg(pixels), suffix="jpg", converted=converted)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of what `read_picture` would give, from the header alone.
+
+    Raises:
+        BadImageError: `unreadable`, `too_large` or `too_small`, as far as the header tells.
+
+    """
+    with _opened(data) as image:
+        _check_size(image, MAX_PIXELS, MIN_SIDE, MAX_SIDE)
+        width, height = image.size
+        turned = _decoded(lambda img: img.getexif().get(0x0112, 1), image) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -106,6 +113,17 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
+
+
+def _check_size(image: Image.Image, max_pixels: int, min_side: int, max_side: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels or max(width, height) > max_side:
+        raise BadImageError(
+            "too_large",
+            f"{width} x {height} pixels; the limit is {max_pixels} pixels and {max_side} a side (--max-pixels)",
+        )
+    if min(width, height) < min_side:
+        raise BadImageError("too_small", f"{width} x {height} pixels; at least {min_side} a side are needed")
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -24,6 +24,8 @@ TRIES = 4
 """How often a request is made before its error counts; waits between them double from FIRST_WAIT."""
 FIRST_WAIT = 0.25
 """Seconds."""
+SILENCE = 60.0
+"""Seconds without a byte after which a web server's answer counts as an error."""
 _PIECE = 1 << 20
 _Result = TypeVar("_Result")
 
@@ -293,6 +295,9 @@ def _serves_ranges(location: str, process: int) -> bool:
 
 @lru_cache(maxsize=2)
 def _web_client(process: int) -> Any:
+    import aiohttp
     import fsspec
 
-    return fsspec.filesystem("http", skip_instance_cache=True, use_listings_cache=False)
+    # By default a whole download may take five minutes, and a server that says nothing is waited for as long.
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)
+    return fsspec.filesystem("http", skip_instance_cache=True, use_listings_cache=False, client_kwargs={"timeout": patience})

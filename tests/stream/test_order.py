@@ -37,6 +37,34 @@ def test_a_window_bounds_how_many_shards_are_open_at_once():
     assert max(open_at) <= 2
 
 
+def test_the_shuffle_is_as_good_as_its_module_says():
+    """Neighbours of one shard end up (V + 1) / 3 apart; one neighbour in k is of the same shard; windows are drawn anew."""
+    per_shard, shards, k = 50, 96, 16
+    V = per_shard * k
+    shard = np.repeat(np.arange(shards, dtype=np.int32), per_shard)
+    order = Order(shard, seed=0, window=k)
+    place = np.argsort(order.epoch(0))
+    distance = np.abs(np.diff(place))[shard[1:] == shard[:-1]]
+    assert distance.max() <= V - 1
+    assert distance.mean() == pytest.approx((V + 1) / 3, rel=0.03)  # its standard error is 0.01
+    following = shard[order.epoch(0)]
+    assert (following[1:] == following[:-1]).mean() == pytest.approx(1 / k, rel=0.2)
+    together = [
+        {frozenset(order.near(at + epoch * order.count)[0].tolist()) for at in range(0, order.count, V)} for epoch in (0, 1)
+    ]
+    assert not together[0] & together[1]
+
+
+def test_the_shards_near_a_position_are_those_read_there_and_next():
+    order = Order(SHARDS, seed=2, window=3)
+    for position in range(2 * len(SHARDS) + 5):
+        present, coming = order.near(position)
+        assert SHARDS[order.samples(position, 1)[0]] in present
+        ahead = SHARDS[order.samples(position, len(SHARDS))]
+        entered = int(np.flatnonzero(~np.isin(ahead, present))[0]) if not np.isin(ahead, present).all() else 0
+        assert ahead[entered] in coming or entered == 0
+
+
 def test_one_permutation_is_pinned():
     """A change here changes the data order of every run there is: it needs a reason and a line in the changelog."""
     order = Order(np.repeat(np.arange(4, dtype=np.int32), 3), seed=42, window=2)

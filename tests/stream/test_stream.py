@@ -149,8 +149,9 @@ def test_a_flipped_byte_stops_the_stream_and_names_the_sample(broken):
     folder, key = broken
     with pytest.raises(InputError, match=rf"001\.tar, sample {key} .*SHA-256 differs"):
         batches(str(folder), 3)
-    with pytest.raises(InputError, match=rf"sample {key}"):
+    with pytest.raises(InputError, match=rf"sample {key}") as raised:
         batches(str(folder), 3, workers=1)
+    assert "Traceback" not in str(raised.value)
 
 
 def test_a_skipped_sample_is_named_and_the_batch_stays_full(broken):

@@ -24,7 +24,7 @@ from univip_stream.pretrain.settings import with_settings
     required=True,
     multiple=True,
     metavar="SPEC",
-    help="'shards/<000..127>.tar', '{000..127}', a glob, a folder or a manifest; may be repeated.",
+    help="'shards/<000..127>.tar', '{000..127}', a glob, a folder, a manifest; local, s3://, gs:// or http(s)://; may repeat.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
@@ -45,6 +45,7 @@ from univip_stream.pretrain.settings import with_settings
 # Where to run.
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")
+@click.option("--cache", metavar="DIR", help="Where remote shards are kept.  [default: ~/.cache/univip-stream/shards]")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")
 def train(
     shards: tuple[str, ...],
@@ -59,6 +60,7 @@ def train(
     settings: tuple[str, ...],
     device: str,
     workers: int | None,
+    cache: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train from SHARDS into a run folder. Run again, it continues where it stopped.
@@ -71,7 +73,7 @@ def train(
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
     backbone.safetensors. SIGTERM saves and leaves with status 75.
     """
-    config = _configuration(recipe, method, backbone, epochs, steps, batch_size, seed, workers, settings)
+    config = _configuration(recipe, method, backbone, epochs, steps, batch_size, seed, workers, cache, settings)
     place = place_from_environment()
 
     def say(line: str) -> None:
@@ -99,6 +101,7 @@ def _configuration(
     batch_size: int | None,
     seed: int | None,
     workers: int | None,
+    cache: str | None,
     settings: tuple[str, ...],
 ) -> PretrainConfig:
     """The recipe, with the options laid over it, and --set over those."""
@@ -112,6 +115,7 @@ def _configuration(
         "stream.batch_size": batch_size,
         "seed": seed,
         "stream.workers": workers,
+        "stream.cache": cache,
     }
     texts = [f"{key}={value}" for key, value in said.items() if value is not None]
     if epochs is not None:

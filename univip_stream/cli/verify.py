@@ -11,6 +11,7 @@ from univip_stream.errors import InputError
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.shards.spec import expand_shards
 from univip_stream.shards.verify import verify_folder
+from univip_stream.storage import is_remote
 
 
 @click.command()
@@ -43,6 +44,10 @@ def verify(shards: tuple[str, ...], as_json: bool) -> None:
 
 
 def _folders(spec: str) -> list[Path]:
+    if is_remote(spec):
+        raise InputError(
+            f"{spec}: only local folders are verified; a remote shard is checked when it is fetched, or copy it here"
+        )
     path = Path(spec)
     if path.is_dir():
         return [path]

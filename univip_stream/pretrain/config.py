@@ -98,6 +98,16 @@ class PretrainConfig:
 
 
 HARMLESS = frozenset(
-    {"recipe", "record_every", "checkpoint_every", "keep_checkpoints", "stream.workers", "stream.prefetch", "compile"}
+    {
+        "recipe",
+        "record_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "stream.workers",
+        "stream.prefetch",
+        "stream.cache",
+        "stream.cache_bytes",
+        "compile",
+    }
 )
 """Settings that a run may change when it continues: they decide how, never what."""

@@ -113,7 +113,7 @@ class _Trainer:
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
-        self.boxes = len(stream.index.boxes)
+        self.boxes, self.notes = len(stream.index.boxes), stream.index.notes
         open_run(run, config, stream.index, self.total, place)
 
         torch.manual_seed(config.seed)
@@ -139,6 +139,7 @@ class _Trainer:
     def arithmetic(self) -> Iterator[str]:
         """The numbers the run will live by."""
         config, place = self.config, self.place
+        yield from self.notes
         part = config.stream.batch_size // place.world_size // config.accumulate
         yield (
             f"{self.images} images; {part} a rank x {place.world_size} ranks x {config.accumulate} parts = batch "

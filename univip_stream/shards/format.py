@@ -46,6 +46,10 @@ SCHEMA = pa.schema(
 """Columns of the Parquet index beside each tar, one row an image, failures too."""
 
 
+INDEX_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset", "size", "sha256", "boxes"]
+"""Those that reading samples takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One image of the source, and what mining made of it."""
@@ -107,5 +111,6 @@ def shard_name(number: int, count: int) -> str:
 
 
 def index_name(shard: str) -> str:
-    """`000.parquet` for `000.tar`, also with folders before it."""
-    return shard.removesuffix(".tar") + ".parquet"
+    """`000.parquet` for `000.tar`, also with folders before it; a web address keeps what follows its `?`."""
+    path, mark, query = shard.partition("?") if shard.startswith(("http://", "https://")) else (shard, "", "")
+    return path.removesuffix(".tar") + ".parquet" + mark + query

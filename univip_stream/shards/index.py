@@ -4,9 +4,12 @@ Letters: N samples, M boxes in all.
 """
 
 import hashlib
-from dataclasses import dataclass
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +18,14 @@ import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
-from univip_stream.shards.format import FORMAT, HELD, index_name
-from univip_stream.shards.manifest import read_manifest
+from univip_stream.shards.cache import Cache, Remote, checked_hash
+from univip_stream.shards.foreign import EXAMPLE, foreign_index
+from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
+from univip_stream.shards.manifest import has_manifest, read_manifest
+from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
 
-_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset", "size", "sha256", "boxes"]
+_AT_ONCE = 8
+"""Shards whose index is read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +56,16 @@ class ShardIndex:
     """string N, null where there is none."""
     sha256: pa.ChunkedArray
     """string N: of the image's bytes."""
+    tar_bytes: list[int]
+    """Of each shard."""
+    tar_sha256: list[str]
+    """Of each shard."""
+    foreign: list[bool]
+    """Whether a shard was written by another program: its images may need turning upright."""
+    notes: list[str]
+    """What a person should know of foreign shards: members and images that are no samples, counted."""
+    cache: Cache
+    """Where remote shards come to."""
     fingerprint: str
     """Of the shards' contents: the same wherever the folder lies."""
 
@@ -59,92 +76,200 @@ class ShardIndex:
         """int32, boxes of a sample x 4 xywh, best first."""
         return self.boxes[self.box_start[sample] : self.box_start[sample + 1]].astype(np.int32)
 
+    def remote(self, shard: int) -> Remote | None:
+        """What to fetch for a shard; None where it is local."""
+        location = self.shards[shard]
+        if not is_remote(location):
+            return None
+        return Remote(location=location, size=self.tar_bytes[shard], sha256=self.tar_sha256[shard])
+
     def text(self, column: str, sample: int) -> Any:
         """`key`, `source`, `label` or `sha256` of a sample."""
         return getattr(self, column)[sample].as_py()
 
 
-def open_index(shards: list[str]) -> ShardIndex:
-    """Read the Parquet beside every shard, and check sizes against it and the manifest.
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """What is known of one shard."""
+
+    table: pa.Table
+    size: int
+    sha256: str
+    foreign: bool = False
+    ignored: dict[str, int] = field(default_factory=dict)
+
+
+def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
+    """Read the Parquet beside every shard, and check it against the manifest; index foreign WebDataset shards on first use.
 
     Args:
-        shards: paths of tars, as `expand_shards` gives them.
+        shards: paths and URLs of tars, as `expand_shards` gives them.
+        cache: where remote files come to; None for the default one.
 
     Raises:
         InputError: a shard without index, of another size than its index says, or with no sample in all of them.
 
     """
-    tables, shard_of, hashes = [], [], []
-    folders = dict.fromkeys(Path(shard).parent for shard in shards)
-    entries = {str(folder / entry["name"]): entry for folder in folders for entry in read_manifest(folder)["shards"]}
-    for number, shard in enumerate(shards):
-        _check_index(shard, entries)
-        table, tar_hash = _read_one(shard)
-        tables.append(table)
-        hashes.append(tar_hash)
-        shard_of.append(np.full(table.num_rows, number, np.int32))
-    rows = pa.concat_tables(tables)
+    cache = cache or Cache()
+    entries: dict[tuple[str, str], Any] = {}
+    foreign = set()
+    for folder in dict.fromkeys(map(parent, shards)):
+        if has_manifest(folder):
+            entries |= {(folder, entry["name"]): entry for entry in read_manifest(folder)["shards"]}
+        elif _unfinished(folder, [shard for shard in shards if parent(shard) == folder]):
+            read_manifest(folder)
+        else:
+            foreign.add(folder)
+
+    def load(shard: str) -> _Shard:
+        if parent(shard) in foreign:
+            found = foreign_index(shard, cache)
+            return _Shard(table=_samples_of(shard, found.table), size=found.size, sha256=found.sha256, foreign=True,
+                          ignored=found.ignored)  # fmt: skip
+        entry = entries.get((parent(shard), name_of(shard)))
+        if entry is None:
+            raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
+        return _load(shard, entry, cache)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        loaded = list(pool.map(load, shards))
+    rows = pa.concat_tables(shard.table for shard in loaded)
+    notes = _notes(shards, loaded)
     if rows.num_rows == 0:
-        raise InputError(f"the {len(shards)} shards hold no sample; see the reasons in their .parquet files")
+        raise InputError(
+            f"the {len(shards)} shards hold no sample; " + ("; ".join(notes) or "see the reasons in their .parquet files")
+        )
     boxes = rows.column("boxes").combine_chunks()
-    boxes = boxes.fill_null([]) if boxes.null_count else boxes
-    starts = np.concatenate([[0], np.cumsum(pc.list_value_length(boxes).to_numpy(zero_copy_only=False))]).astype(np.int64)
-    flat = boxes.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.int16, copy=False).reshape(-1, 4)
     return ShardIndex(
         shards=shards,
-        shard=np.concatenate(shard_of),
+        shard=np.repeat(np.arange(len(shards), dtype=np.int32), [shard.table.num_rows for shard in loaded]),
         offset=_numbers(rows, "offset", np.int64),
         size=_numbers(rows, "size", np.int64),
         width=_numbers(rows, "width", np.int32),
         height=_numbers(rows, "height", np.int32),
-        boxes=flat,
-        box_start=starts,
+        boxes=_flat(boxes),
+        box_start=_starts(boxes),
         key=rows.column("key"),
         source=rows.column("source"),
         label=rows.column("label"),
         sha256=rows.column("sha256"),
-        fingerprint=_digest(hashes),
+        tar_bytes=[shard.size for shard in loaded],
+        tar_sha256=[shard.sha256 for shard in loaded],
+        foreign=[shard.foreign for shard in loaded],
+        notes=notes,
+        cache=cache,
+        fingerprint=hashlib.sha256("\n".join(shard.sha256 for shard in loaded).encode()).hexdigest(),
     )
 
 
-def _check_index(shard: str, entries: dict[str, Any]) -> None:
-    """The index holds the boxes: it must be the one that the manifest was written for."""
-    path = Path(index_name(shard))
-    entry = entries.get(str(Path(shard)))
-    if entry is None:
-        raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
-    if path.is_file() and sha256_of(path) != entry["index"]["sha256"]:
-        raise InputError(
-            f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
-            "`univip-stream verify` lists what differs, mining again mends it"
-        )
+def _unfinished(folder: str, shards: list[str]) -> bool:
+    """Whether shards without a manifest are our own: those of a job that did not end must not pass for complete ones."""
+    if _there(join(folder, ".mining.json")):
+        return True
+    for path in map(index_name, shards):
+        if not _there(path):
+            continue
+        try:
+            with opened(path) as file:
+                facts = pq.read_schema(file).metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read ({error}): whose shard it lies beside cannot be told") from error
+        if facts.get(b"format", b"").startswith(b"univip-stream/"):  # others (img2dataset) put Parquet files there too
+            return True
+    return False
 
 
-def _read_one(shard: str) -> tuple[pa.Table, str]:
-    path = Path(index_name(shard))
-    if not path.is_file():
-        raise InputError(
-            f"{shard} has no index {path.name} beside it; `univip-stream mine` writes both: copy it, or mine again"
-        )
+def _there(location: str) -> bool:
     try:
-        table = pq.read_table(path, columns=_COLUMNS)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
-    facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
-    if facts.get("format") != FORMAT:
-        raise InputError(f"{path} has format {facts.get('format')!r}; this version reads {FORMAT!r}")
-    found = Path(shard).stat().st_size
-    if facts["tar_bytes"] != str(found):
+        return size_of(location) is not None
+    except OSError as error:
+        raise InputError(f"{location} cannot be reached: {error}") from error
+
+
+def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
+    """The index holds the boxes: it must be the one that the manifest was written for."""
+    path = index_name(shard)
+    try:
+        expected, size, sha256 = entry["index"], int(entry["bytes"]), str(entry["sha256"])
+        remote = Remote(location=path, size=int(expected["bytes"]), sha256=checked_hash(expected["sha256"]))
+        checked_hash(sha256)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the manifest's entry of {shard} cannot be used ({type(error).__name__}: {error})") from error
+    if is_remote(path):
+        with os.fdopen(cache.open(remote), "rb") as file:
+            table = _read_table(path, file)
+    else:
+        if not Path(path).is_file():
+            raise InputError(
+                f"{shard} has no index {Path(path).name} beside it; `univip-stream mine` writes both: copy it, or mine again"
+            )
+        if sha256_of(Path(path)) != remote.sha256:
+            raise InputError(
+                f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
+                "`univip-stream verify` lists what differs, mining again mends it"
+            )
+        with open(path, "rb") as file:
+            table = _read_table(path, file)
+    facts = {k: v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
+    if facts.get(b"format") != FORMAT:
+        raise InputError(f"{path} has format {facts.get(b'format')!r}; this version reads {FORMAT!r}")
+    found = size_of(shard)
+    if facts.get(b"tar_bytes") != str(found) or size != found:
         raise InputError(
-            f"{shard} has {found} bytes but its index says {facts['tar_bytes']}: it was cut off or replaced; "
+            f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
             "`univip-stream verify` lists every such shard, mining again mends them"
         )
-    return table.filter(pc.is_in(table.column("status"), pa.array(sorted(HELD)))), facts["tar_sha256"]
+    return _Shard(table=_samples_of(shard, table), size=size, sha256=sha256)
+
+
+def _read_table(path: str, file: BinaryIO) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=INDEX_COLUMNS)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
+
+
+def _samples_of(shard: str, table: pa.Table) -> pa.Table:
+    """The rows that are samples; their numbers are looked at here, because everything after relies on them."""
+    rows = table.filter(pc.is_in(table.column("status"), pa.array(sorted(HELD))))
+    for name in ("key", "width", "height", "offset", "size", "sha256"):
+        if rows.column(name).null_count:
+            raise InputError(f"the index of {shard} has samples without {name}; mine this shard again")
+    boxes = rows.column("boxes").combine_chunks()
+    x, y, w, h = _flat(boxes).astype(np.int32).T
+    counts = np.diff(_starts(boxes))
+    width, height = (np.repeat(_numbers(rows, name, np.int32), counts) for name in ("width", "height"))
+    bad = np.flatnonzero((x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height))
+    if len(bad):
+        sample = int(np.searchsorted(_starts(boxes), bad[0], side="right")) - 1
+        raise InputError(
+            f"the index of {shard} has {len(bad)} boxes outside their images, the first in sample "
+            f"{rows.column('key')[sample].as_py()}; mine this shard again"
+        )
+    return rows
+
+
+def _notes(shards: list[str], loaded: list[_Shard]) -> list[str]:
+    """One line a kind of thing that foreign shards hold and no sample came of."""
+    totals: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for name, shard in zip(shards, loaded, strict=True):
+        for text, count in shard.ignored.items():
+            kind, _, example = text.partition(EXAMPLE)
+            totals[kind] += count
+            first.setdefault(kind, f"{name}: {example}" if example else name)
+    return [f"{count} {kind} (first in {first[kind]})" for kind, count in sorted(totals.items())]
+
+
+def _starts(boxes: pa.Array) -> np.ndarray:
+    counts = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _flat(boxes: pa.Array) -> np.ndarray:
+    """int16, boxes of all rows x 4."""
+    return np.asarray(boxes.flatten().flatten().to_numpy(zero_copy_only=False), np.int16).reshape(-1, 4)
 
 
 def _numbers(rows: pa.Table, name: str, kind: Any) -> np.ndarray:
     return np.asarray(rows.column(name).to_numpy(), kind)
-
-
-def _digest(hashes: list[str]) -> str:
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

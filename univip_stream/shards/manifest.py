@@ -1,15 +1,20 @@
 """The manifest: what the shards are, what made them, and the mark that they are complete."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.shards.format import FORMAT
 
 MANIFEST = "manifest.json"
+MOST_BYTES = 1 << 28
+"""A manifest has about 400 bytes a shard; a larger file than this is none."""
+_NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar")
 
 
 def make_manifest(entries: Iterable[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -42,25 +47,46 @@ def manifest_bytes(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a folder of shards, local or remote.
 
     Raises:
         InputError: there is none, or it is not one.
 
     """
-    path = folder / MANIFEST
-    if not path.exists():
+    path = storage.join(folder, MANIFEST)
+    size = _size_of(path)
+    if size is None:
         raise InputError(
             f"{folder} has no {MANIFEST}, so its shards are not complete (it is written last); "
             "run the same `univip-stream mine` again, it continues where it stopped"
         )
+    if size > MOST_BYTES:
+        raise InputError(f"{path} has {size} bytes; a manifest of {MOST_BYTES} is the largest that is read")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(storage.read(path))
         found = manifest["format"]
-        manifest["shards"], manifest["totals"], manifest["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+        names = [entry["name"] for entry in manifest["shards"]]
+        manifest["totals"], manifest["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no manifest of shards ({type(error).__name__}: {error}); mine again") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
     return dict(manifest)
+
+
+def has_manifest(folder: str | Path) -> bool:
+    """Whether a folder, local or remote, is a finished folder of ours."""
+    return _size_of(storage.join(folder, MANIFEST)) is not None
+
+
+def _size_of(path: str) -> int | None:
+    try:
+        return storage.size_of(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be reached: {error}") from error

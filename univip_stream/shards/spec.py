@@ -1,17 +1,22 @@
 """From what people write (`shards/<000..127>.tar`, globs, folders, manifests) to a list of shards."""
 
+import fnmatch
 import glob
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.shards.manifest import MANIFEST, read_manifest
+from univip_stream.shards.manifest import MANIFEST, has_manifest, read_manifest
 
 _RANGE = re.compile(r"<(\d+)\.\.(\d+)>|\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
+_AT_ONCE = 16
+"""Remote shards asked for at a time."""
 MOST_SHARDS = 1_000_000
 """A range that gives more names than this is a typing error."""
 
@@ -20,7 +25,9 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
     """The shards that one or several specs name, in the order written, each once.
 
     A spec is a tar, a range `<000..127>` or `{000..127}`, a choice `{train,val}`, a glob, a folder (its manifest's shards, or
-    all its `*.tar`) or a `manifest.json`. Nothing is run or fetched: `pipe:` and `::` mean nothing here.
+    all its `*.tar`) or a `manifest.json`; local, or behind `s3://`, `gs://`, `hdfs://` or `http(s)://`. A web server lists no
+    folder, so a web address is a tar, a range, a manifest or a folder that has one. Nothing is run: `pipe:` and `::` mean
+    nothing here.
 
     Raises:
         InputError: a spec that matches nothing, or a shard that is missing, by name.
@@ -30,7 +37,7 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
     if not listed:
         raise InputError("no shards given; expected something like 'shards/<000..127>.tar'")
     shards = list(dict.fromkeys(shard for spec in listed for shard in _expand(str(spec))))
-    missing = [shard for shard in shards if not Path(shard).is_file()]
+    missing = _missing(shards)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
@@ -40,12 +47,33 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
     return shards
 
 
+def _missing(shards: list[str]) -> list[str]:
+    """The shards that are not there; remote ones are asked for many at a time."""
+
+    def there(shard: str) -> bool:
+        try:
+            return storage.size_of(shard) is not None
+        except OSError as error:
+            raise InputError(f"{shard} cannot be reached: {error}") from error
+
+    if not any(map(storage.is_remote, shards)):
+        return [shard for shard in shards if not there(shard)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [shard for shard, found in zip(shards, pool.map(there, shards), strict=True) if not found]
+
+
 def _expand(spec: str) -> Iterator[str]:
-    scheme = _SCHEME.match(spec)
-    if scheme:
-        raise InputError(f"{spec}: {scheme[1]}: is not read; expected local shards such as 'shards/<000..127>.tar'")
+    if "::" in spec and not Path(spec).exists():
+        raise InputError(f"{spec}: '::' chains nothing here; give several shards as several specs")
+    if not storage.is_remote(spec):
+        scheme = _SCHEME.match(spec)
+        if scheme:
+            raise InputError(
+                f"{spec}: {scheme[1]}: is not read; expected shards such as 'shards/<000..127>.tar' or "
+                "'s3://bucket/shards/<000..127>.tar'"
+            )
     for name in _braces(spec):
-        yield from _one(name, spec)
+        yield from _remote(name, spec) if storage.is_remote(name) else _one(name, spec)
 
 
 def _one(name: str, spec: str) -> Iterator[str]:
@@ -72,6 +100,50 @@ def _folder(folder: Path) -> Iterator[str]:
     if not found:
         raise InputError(f"{folder} holds no *.tar; expected a folder that `univip-stream mine --out` wrote")
     yield from map(str, found)
+
+
+def _remote(name: str, spec: str) -> Iterator[str]:
+    web = storage.scheme_of(name) in storage.WEB
+    if storage.name_of(name) == MANIFEST or (not storage.name_of(name).endswith(".tar") and has_manifest(name)):
+        folder = storage.parent(name) if storage.name_of(name) == MANIFEST else name
+        yield from (storage.join(folder, entry["name"]) for entry in read_manifest(folder)["shards"])
+    elif web:
+        # In a web address ? and = are ordinary; only what a shell user would mean as a glob is one.
+        if "*" in name.partition("?")[0]:
+            raise InputError(
+                f"{spec!r}: a web server lists no folder; expected a range such as <000..127> or a manifest.json"
+            )
+        if not storage.name_of(name).endswith(".tar"):
+            raise InputError(
+                f"{spec!r} has no {MANIFEST}, and a web server lists no folder; expected shards such as "
+                "'https://host/shards/<000..127>.tar' or a folder with a manifest"
+            )
+        yield name
+    elif glob.has_magic(name):
+        yield from _listed(name, spec)
+    elif name.endswith(".tar"):
+        yield name
+    else:
+        yield from _listed(f"{name.rstrip('/')}/*.tar", spec)
+
+
+def _listed(pattern: str, spec: str) -> Iterator[str]:
+    """What a glob matches in an object store; as on disk, `*` stays within a folder."""
+    magic = re.search(r"[*?[]", pattern)
+    folder = pattern[: magic.start() if magic else None].rpartition("/")[0]
+    wanted = pattern[len(folder) + 1 :].split("/")
+    try:
+        names = [name for name, _ in storage.files_below(folder)]
+    except OSError as error:
+        raise InputError(f"{spec!r}: {folder} cannot be listed: {error}") from error
+    found = [
+        f"{folder}/{name}"
+        for name in names
+        if len(name.split("/")) == len(wanted) and all(map(fnmatch.fnmatchcase, name.split("/"), wanted))
+    ]
+    if not found:
+        raise InputError(f"{spec!r} matches nothing; {folder} holds no such shard")
+    yield from found
 
 
 def _braces(spec: str) -> Iterator[str]:

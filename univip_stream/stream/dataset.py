@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from univip_stream.errors import UsageError
 from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.shards.cache import DEFAULT_BYTES, Cache
 from univip_stream.stream.order import Order
 from univip_stream.stream.reader import Reader
 
@@ -39,36 +40,53 @@ class ShardDataset(IterableDataset[Sample]):
         rank: of this process.
         world_size: processes that share the images; where it does not divide their number, the last ranks get one fewer.
         window: shards whose samples are shuffled together, once `epoch` was called.
+        cache: folder that remote shards come to; None is the user's cache folder.
+        cache_bytes: bound of that folder.
 
     Without `epoch` the samples come in the shards' order. Images differ in size: use `batch_size=None`, or a `collate_fn`.
 
     """
 
     def __init__(
-        self, shards: str | Path | Sequence[str | Path] | ShardIndex, *, rank: int = 0, world_size: int = 1, window: int = 16
+        self,
+        shards: str | Path | Sequence[str | Path] | ShardIndex,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        window: int = 16,
+        cache: str | Path | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
     ):
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
-        self.index = shards if isinstance(shards, ShardIndex) else open_index(expand_shards(shards))
+        if isinstance(shards, ShardIndex):
+            self.index = shards
+        else:
+            self.index = open_index(expand_shards(shards), Cache(cache, cache_bytes))
         self.rank, self.world_size, self.window = rank, world_size, window
         self._order: np.ndarray = np.arange(len(self.index))
+        self._epoch: tuple[Order, int] | None = None
 
     def epoch(self, seed: int, epoch: int) -> "ShardDataset":
         """Fix the order to that of an epoch: a pure function of (seed, epoch). Returns self."""
-        self._order = Order(self.index.shard, seed, self.window).epoch(epoch)
+        order = Order(self.index.shard, seed, self.window)
+        self._order = order.epoch(epoch)
+        self._epoch = order, epoch
         return self
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.index), self.world_size))
 
     def __iter__(self) -> Iterator[Sample]:
-        mine = self._order[self.rank :: self.world_size]
+        mine = np.arange(self.rank, len(self._order), self.world_size)
         worker = get_worker_info()
         if worker is not None:
             mine = mine[worker.id :: worker.num_workers]
         reader = Reader(self.index)
         try:
-            for sample in mine.tolist():
+            for place in mine.tolist():
+                sample = int(self._order[place])
+                reader.near(*self._near(place))
                 yield Sample(
                     image=torch.from_numpy(reader.image(sample)).permute(2, 0, 1),
                     boxes=torch.from_numpy(self.index.boxes_of(sample).astype(np.int64)),
@@ -78,3 +96,11 @@ class ShardDataset(IterableDataset[Sample]):
                 )
         finally:
             reader.close()
+
+    def _near(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shards read now, shards that come next) at a place of the order."""
+        if self._epoch is not None:
+            order, epoch = self._epoch
+            return order.near(epoch * order.count + place)
+        shard = int(self.index.shard[place])
+        return np.array([shard]), np.arange(shard + 1, min(shard + 1 + self.window, len(self.index.shards)))

@@ -7,8 +7,10 @@ from collections import OrderedDict
 import numpy as np
 
 from univip_stream.errors import InputError
-from univip_stream.images import MAX_BYTES, MAX_PIXELS, decode
+from univip_stream.images import MAX_BYTES, MAX_PIXELS, decode, read_picture
 from univip_stream.shards import ShardIndex
+from univip_stream.shards.cache import Remote
+from univip_stream.stream.ahead import Ahead
 
 _OPEN_SHARDS = 64
 """Files a reader keeps open: more than a shuffle window touches, fewer than any process may have."""
@@ -20,6 +22,8 @@ class Reader:
     def __init__(self, index: ShardIndex):
         self.index = index
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._ahead: Ahead | None = None
+        self._present: frozenset[int] = frozenset()
 
     def image(self, sample: int) -> np.ndarray:
         """The sample's pixels: uint8, height x width x 3, RGB.
@@ -30,15 +34,45 @@ class Reader:
         """
         index = self.index
         data = self._bytes(sample)
+        if hashlib.sha256(data).hexdigest() != index.text("sha256", sample):
+            data = self._fetched_again(sample, data)
         try:
             if hashlib.sha256(data).hexdigest() != index.text("sha256", sample):
                 raise InputError("its bytes changed since it was mined (SHA-256 differs)")
-            pixels = decode(data, max_pixels=MAX_PIXELS)
+            # Other programs keep images that have to be turned upright.
+            foreign = index.foreign[int(index.shard[sample])]
+            pixels = read_picture(data).pixels if foreign else decode(data, max_pixels=MAX_PIXELS)
             if pixels.shape[:2] != (index.height[sample], index.width[sample]):
                 raise InputError(f"it decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels, not to the size in its row")
         except InputError as error:
             raise InputError(f"{self.name(sample)}: {error}; `univip-stream verify` lists every such sample") from error
         return pixels
+
+    def near(self, present: np.ndarray, coming: np.ndarray) -> None:
+        """Say which shards are read now and which come next: remote ones are fetched ahead, those done with are let go.
+
+        Args:
+            present: shards of the window that is read.
+            coming: shards after it, in the order they are wanted.
+
+        """
+        now = frozenset(present.tolist())
+        if now == self._present:
+            return
+        self._present = now
+        for shard in [shard for shard in self._open if shard not in now and self.index.remote(shard)]:
+            os.close(self._open.pop(shard))
+        wanted: list[Remote] = []
+        room = self.index.cache.limit
+        for shard in [*present.tolist(), *coming.tolist()]:
+            remote = self.index.remote(shard)
+            room -= remote.size if remote else 0
+            if remote and room >= 0:  # more would push out what is read now
+                wanted.append(remote)
+        if wanted:
+            if self._ahead is None or self._ahead.process != os.getpid():
+                self._ahead = Ahead(self.index.cache)
+            self._ahead.want(wanted)
 
     def name(self, sample: int) -> str:
         """Where a sample is, for people."""
@@ -46,7 +80,11 @@ class Reader:
         return f"{shard}, sample {self.index.text('key', sample)} ({self.index.text('source', sample)})"
 
     def close(self) -> None:
-        """Close the shards."""
+        """Close the shards, and end fetching ahead."""
+        if self._ahead is not None and self._ahead.process == os.getpid():
+            self._ahead.close()
+        self._ahead = None
+        self._present = frozenset()
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -68,5 +106,19 @@ class Reader:
         else:
             if len(self._open) >= _OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+            remote = self.index.remote(shard)
+            if remote is not None:
+                self._open[shard] = self.index.cache.open(remote)
+            else:
+                self._open[shard] = os.open(self.index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
+
+    def _fetched_again(self, sample: int, data: bytes) -> bytes:
+        """A sample whose copy in the cache was damaged, from a new copy; what it was where the shard is local."""
+        shard = int(self.index.shard[sample])
+        remote = self.index.remote(shard)
+        if remote is None:
+            return data
+        os.close(self._open.pop(shard))
+        self.index.cache.forget(remote)
+        return self._bytes(sample)

@@ -20,6 +20,7 @@ from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
 from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
 from univip_stream.stream.order import Order, view_generator
@@ -46,11 +47,22 @@ class StreamConfig:
     """Shards whose samples are shuffled together."""
     antialias: bool = True
     """Resize as Pillow does when shrinking. False is faster and rougher."""
+    cache: str | None = None
+    """Folder that remote shards come to, on a local disk; None is the user's cache folder."""
+    cache_bytes: int = DEFAULT_BYTES
+    """Bound of that folder. Room for two windows of shards is what keeps the reading from waiting."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """What to do about a sample whose bytes changed: stop, or take the next image of the order in its place and say so."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 1), ("window", 1), ("seed", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("workers", 0),
+            ("prefetch", 1),
+            ("window", 1),
+            ("seed", 0),
+            ("cache_bytes", 1),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.on_bad_sample not in ("raise", "skip"):
@@ -88,7 +100,10 @@ class Stream:
         start_step: int = 0,
         parts: int = 1,
     ):
-        self.index = shards if isinstance(shards, ShardIndex) else open_index(expand_shards(shards))
+        if isinstance(shards, ShardIndex):
+            self.index = shards
+        else:
+            self.index = open_index(expand_shards(shards), Cache(config.cache, config.cache_bytes))
         self.config = config
         self.images = len(self.index)
         if config.batch_size % (world_size * parts):
@@ -119,13 +134,18 @@ class Stream:
             # Python 3.12 warns of any fork beside threads. The workers touch neither CUDA nor the parent's thread pools.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
             batches = iter(self._loader())
-        while True:
-            began = time.perf_counter()
-            batch = next(batches)
-            self.wait_seconds += time.perf_counter() - began
-            yield batch
+        try:
+            while True:
+                began = time.perf_counter()
+                batch = next(batches)
+                self.wait_seconds += time.perf_counter() - began
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch
+        finally:
+            self._batches.reader.close()
 
-    def _loader(self) -> "DataLoader[Batch]":
+    def _loader(self) -> "DataLoader[Batch | InputError]":
         workers = self.config.workers
         return DataLoader(
             self._batches,
@@ -150,8 +170,11 @@ class _From(Sampler[int]):
         return itertools.count(self.first)
 
 
-class _Batches(Dataset[Batch]):
-    """Item n is this rank's n-th part batch of the endless sequence."""
+class _Batches(Dataset[Batch | InputError]):
+    """Item n is this rank's n-th part batch of the endless sequence, or what is wrong with it.
+
+    An error is an item because DataLoader would lay a worker's traceback over its words.
+    """
 
     def __init__(
         self,
@@ -169,7 +192,15 @@ class _Batches(Dataset[Batch]):
         self.size = config.batch_size // (world_size * parts)
         self.rank, self.world_size, self.parts = rank, world_size, parts
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | InputError:
+        try:
+            return self._batch(number)
+        except FetchError as error:
+            return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+        except InputError as error:
+            return InputError(str(error))
+
+    def _batch(self, number: int) -> Batch:
         step, part = divmod(number, self.parts)
         first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
         views, B = self.views, self.size
@@ -182,6 +213,7 @@ class _Batches(Dataset[Batch]):
         filled = np.empty(B, np.int32)
         samples: list[int] = []
         skipped: list[str] = []
+        self.reader.near(*self.order.near(first))
         for b, position in enumerate(range(first, first + B)):
             sample, image = self._image_at(position, skipped)
             samples.append(sample)
@@ -220,6 +252,8 @@ class _Batches(Dataset[Batch]):
             sample = int(self.order.samples(position + step, 1)[0])
             try:
                 return sample, self.reader.image(sample)
+            except FetchError:
+                raise
             except InputError as error:
                 if self.config.on_bad_sample == "raise":
                     raise

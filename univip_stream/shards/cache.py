@@ -1,0 +1,323 @@
+"""Remote files on the local disk: fetched whole, verified, bounded, and shared by all processes of a machine.
+
+A file is named by its SHA-256, so what lies under a name is what the name says, wherever it came from: two sets with a
+`000.tar` each cannot meet, and a moved bucket is not fetched again. What is being fetched has another name and gets this one
+only when it is complete, verified and on disk. Locks are `flock`s: the kernel lets go of them when a process dies.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from univip_stream import storage
+from univip_stream.errors import InputError, UsageError
+from univip_stream.files import TEMPORARY, sync_folder
+
+DEFAULT_BYTES = 32 << 30
+"""Bound of the cache where none is said: a window of 16 shards of COCO, and the next, take 5 GB."""
+_PIECE = 1 << 20
+_LOCK = ".lock"
+_T = TypeVar("_T")
+
+
+class FetchError(InputError):
+    """A remote file cannot be had. No other sample stands in for it: the next would fail alike."""
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A fetch was given up because its process is to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A remote file, and what it must be."""
+
+    location: str
+    """Its URL."""
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Of its bytes, hexadecimal; None if that is not known yet."""
+
+
+def user_folder() -> Path:
+    """Where this program keeps what can be made again: `$XDG_CACHE_HOME/univip-stream`, or `~/.cache/univip-stream`."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip-stream"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(tempfile.gettempdir()) / f"univip-stream-{os.getuid()}"
+
+
+def checked_hash(text: str) -> str:
+    """A SHA-256 that a manifest says, which becomes a file's name here.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if not isinstance(text, str) or len(text) != 64 or set(text) - set("0123456789abcdef"):
+        raise ValueError(f"{text!r} is no SHA-256")
+    return text
+
+
+class Cache:
+    """A folder of fetched files. Any number of processes and threads may use one folder at once.
+
+    Args:
+        folder: where; None for `shards` in the user's cache folder. A local disk: locks and speed are its point.
+        limit: bytes the files may take together. A file that someone has open stays readable when it is evicted (its room is
+            given back when it is closed); those that nobody has open go first, the least recently used before others.
+
+    """
+
+    def __init__(self, folder: str | Path | None = None, limit: int = DEFAULT_BYTES):
+        if limit < 1:
+            raise UsageError(f"cache_bytes is {limit}; expected at least the size of one shard")
+        self.folder = user_folder() / "shards" if folder is None else Path(folder)
+        self.limit = limit
+
+    def open(self, remote: Remote) -> int:
+        """A descriptor of the file's verified bytes, fetched where it is not here. It holds a shared lock: close it when done.
+
+        Raises:
+            FetchError: the source cannot be read, or does not hold what it should.
+            InputError: the cache cannot hold it.
+
+        """
+        if (found := self._held(remote)) is not None:
+            return found
+        with self.locked(_name(remote)):
+            return self._fetched(remote, None)
+
+    def has(self, remote: Remote) -> bool:
+        """Whether it is here."""
+        return remote.sha256 is not None and (self.folder / remote.sha256).exists()
+
+    def fetch_if_free(self, remote: Remote, stopped: Callable[[], bool]) -> bool:
+        """Fetch a file that is not here, unless another process is about it; return whether this call did.
+
+        Raises:
+            Stopped: `stopped` said so on the way, or others' files leave no room for it now.
+            InputError: as `open`.
+
+        """
+        if self.has(remote):
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / _name(remote))  # it is wanted soon: not the next to be evicted
+            return False
+        with self.locked(_name(remote), wait=False) as mine:
+            if not mine or self.has(remote):
+                return False
+            os.close(self._fetched(remote, stopped))
+            return True
+
+    def _held(self, remote: Remote) -> int | None:
+        if remote.sha256 is None:
+            return None
+        path = self.folder / remote.sha256
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"{path} of the shard cache cannot be read: {error}") from error
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_size != remote.size:
+            os.close(descriptor)
+            self.forget(remote)
+            return None
+        with contextlib.suppress(OSError):  # another user's file is read all the same
+            os.utime(descriptor)
+        return descriptor
+
+    def forget(self, remote: Remote) -> None:
+        """Delete a file that turned out to be damaged here."""
+        if remote.sha256 is not None:
+            (self.folder / remote.sha256).unlink(missing_ok=True)
+
+    def _fetched(self, remote: Remote, stopped: Callable[[], bool] | None) -> int:
+        """Under the file's lock: what another process fetched meanwhile, or fetch it."""
+        if (found := self._held(remote)) is not None:
+            return found
+        temporary = self.folder / f"{_name(remote)}{TEMPORARY}"
+        try:
+            for last in (False, True):
+                self._reserve(temporary, remote, ahead=stopped is not None)
+                found_hash = self._copy(remote, temporary, stopped)
+                if found_hash == (remote.sha256 or found_hash):
+                    break
+                if last:
+                    raise FetchError(
+                        f"{remote.location}: fetched twice, and its bytes are not the {remote.size} bytes it should have (SHA-256 "
+                        f"{found_hash[:16]}..., expected {str(remote.sha256)[:16]}...): changed or damaged there, or on the way"
+                    )
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            temporary.replace(self.folder / found_hash)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self._no_room(error, remote) from error
+            raise
+        sync_folder(self.folder)
+        return descriptor
+
+    def _copy(self, remote: Remote, temporary: Path, stopped: Callable[[], bool] | None) -> str:
+        """Write the source's bytes into the reserved file; return their SHA-256. Errors that can pass are tried again."""
+        wait = storage.FIRST_WAIT
+        for left in reversed(range(storage.TRIES)):
+            try:
+                return _copied(remote, temporary, stopped)
+            except _SourceError as error:
+                if left == 0:
+                    raise FetchError(
+                        f"{remote.location} cannot be fetched, after {storage.TRIES} tries: {error}; run again when it can be "
+                        "reached, training continues from its last checkpoint"
+                    ) from error
+            time.sleep(wait)
+            wait *= 2
+        raise AssertionError("the loop returns or raises")
+
+    def _reserve(self, temporary: Path, remote: Remote, *, ahead: bool) -> None:
+        """Make room for a file, and a file of its whole size, so that others count it too.
+
+        Where other processes' fetches take the room, wait for them to end: what is complete can be evicted.
+        """
+        if remote.size > self.limit:
+            raise InputError(
+                f"{remote.location} has {remote.size} bytes, the cache in {self.folder} may have {self.limit} in all "
+                "(stream.cache_bytes); make it larger: it needs room for one shard at least, and for two windows of them to be fast"
+            )
+        while True:
+            with self.locked("room"):
+                temporary.unlink(missing_ok=True)
+                if self._evict(self.limit - remote.size, in_use_too=not ahead):
+                    with temporary.open("xb") as file:
+                        file.truncate(remote.size)
+                    return
+            if ahead:
+                raise Stopped
+            time.sleep(0.05)
+
+    def _evict(self, most: int, *, in_use_too: bool) -> bool:
+        """Delete files until they take at most `most` bytes: leftovers of the dead, what nobody has open, then the rest.
+
+        Where that cannot be reached, nothing complete is deleted; returns whether it was reached.
+        """
+        complete, being_fetched = [], 0
+        for entry in list(os.scandir(self.folder)):
+            with contextlib.suppress(FileNotFoundError):
+                if not entry.is_file(follow_symlinks=False) or entry.name.endswith(_LOCK):
+                    continue
+                stat = entry.stat(follow_symlinks=False)
+                if not entry.name.endswith(TEMPORARY):
+                    complete.append((stat.st_mtime_ns, entry.path, stat.st_size))
+                    continue
+                with self.locked(entry.name.removesuffix(TEMPORARY), wait=False) as dead:
+                    if dead:
+                        os.unlink(entry.path)
+                    else:
+                        being_fetched += stat.st_size
+        total = being_fetched + sum(size for *_, size in complete)
+        if total <= most:
+            return True
+        ordered = sorted((_in_use(path), used, path, size) for used, path, size in complete)
+        victims = [file for file in ordered if in_use_too or not file[0]]
+        if total - sum(size for *_, size in victims) > most:
+            return False
+        for _, _, path, size in victims:
+            if total > most:
+                Path(path).unlink(missing_ok=True)
+                total -= size
+        return True
+
+    @contextlib.contextmanager
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the lock of a name among all processes and threads; without `wait`, give whether it was free."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"the shard cache {self.folder} cannot be written ({error}); name another by stream.cache"
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _no_room(self, error: OSError, remote: Remote) -> InputError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return InputError(
+                f"no room in {self.folder} for the {remote.size} bytes of {remote.location} ({error.strerror}); make room, set "
+                "stream.cache_bytes lower, or stream.cache to a folder on a larger disk"
+            )
+        return InputError(f"{remote.location} cannot be kept in {self.folder}: {error}")
+
+
+class _SourceError(Exception):
+    """Reading failed on the far side, not in writing here."""
+
+
+def _name(remote: Remote) -> str:
+    return remote.sha256 or "of-" + hashlib.sha256(remote.location.encode()).hexdigest()
+
+
+def _copied(remote: Remote, path: Path, stopped: Callable[[], bool] | None) -> str:
+    """Overwrite a file with the source's bytes; return their SHA-256."""
+    digest, done = hashlib.sha256(), 0
+    with contextlib.ExitStack() as stack:
+        source = _far(remote.location, lambda: stack.enter_context(storage.opened(remote.location)))
+        target = stack.enter_context(path.open("r+b"))
+        while piece := _far(remote.location, lambda: source.read(_PIECE)):
+            if stopped is not None and stopped():
+                raise Stopped
+            done += len(piece)
+            if done > remote.size:
+                break  # another file than was promised; its end may never come
+            digest.update(piece)
+            target.write(piece)
+        if done < remote.size:
+            raise _SourceError(f"it ended after {done} of {remote.size} bytes")
+        target.flush()
+        os.fsync(target.fileno())
+    return digest.hexdigest() if done == remote.size else f"{'0' * 16} (longer than {remote.size} bytes)"
+
+
+def _far(location: str, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except (MemoryError, InputError):
+        raise
+    except (FileNotFoundError, PermissionError) as error:
+        raise FetchError(f"{location} cannot be fetched: {type(error).__name__}: {error}") from error
+    except Exception as error:  # each client has its own kinds
+        raise _SourceError(f"{type(error).__name__}: {error}") from error
+
+
+def _in_use(path: str) -> bool:
+    """Whether some process has the file open by `Cache.open`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

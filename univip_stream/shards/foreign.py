@@ -1,0 +1,327 @@
+"""WebDataset shards that another program wrote (img2dataset, say): indexed once, by reading the tar through.
+
+Only members of known suffixes are opened: images, and the `json` and `cls` beside them. All others are counted, never read.
+Nothing is extracted, so what a member is called leads nowhere.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream import storage
+from univip_stream.errors import InputError
+from univip_stream.files import written_atomically
+from univip_stream.images import MAX_BYTES, SUFFIXES, BadImageError, upright_size
+from univip_stream.shards.cache import Cache, Remote
+from univip_stream.shards.format import NO_BOXES, OK, SCHEMA, TOO_LARGE
+
+_FORMAT = "univip-stream-foreign/1"
+"""Of the index; another number means that the tar is read through again."""
+_ENDING = ".univip-index.parquet"
+MOST_JSON_BYTES = 16 << 20
+"""A JSON member above this is not read: a thousand boxes take about 20 KB."""
+MOST_BOXES = 10_000
+"""Boxes of an image beyond these are left out."""
+EXAMPLE = ", such as "
+"""Between a kind of thing that is ignored and the first of its kind."""
+_MOST_LABEL_BYTES = 1 << 12
+_MOST_HEADER_BYTES = 1 << 20
+_BLOCK = 512
+_CAPTIONS = frozenset({"txt", "caption", "text"})
+"""Members that any image-text set has: no news."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignIndex:
+    """What reading a foreign shard through found."""
+
+    table: pa.Table
+    """Rows as in our own index, without candidates."""
+    size: int
+    """Bytes of the tar."""
+    sha256: str
+    """Of the tar."""
+    ignored: dict[str, int]
+    """What no sample came of, counted by kind."""
+
+
+def foreign_index(shard: str, cache: Cache) -> ForeignIndex:
+    """The index of a foreign shard: the one kept from an earlier time where the tar is the same, else made now and kept.
+
+    It is kept beside the tar as `<name>.univip-index.parquet`, or in the cache folder where that cannot be written.
+
+    Raises:
+        InputError: no tar that can be read by offsets, or cut off, or damaged.
+
+    """
+    try:
+        facts, places = _identity(shard, cache)
+        lock = hashlib.sha256(str(places[-1]).encode()).hexdigest()
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(InputError):  # a cache folder that cannot be written: then several may do the same work
+                stack.enter_context(cache.locked(f"index-{lock}"))
+            for place in places:
+                if found := _kept(place, facts):
+                    return found
+            made = _made(shard, int(facts["bytes"]), cache)
+            _keep(made, places, facts)
+            return made
+    except OSError as error:
+        raise InputError(f"{shard} cannot be indexed: {error}") from error
+
+
+def _identity(shard: str, cache: Cache) -> tuple[dict[str, str], list[Path]]:
+    """By what a tar is known again without reading it, and where its index may lie."""
+    if storage.is_remote(shard):
+        facts = {"name": shard, "bytes": str(storage.size_of(shard)), "mtime_ns": ""}
+        return facts, [_in_cache(shard, cache)]
+    path = Path(shard)
+    stat = path.stat()
+    facts = {"name": path.name, "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
+    return facts, [path.with_name(path.name.removesuffix(".tar") + _ENDING), _in_cache(str(path.resolve()), cache)]
+
+
+def _in_cache(name: str, cache: Cache) -> Path:
+    return cache.folder / "indexes" / f"{hashlib.sha256(name.encode()).hexdigest()}{_ENDING}"
+
+
+def _kept(place: Path, facts: dict[str, str]) -> ForeignIndex | None:
+    try:
+        table = pq.read_table(place)
+        said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        same = said.get("format") == _FORMAT and all(said.get(name) == value for name, value in facts.items())
+        if same and table.schema.equals(SCHEMA):
+            ignored = {str(kind): int(count) for kind, count in json.loads(said["ignored"]).items()}
+            return ForeignIndex(table=table, size=int(said["bytes"]), sha256=said["tar_sha256"], ignored=ignored)
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError):
+        pass  # missing, or not what we wrote: made anew
+    return None
+
+
+def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str]) -> None:
+    said = {**facts, "format": _FORMAT, "tar_sha256": made.sha256, "ignored": json.dumps(made.ignored)}
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with written_atomically(place) as file:
+                pq.write_table(made.table.replace_schema_metadata(said), file, compression="zstd")
+            return
+
+
+def _made(shard: str, size: int, cache: Cache) -> ForeignIndex:
+    if storage.is_remote(shard):
+        descriptor = cache.open(Remote(location=shard, size=size, sha256=None))
+    else:
+        descriptor = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            scan = _Scan(file, storage.name_of(shard))
+        except InputError as error:
+            raise InputError(f"{shard}: {error}") from error
+    rows = {name: pa.array([row.get(name) for row in scan.rows], SCHEMA.field(name).type) for name in SCHEMA.names}
+    return ForeignIndex(
+        table=pa.table(rows, schema=SCHEMA), size=size, sha256=sha256, ignored=dict(sorted(scan.ignored.items()))
+    )
+
+
+@dataclass
+class _Members:
+    """Members of one sample, which lie side by side."""
+
+    key: str
+    image: tarfile.TarInfo | None = None
+    suffix: str = ""
+    json: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+
+class _Scan:
+    """One reading of a tar from front to back."""
+
+    def __init__(self, file: BinaryIO, shard: str):
+        self.file, self.shard = file, shard
+        self.rows: list[dict[str, Any]] = []
+        self.ignored: Counter[str] = Counter()
+        group: _Members | None = None
+        for member in _members(file):
+            named = self._named(member)
+            if named is None:
+                continue
+            key, suffix = named
+            if group is None or group.key != key:
+                self._end(group)
+                group = _Members(key=key)
+            self._add(group, member, suffix)
+        self._end(group)
+
+    def _named(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
+        """Key and suffix of a member that may be part of a sample."""
+        if member.isdir():
+            return None
+        if not member.isreg() or member.issparse():
+            self.ignored["links, devices or other special members, not followed"] += 1
+            return None
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+            self.ignored["members whose names lead outside the tar, not read"] += 1
+            return None
+        stem, dot, suffix = path.name.partition(".")
+        if not dot or not stem:
+            self.ignored["members without a key and a suffix, not read"] += 1
+            return None
+        return str(path.parent / stem).encode("utf-8", "backslashreplace").decode(), suffix.lower()
+
+    def _add(self, group: _Members, member: tarfile.TarInfo, suffix: str) -> None:
+        if suffix in SUFFIXES:
+            if group.image is None:
+                group.image, group.suffix = member, suffix
+            else:
+                self.ignored["second images of a sample, not read"] += 1
+        elif suffix == "json":
+            group.json = self._json(member)
+        elif suffix == "cls" and member.size <= _MOST_LABEL_BYTES:
+            group.label = self._bytes(member).decode("utf-8", "backslashreplace").strip() or None
+        elif suffix not in _CAPTIONS:
+            known = suffix if re.fullmatch(r"[a-z0-9_.-]{1,20}", suffix) and len(self.ignored) < 40 else "?"
+            self.ignored[f"members ending in .{known}, not read"] += 1
+
+    def _json(self, member: tarfile.TarInfo) -> dict[str, Any]:
+        if member.size > MOST_JSON_BYTES:
+            self.ignored[f"JSON members over {MOST_JSON_BYTES >> 20} MiB, not read"] += 1
+            return {}
+        try:
+            fields = json.loads(self._bytes(member))
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict):
+            self.ignored["JSON members that hold no JSON object"] += 1
+            return {}
+        return fields
+
+    def _bytes(self, member: tarfile.TarInfo) -> bytes:
+        self.file.seek(member.offset_data)
+        data = self.file.read(member.size)
+        if len(data) != member.size:
+            raise InputError(f"it ends within its member {member.name!r}: it was cut off")
+        return data
+
+    def _end(self, group: _Members | None) -> None:
+        """A sample is complete: its row."""
+        if group is None:
+            return
+        if group.image is None:
+            self.ignored["samples without an image"] += 1
+            return
+        row: dict[str, Any] = {"key": group.key, "source": f"{self.shard}/{group.key}.{group.suffix}"}
+        self.rows.append(row)
+        try:
+            if group.image.size > MAX_BYTES:
+                raise BadImageError(TOO_LARGE, f"{group.image.size} bytes; the limit is {MAX_BYTES}")
+            data = self._bytes(group.image)
+            width, height = upright_size(data)
+        except BadImageError as error:
+            row |= {"status": error.status, "reason": str(error)}
+            kind = f"images {error.status.replace('_', ' ')}"
+            known = next(
+                (said for said in self.ignored if said.startswith(kind)), f"{kind}{EXAMPLE}{row['source']}: {error}"[:200]
+            )
+            self.ignored[known] += 1
+            return
+        boxes = self._boxes(group.json.get("boxes"), width, height)
+        label = group.label if group.label is not None else group.json.get("label")
+        row |= {
+            "status": OK if boxes else NO_BOXES,
+            "reason": None if boxes else "its JSON has no boxes",
+            "width": width,
+            "height": height,
+            "label": str(label)[:_MOST_LABEL_BYTES] if isinstance(label, str | int) else None,
+            "suffix": group.suffix,
+            "offset": group.image.offset_data,
+            "size": group.image.size,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "boxes": boxes,
+        }
+
+    def _boxes(self, found: Any, width: int, height: int) -> list[list[int]]:
+        """Those that are boxes inside the image, xywh, on whole pixels."""
+        if found is None:
+            return []
+        if not isinstance(found, list):
+            self.ignored["JSON members whose boxes are no list"] += 1
+            return []
+        kept = [box for item in found[:MOST_BOXES] if (box := _box(item, width, height))]
+        if len(kept) < len(found):
+            self.ignored["boxes that are none inside their image, or too many, left out"] += len(found) - len(kept)
+        return kept
+
+
+def _box(item: Any, width: int, height: int) -> list[int] | None:
+    if not isinstance(item, list) or len(item) != 4:
+        return None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e6 for v in item):  # so no NaN
+        return None
+    x, y, w, h = item
+    left, top, right, bottom = (math.floor(v + 0.5) for v in (x, y, x + w, y + h))
+    inside = 0 <= left < right <= width and 0 <= top < bottom <= height
+    return [left, top, right - left, bottom - top] if inside else None
+
+
+class _Bounded:
+    """The tar as `tarfile` sees it: headers only, so a read beyond a header's size is an attack on memory."""
+
+    def __init__(self, file: BinaryIO):
+        self.tell, self.seek = file.tell, file.seek
+        self._read = file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER_BYTES:
+            raise InputError(f"it has a header of {size} bytes; expected at most {_MOST_HEADER_BYTES}")
+        return self._read(size)
+
+
+def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Every member of a plain tar, to its end mark.
+
+    Raises:
+        InputError: compressed, damaged, or cut off.
+
+    """
+    file.seek(0)
+    if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        raise InputError("it is compressed; shards are read by offsets, so decompress it to a plain .tar")
+    file.seek(0)
+    last = -1
+    try:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                if member.offset <= last or member.size < 0:
+                    raise InputError(f"the header of {member.name!r} leads backwards: it is damaged")
+                last = member.offset
+                tar.members.clear()  # tarfile would keep all of them
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, EOFError, OverflowError, RecursionError) as error:
+        raise InputError(f"not a whole plain tar ({error}): it was cut off or damaged") from error
+    # tarfile takes any header it cannot read for the end.
+    file.seek(end)
+    mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK:
+        raise InputError(f"it ends at byte {end} without a tar's end mark: it was cut off")
+    if any(mark):
+        raise InputError(f"the header at byte {end} is damaged")
+    while piece := file.read(_MOST_HEADER_BYTES):
+        if piece.count(0) != len(piece):
+            raise InputError("it goes on after its end mark: two tars in one, or damaged; unpack and pack it anew")
