@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from servers import BUCKET, s3_server
 
+from univip_stream import storage
 from univip_stream.cli import cli
 from univip_stream.shards.verify import verify_folder
 
@@ -74,6 +76,24 @@ def test_the_command_says_what_it_found_and_exits_1(shards):
     found = json.loads(bad.stdout)
     assert found["images"] == 12
     assert found["findings"][0]["shard"] == "001.tar"
+
+
+def test_on_ray_and_in_an_object_store_it_finds_the_same(shards, rng):
+    path = shards / "002.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000] + b"x" + whole[5001:])
+    (shards / "001.parquet").unlink()
+    here = CliRunner().invoke(cli, ["verify", str(shards), "--json"])
+    on_ray = CliRunner().invoke(cli, ["verify", str(shards), "--json", "--workers", "2"])
+    assert (here.exit_code, on_ray.exit_code) == (1, 1)
+    assert on_ray.stdout == here.stdout
+    with s3_server():
+        for file in shards.iterdir():
+            storage.copy_out(file, f"s3://{BUCKET}/set/{file.name}")
+        there = CliRunner().invoke(cli, ["verify", f"s3://{BUCKET}/set", "--json"])
+    assert json.loads(there.stdout)["findings"] == [
+        finding | {"folder": f"s3://{BUCKET}/set"} for finding in json.loads(here.stdout)["findings"]
+    ]
 
 
 @pytest.mark.parametrize(("name", "words"), [("nowhere", "no such shard"), ("", "no manifest.json")])

@@ -1,53 +1,19 @@
 """`univip-stream mine`: parse, call, print."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from univip_stream.boxes import BoxFilter
+from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.pipeline import Plan, plan_job
 from univip_stream.proposals import ENGINES
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def where_options(command: _Command) -> _Command:
-    """Add the options that say how the work is spread."""
-    for option in reversed(
-        [
-            click.option(
-                "--workers", type=click.IntRange(min=1), metavar="N", help="Shards in work at a time.  [default: one a CPU]"
-            ),
-            click.option(
-                "--address",
-                metavar="ADDRESS",
-                help="Of a running Ray cluster, such as auto.  [default: a local one is started]",
-            ),
-            click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-@contextmanager
-def stop_on_sigterm(what: str) -> Iterator[None]:
-    """Leave with a word on Ctrl-C, and on what schedulers send."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
-        raise SystemExit(1) from None
 
 
 @click.command()

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from univip_stream.cli.mine import stop_on_sigterm, where_options
+from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.mining import RefilterConfig
 from univip_stream.mining import refilter as run_refilter

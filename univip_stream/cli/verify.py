@@ -6,21 +6,27 @@ from pathlib import Path
 
 import click
 
+from univip_stream.cli.jobs import where_options
 from univip_stream.cli.progress import Progress
-from univip_stream.errors import InputError
-from univip_stream.shards.manifest import read_manifest
+from univip_stream.mining.runner import Place, run
+from univip_stream.shards.manifest import MANIFEST, read_manifest
 from univip_stream.shards.spec import expand_shards
-from univip_stream.shards.verify import verify_folder
-from univip_stream.storage import is_remote
+from univip_stream.shards.verify import Finding, check_shard, check_tasks, check_totals
+from univip_stream.storage import is_remote, name_of, parent
+
+_ON_RAY_FROM = 4 << 30
+"""Bytes of shards from which several processes are worth their start."""
 
 
 @click.command()
 @click.argument("shards", nargs=-1, required=True)
+@where_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(shards: tuple[str, ...], as_json: bool) -> None:
+def verify(shards: tuple[str, ...], workers: int | None, address: str | None, inline: bool, as_json: bool) -> None:
     """Read SHARDS back: sizes, hashes, counts, members, and boxes inside images. Exit status 1 if anything is wrong.
 
-    SHARDS is a folder of shards, its manifest.json, or the shards in it; the whole folder is checked.
+    SHARDS is a folder of shards (local or remote), its manifest.json, or the shards in it; the whole folder is checked. Over
+    4 GB it is done on Ray, as with --workers or --address.
 
     \b
     univip-stream verify shards/
@@ -29,9 +35,16 @@ def verify(shards: tuple[str, ...], as_json: bool) -> None:
     findings = []
     images = 0
     for folder in folders:
-        total = read_manifest(folder)["totals"]["images"]
+        manifest = read_manifest(folder)
+        small = sum(entry["bytes"] for entry in manifest["shards"]) < _ON_RAY_FROM and workers is None and address is None
+        place = Place(workers=workers, address=address, inline=inline or small)
+        total = manifest["totals"]["images"]
+        found: dict[str, list[Finding]] = {}
         with Progress(f"verifying {folder}", total, unit="images") as bar:
-            findings += [{"folder": str(folder), **asdict(finding)} for finding in verify_folder(folder, bar.add)]
+            for task, result in run(check_shard, check_tasks(folder, manifest), place, bar.add):
+                found[task.name] = result
+        in_order = [finding for entry in manifest["shards"] for finding in found[entry["name"]]]
+        findings += [{"folder": folder, **asdict(finding)} for finding in in_order + check_totals(folder, manifest)]
         images += total
     if as_json:
         click.echo(json.dumps({"images": images, "findings": findings}))
@@ -43,16 +56,12 @@ def verify(shards: tuple[str, ...], as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _folders(spec: str) -> list[Path]:
-    if is_remote(spec):
-        raise InputError(
-            f"{spec}: only local folders are verified; a remote shard is checked when it is fetched, or copy it here"
-        )
+def _folders(spec: str) -> list[str]:
     path = Path(spec)
     if path.is_dir():
-        return [path]
-    if path.suffix == ".json":
-        if not path.is_file():
-            raise InputError(f"{spec}: no such file; expected a folder of shards")
-        return [path.parent]
-    return [Path(shard).parent for shard in expand_shards(spec)]
+        return [spec]
+    if name_of(spec) == MANIFEST:
+        return [parent(spec)]
+    if is_remote(spec) and not spec.partition("?")[0].endswith(".tar"):
+        return [spec]
+    return [parent(shard) for shard in expand_shards(spec)]

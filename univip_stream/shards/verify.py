@@ -1,8 +1,10 @@
 """Read shards back against their manifest: every byte, every member, every box."""
 
+import contextlib
 import hashlib
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from univip_stream import storage
 from univip_stream.boxes import validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
 from univip_stream.shards.format import HELD, SCHEMA, index_name
-from univip_stream.shards.manifest import read_manifest
+from univip_stream.shards.manifest import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,28 @@ class Finding:
     """What was found and what was expected."""
 
 
-def verify_folder(folder: Path, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
+@dataclass(frozen=True, kw_only=True)
+class CheckTask:
+    """One shard to be read back."""
+
+    folder: str
+    """Where it lies: local, or remote."""
+    entry: dict[str, Any]
+    """What the manifest says of it."""
+    fingerprint: str
+    """Of the manifest's parameters."""
+
+    @property
+    def name(self) -> str:
+        """Of its tar."""
+        return str(self.entry["name"])
+
+
+def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
     """Check every shard that the manifest of `folder` names, and that there is no other; [] when all is well.
 
     Args:
-        folder: of the shards.
+        folder: of the shards: local, or remote.
         progress: called after each shard with the number of its images.
 
     Raises:
@@ -40,25 +60,55 @@ def verify_folder(folder: Path, progress: Callable[[int], None] = lambda images:
 
     """
     manifest = read_manifest(folder)
-    findings = []
-    images = 0
-    for entry in manifest["shards"]:
-        findings += [Finding(shard=entry["name"], problem=problem) for problem in _check_shard(folder, entry, manifest)]
-        images += entry["images"]
-        progress(entry["images"])
+    findings = [finding for task in check_tasks(folder, manifest) for finding in check_shard(task, progress)]
+    return findings + check_totals(folder, manifest)
+
+
+def check_tasks(folder: str | Path, manifest: dict[str, Any]) -> list[CheckTask]:
+    """The shards that a manifest names; each is checked by `check_shard`, in any process."""
+    fingerprint = manifest["fingerprint"]
+    return [CheckTask(folder=str(folder), entry=entry, fingerprint=fingerprint) for entry in manifest["shards"]]
+
+
+def check_totals(folder: str | Path, manifest: dict[str, Any]) -> list[Finding]:
+    """What is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up."""
     named = {entry["name"] for entry in manifest["shards"]}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in named:
-            findings.append(Finding(shard=path.name, problem="is there, but the manifest does not name it"))
+    there = _tars(folder)
+    findings = [
+        Finding(shard=name, problem="is there, but the manifest does not name it") for name in there if name not in named
+    ]
     totals = manifest["totals"]
+    images = sum(entry["images"] for entry in manifest["shards"])
     by_reason = sum(count for name, count in totals.items() if name not in ("images", "samples", "bytes"))
     if not images == totals["images"] == by_reason:
         problem = f"shards hold {images} images, totals say {totals['images']}, counts by reason add up to {by_reason}"
-        findings.append(Finding(shard="manifest.json", problem=problem))
+        findings.append(Finding(shard=MANIFEST, problem=problem))
     return findings
 
 
-def _check_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]:
+def check_shard(task: CheckTask, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
+    """Read one shard back; a remote one is copied to a temporary folder first."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(task.folder)
+        if storage.is_remote(task.folder):
+            folder = Path(place)
+            for name in (task.name, index_name(task.name)):
+                with contextlib.suppress(FileNotFoundError):  # found missing below
+                    storage.copy_in(storage.join(task.folder, name), folder / name)
+        problems = list(_problems(folder, task.entry, task.fingerprint))
+    progress(task.entry["images"])
+    return [Finding(shard=task.name, problem=problem) for problem in problems]
+
+
+def _tars(folder: str | Path) -> list[str]:
+    if not storage.is_remote(folder):
+        return sorted(path.name for path in Path(folder).glob("*.tar"))
+    if storage.scheme_of(folder) in storage.WEB:
+        return []  # a web server lists nothing
+    return [name for name, _ in storage.files_below(folder) if name.endswith(".tar") and "/" not in name]
+
+
+def _problems(folder: Path, entry: dict[str, Any], fingerprint: str) -> Iterator[str]:
     """Problems of one shard. Where a file is not what was hashed, what it holds is looked at all the same, to say where."""
     tar_path, index_path = folder / entry["name"], folder / index_name(entry["name"])
     for path, expected in ((tar_path, entry), (index_path, entry["index"])):
@@ -82,7 +132,7 @@ def _check_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) 
     if missing := [name for name in SCHEMA.names if name not in table.schema.names]:
         yield f"{index_path.name} lacks the columns {', '.join(missing)}"
         return
-    if facts.get("fingerprint") != manifest["fingerprint"]:
+    if facts.get("fingerprint") != fingerprint:
         yield f"{index_path.name} was made with other parameters than the manifest says"
     if len(rows) != entry["images"]:
         yield f"{index_path.name} has {len(rows)} rows, expected {entry['images']}"

@@ -1,0 +1,40 @@
+"""What the commands that run on Ray share: where the work is done, and how it is stopped."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def where_options(command: _Command) -> _Command:
+    """Add the options that say how the work is spread."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers", type=click.IntRange(min=1), metavar="N", help="Shards in work at a time.  [default: one a CPU]"
+            ),
+            click.option(
+                "--address",
+                metavar="ADDRESS",
+                help="Of a running Ray cluster, such as auto.  [default: a local one is started]",
+            ),
+            click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def stop_on_sigterm(what: str) -> Iterator[None]:
+    """Leave with a word on Ctrl-C, and on what schedulers send."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
+        raise SystemExit(1) from None
