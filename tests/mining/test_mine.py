@@ -322,12 +322,15 @@ def test_failures_may_be_a_share_or_a_number():
         (["--src", "{drawn}", "--proposals", "naive", "--option", "cuont=3"], 2, "no such option"),
         (["--src", "{drawn}", "--option", "count"], 2, "expected KEY=VALUE"),
         (["--src", "{drawn}", "--min-scale", "0"], 2, "--min-scale"),
+        (["--src", "{drawn}", "--address", "127.0.0.1:1"], 1, "nobody answers there"),
+        (["--src", "{drawn}", "--out", "{drawn}/shards"], 1, "lies in the source"),
         ([], 2, "--src"),
     ],
 )
 def test_wrong_use_is_said_without_a_traceback(arguments, status, words, drawn_folder, tmp_path):
     words_given = [text.format(tmp=tmp_path, drawn=drawn_folder) for text in arguments]
-    result = CliRunner().invoke(cli, ["mine", "--out", str(tmp_path / "out"), "--inline", *words_given])
+    inline = [] if "--address" in arguments else ["--inline"]
+    result = CliRunner().invoke(cli, ["mine", "--out", str(tmp_path / "out"), *inline, *words_given])
     assert result.exit_code == status
     assert words in result.output
     assert "Traceback" not in result.output

@@ -104,7 +104,13 @@ def _start(ray: Any, place: Place) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if place.address:
         _refuse_silence(place.address)
-        ray.init(address=place.address, **settings)
+        try:
+            ray.init(address=place.address, **settings)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"--address {place.address}: {str(error).splitlines()[0]}; is a cluster running (`ray start --head`)? If it "
+                "asks for a token: copy ~/.ray/auth_token from its head and set RAY_AUTH_MODE=token"
+            ) from error
     else:
         ray.init(
             address="local",
