@@ -4,10 +4,12 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from univip_stream.errors import InputError
@@ -126,6 +128,8 @@ def _start(ray: Any, place: Place) -> None:
 
 def _refuse_silence(address: str) -> None:
     """Ray itself waits for minutes where nobody answers."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _latest_cluster() or address
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         try:
@@ -135,6 +139,14 @@ def _refuse_silence(address: str) -> None:
                 f"--address {address}: nobody answers there ({error}); start a cluster with `ray start --head`, "
                 "or leave --address out for a local one"
             ) from error
+
+
+def _latest_cluster() -> str | None:
+    """Where Ray remembers this machine's cluster, also one that is gone."""
+    try:
+        return Path(tempfile.gettempdir(), "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return None
 
 
 class _Counter:
