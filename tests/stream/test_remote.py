@@ -167,6 +167,16 @@ def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
             list(islice(stream, 12))
 
 
+def test_a_server_that_stops_is_named(drawn_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
+    with web_server(drawn_shards) as server:
+        samples = iter(ShardDataset(server.url, window=1, cache=tmp_path, cache_bytes=limit))
+        next(samples)
+    with pytest.raises(FetchError, match=r"/001\.tar cannot be fetched, after 4 tries"):
+        list(samples)
+
+
 def test_a_source_that_stumbles_is_tried_again(web, drawn_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
     index = open_index(expand_shards(web.url), Cache(tmp_path))
@@ -198,6 +208,10 @@ def test_a_copy_that_was_damaged_here_is_fetched_again(bucket, drawn_shards, tmp
     data[int(index.offset[5]) + 2000] ^= 1
     path.write_bytes(data)
     (tmp_path / index.tar_sha256[2]).write_bytes(b"short")
+    for path in tmp_path.iterdir():
+        if path.is_file() and path.read_bytes()[:4] == b"PAR1":
+            path.write_bytes(b"PAR1" + path.read_bytes()[4:][::-1])
+    index = open_index(expand_shards(bucket), Cache(tmp_path))
     assert all(torch.equal(one.image, other) for one, other in zip(ShardDataset(index), expected, strict=True))
 
 

@@ -23,7 +23,8 @@ from univip_stream.files import TEMPORARY, sync_folder
 
 DEFAULT_BYTES = 32 << 30
 """Bound of the cache where none is said: a window of 16 shards of COCO, and the next, take 5 GB."""
-_PIECE = 1 << 20
+_PIECE = 8 << 20
+"""Bytes asked for at a time: an object store is asked once a piece."""
 _LOCK = ".lock"
 _T = TypeVar("_T")
 
