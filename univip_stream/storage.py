@@ -258,8 +258,11 @@ def _if_there(location: str | Path, request: Callable[[], _Result]) -> _Result:
     try:
         return request()
     except FileNotFoundError as error:
-        if error.__cause__ is None or getattr(error.__cause__, "status", None) in (404, 410):
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is None or status in (404, 410):
             raise
+        if status in (401, 403):
+            raise PermissionError(f"{location}: the server refuses it (HTTP {status})") from error
         raise OSError(f"{location}: {type(error.__cause__).__name__}: {error.__cause__}") from error
 
 

@@ -153,6 +153,17 @@ def test_what_is_open_goes_last(bucket, tmp_path):
     os.close(oldest)
 
 
+def test_eviction_deletes_nothing_that_is_not_of_the_cache(bucket, tmp_path):
+    """Who names a folder with other files in it keeps them."""
+    (tmp_path / "thesis.tex").write_bytes(bytes(1 << 20))
+    (tmp_path / "000.tar.tmp").write_bytes(bytes(1 << 20))
+    index = open_index(expand_shards(bucket), Cache(tmp_path))
+    cache = Cache(tmp_path, max(index.tar_bytes))
+    for shard in range(3):
+        os.close(cache.open(index.remote(shard)))
+    assert {path.name for path in files_in(tmp_path)} == {"thesis.tex", "000.tar.tmp", index.tar_sha256[2]}
+
+
 def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
     limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
