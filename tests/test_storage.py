@@ -81,6 +81,16 @@ def test_errors_that_pass_are_tried_again(web, monkeypatch):
         storage.read(f"{web.url}/file")
 
 
+def test_a_server_that_is_down_is_not_a_file_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    with web_server(tmp_path) as server:
+        assert storage.size_of(f"{server.url}/file") is None
+    with pytest.raises(OSError, match="ClientConnectorError"):
+        storage.size_of(f"{server.url}/file")
+    with pytest.raises(OSError, match="ClientConnectorError"), storage.opened(f"{server.url}/file"):
+        pass
+
+
 @pytest.mark.parametrize("location", ["pipe:cat x", "ftp://host/x", "s3:///x"])
 def test_what_is_no_location_is_not_run(location):
     if location.startswith("pipe"):

@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -87,7 +87,7 @@ def size_of(location: str | Path) -> int | None:
         return path.stat().st_size if path.is_file() else None
     if scheme in WEB:
         try:
-            size = _tried(location, lambda: _web().info(str(location))["size"])
+            size = _tried(location, lambda: _if_there(location, lambda: _web().info(str(location))["size"]))
         except FileNotFoundError:
             return None
         if size is None:
@@ -139,7 +139,8 @@ def opened(location: str | Path) -> Iterator[BinaryIO]:
         with open(location, "rb") as file:
             yield file
     elif scheme in WEB:
-        with _tried(location, lambda: _web().open(str(location), block_size=8 * _PIECE)) as file:
+        request = partial(_if_there, location, lambda: _web().open(str(location), block_size=8 * _PIECE))
+        with _tried(location, request) as file:
             yield file
     else:
         fs, path_there = _store(location)
@@ -252,6 +253,19 @@ def _tried(location: str | Path, request: Callable[[], _Result]) -> _Result:
     raise AssertionError("the loop returns or raises")
 
 
+def _if_there(location: str | Path, request: Callable[[], _Result]) -> _Result:
+    """The request's result. fsspec says that a file is not there whatever went wrong; only a server that says so means it."""
+    try:
+        return request()
+    except FileNotFoundError as error:
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is None or status in (404, 410):
+            raise
+        if status in (401, 403):
+            raise PermissionError(f"{location}: the server refuses it (HTTP {status})") from error
+        raise OSError(f"{location}: {type(error.__cause__).__name__}: {error.__cause__}") from error
+
+
 def _store(location: str | Path) -> tuple[Any, str]:
     """pyarrow's file system and the path in it."""
     scheme, _, rest = str(location).partition("://")
@@ -290,7 +304,7 @@ def _web() -> Any:
 
 @lru_cache(maxsize=4096)
 def _serves_ranges(location: str, process: int) -> bool:
-    return bool(_tried(location, lambda: _web().info(location)).get("partial"))
+    return bool(_tried(location, lambda: _if_there(location, lambda: _web().info(location))).get("partial"))
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from servers import web_server
 
 from univip_stream import ShardDataset
 from univip_stream.errors import InputError
@@ -137,6 +138,17 @@ def test_a_shard_is_indexed_once_and_anew_when_it_changed(tmp_path, cache):
     assert before.st_size == shard.stat().st_size
     kept.write_bytes(b"damaged")
     assert len(open_index([str(shard)], cache)) == 1
+
+
+def test_a_foreign_shard_behind_a_web_server_is_fetched_and_indexed_once(tmp_path, cache):
+    (tmp_path / "web").mkdir()
+    shard = write_tar(tmp_path / "web" / "0.tar", [m for n in range(3) for m in good(n)])
+    with web_server(tmp_path / "web") as server:
+        [first] = {sample.boxes.shape for sample in ShardDataset(open_index([f"{server.url}/0.tar"], cache))}
+        assert first == (1, 4)
+        again = open_index([f"{server.url}/0.tar"], cache)
+    assert len(list(ShardDataset(again))) == 3  # the server is gone
+    assert again.fingerprint == open_index([str(shard)], cache).fingerprint
 
 
 def test_where_the_folder_cannot_be_written_the_cache_keeps_the_index(tmp_path, cache, monkeypatch):

@@ -73,3 +73,10 @@ def test_a_spec_runs_nothing(folder, spec, monkeypatch):
     with pytest.raises(InputError):
         expand_shards(spec.format(folder))
     assert not (folder / "owned").exists()
+
+
+def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match="1073741824 bytes"):
+        expand_shards(tmp_path)

@@ -153,6 +153,17 @@ def test_what_is_open_goes_last(bucket, tmp_path):
     os.close(oldest)
 
 
+def test_eviction_deletes_nothing_that_is_not_of_the_cache(bucket, tmp_path):
+    """Who names a folder with other files in it keeps them."""
+    (tmp_path / "thesis.tex").write_bytes(bytes(1 << 20))
+    (tmp_path / "000.tar.tmp").write_bytes(bytes(1 << 20))
+    index = open_index(expand_shards(bucket), Cache(tmp_path))
+    cache = Cache(tmp_path, max(index.tar_bytes))
+    for shard in range(3):
+        os.close(cache.open(index.remote(shard)))
+    assert {path.name for path in files_in(tmp_path)} == {"thesis.tex", "000.tar.tmp", index.tar_sha256[2]}
+
+
 def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
     limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
@@ -165,6 +176,16 @@ def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
         server.failures = 1_000_000  # a forked worker holds the listening socket: closing it here would hang, not refuse
         with pytest.raises(FetchError, match=r"/00\d\.tar cannot be fetched, after 4 tries"):
             list(islice(stream, 12))
+
+
+def test_a_server_that_stops_is_named(drawn_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
+    with web_server(drawn_shards) as server:
+        samples = iter(ShardDataset(server.url, window=1, cache=tmp_path, cache_bytes=limit))
+        next(samples)
+    with pytest.raises(FetchError, match=r"/001\.tar cannot be fetched, after 4 tries"):
+        list(samples)
 
 
 def test_a_source_that_stumbles_is_tried_again(web, drawn_shards, tmp_path, monkeypatch):
@@ -198,6 +219,10 @@ def test_a_copy_that_was_damaged_here_is_fetched_again(bucket, drawn_shards, tmp
     data[int(index.offset[5]) + 2000] ^= 1
     path.write_bytes(data)
     (tmp_path / index.tar_sha256[2]).write_bytes(b"short")
+    for path in tmp_path.iterdir():
+        if path.is_file() and path.read_bytes()[:4] == b"PAR1":
+            path.write_bytes(b"PAR1" + path.read_bytes()[4:][::-1])
+    index = open_index(expand_shards(bucket), Cache(tmp_path))
     assert all(torch.equal(one.image, other) for one, other in zip(ShardDataset(index), expected, strict=True))
 
 

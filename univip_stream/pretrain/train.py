@@ -113,7 +113,7 @@ class _Trainer:
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
-        self.boxes, self.notes = len(stream.index.boxes), stream.index.notes
+        self.boxes, self.notes = len(stream.index.boxes), stream.notes
         open_run(run, config, stream.index, self.total, place)
 
         torch.manual_seed(config.seed)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,11 @@ from univip_stream.files import TEMPORARY, sync_folder
 
 DEFAULT_BYTES = 32 << 30
 """Bound of the cache where none is said: a window of 16 shards of COCO, and the next, take 5 GB."""
-_PIECE = 1 << 20
+_PIECE = 8 << 20
+"""Bytes asked for at a time: an object store is asked once a piece."""
 _LOCK = ".lock"
+_OURS = re.compile(rf"(of-)?[0-9a-f]{{64}}({re.escape(TEMPORARY)})?")
+"""Names that files of the cache have; nothing else is ever deleted."""
 _T = TypeVar("_T")
 
 
@@ -215,8 +219,8 @@ class Cache:
         complete, being_fetched = [], 0
         for entry in list(os.scandir(self.folder)):
             with contextlib.suppress(FileNotFoundError):
-                if not entry.is_file(follow_symlinks=False) or entry.name.endswith(_LOCK):
-                    continue
+                if not _OURS.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue  # whoever names a folder with other files in it keeps them
                 stat = entry.stat(follow_symlinks=False)
                 if not entry.name.endswith(TEMPORARY):
                     complete.append((stat.st_mtime_ns, entry.path, stat.st_size))
@@ -255,7 +259,10 @@ class Cache:
             except BlockingIOError:
                 yield False
                 return
-            yield True
+            try:
+                yield True
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone leaves it to a process that was forked meanwhile
         finally:
             os.close(descriptor)
 

@@ -21,7 +21,7 @@ from univip_stream.files import sha256_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
-from univip_stream.shards.manifest import has_manifest, read_manifest
+from univip_stream.shards.manifest import has_manifest, is_there, read_manifest
 from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
 
 _AT_ONCE = 8
@@ -164,26 +164,24 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
 
 def _unfinished(folder: str, shards: list[str]) -> bool:
     """Whether shards without a manifest are our own: those of a job that did not end must not pass for complete ones."""
-    if _there(join(folder, ".mining.json")):
+    if is_there(join(folder, ".mining.json")):
         return True
-    for path in map(index_name, shards):
-        if not _there(path):
-            continue
-        try:
-            with opened(path) as file:
-                facts = pq.read_schema(file).metadata or {}
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path} cannot be read ({error}): whose shard it lies beside cannot be told") from error
-        if facts.get(b"format", b"").startswith(b"univip-stream/"):  # others (img2dataset) put Parquet files there too
-            return True
-    return False
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return any(pool.map(_is_ours, map(index_name, shards)))
 
 
-def _there(location: str) -> bool:
+def _is_ours(path: str) -> bool:
+    """Whether a file is an index of ours; other programs (img2dataset) put Parquet files beside tars too."""
+    if not is_there(path):
+        return False
     try:
-        return size_of(location) is not None
-    except OSError as error:
-        raise InputError(f"{location} cannot be reached: {error}") from error
+        with opened(path) as file:
+            facts = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}), so whose shard it lies beside cannot be told; remove or mend it"
+        ) from error
+    return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
 
 
 def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
@@ -196,7 +194,7 @@ def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the manifest's entry of {shard} cannot be used ({type(error).__name__}: {error})") from error
     if is_remote(path):
-        with os.fdopen(cache.open(remote), "rb") as file:
+        with _fetched(remote, cache) as file:
             table = _read_table(path, file)
     else:
         if not Path(path).is_file():
@@ -220,6 +218,19 @@ def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
             "`univip-stream verify` lists every such shard, mining again mends them"
         )
     return _Shard(table=_samples_of(shard, table), size=size, sha256=sha256)
+
+
+def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
+    """A remote index. Its boxes have no hashes of their own, so a copy that lay in the cache is hashed again."""
+    for last in (False, True):
+        file = os.fdopen(cache.open(remote), "rb")
+        if hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256:
+            file.seek(0)
+            return file
+        file.close()
+        if not last:
+            cache.forget(remote)
+    raise InputError(f"{remote.location}: its copy in {cache.folder} changes while it is read; use another stream.cache")
 
 
 def _read_table(path: str, file: BinaryIO) -> pa.Table:

@@ -82,7 +82,22 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def has_manifest(folder: str | Path) -> bool:
     """Whether a folder, local or remote, is a finished folder of ours."""
-    return _size_of(storage.join(folder, MANIFEST)) is not None
+    return is_there(storage.join(folder, MANIFEST))
+
+
+def is_there(location: str) -> bool:
+    """Whether there is a file, local or remote.
+
+    Raises:
+        InputError: that cannot be found out.
+
+    """
+    try:
+        return _size_of(location) is not None
+    except InputError as error:
+        if isinstance(error.__cause__, PermissionError):  # what object stores say over HTTP of a file that they do not have
+            return False
+        raise
 
 
 def _size_of(path: str) -> int | None:

@@ -17,6 +17,8 @@ from univip_stream import storage
 from univip_stream.boxes import validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
+from univip_stream.images import MAX_BYTES
+from univip_stream.shards.foreign import MOST_JSON_BYTES
 from univip_stream.shards.format import HELD, SCHEMA, index_name
 from univip_stream.shards.manifest import MANIFEST, read_manifest
 
@@ -154,6 +156,9 @@ def _check_members(tar_path: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"member {member.name!r} at byte {member.offset} is not in the index"
                 continue
             seen.add(member.name)
+            if member.size > (MOST_JSON_BYTES if suffix == "json" else MAX_BYTES):
+                yield f"member {member.name!r} has {member.size} bytes, more than is read"
+                continue
             file = tar.extractfile(member)
             data = file.read() if file is not None else b""
             if suffix != "json":

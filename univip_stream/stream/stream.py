@@ -21,6 +21,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
+from univip_stream.storage import is_remote
 from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
 from univip_stream.stream.order import Order, view_generator
@@ -116,6 +117,7 @@ class Stream:
                 f"the shards hold {self.images} images, fewer than one batch of {config.batch_size}; "
                 f"use --batch-size {self.images} or less, or more shards"
             )
+        self.notes = [*self.index.notes, *_small_cache(self.index, config)]
         self.steps_per_epoch = self.images / config.batch_size
         self.wait_seconds = 0.0
         self._batches = _Batches(self.index, views, augment, config, rank, world_size, parts)
@@ -158,6 +160,17 @@ class Stream:
             worker_init_fn=_be_one_thread,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _small_cache(index: ShardIndex, config: StreamConfig) -> list[str]:
+    remote = sorted(size for size, shard in zip(index.tar_bytes, index.shards, strict=True) if is_remote(shard))
+    needed = sum(remote[-config.window :])
+    if needed <= index.cache.limit:
+        return []
+    return [
+        f"the cache {index.cache.folder} may have {index.cache.limit} bytes, and a shuffle window of {config.window} shards takes "
+        f"{needed}: shards will be fetched again and again (stream.cache_bytes, stream.window)"
+    ]
 
 
 class _From(Sampler[int]):
