@@ -118,8 +118,8 @@ class _Trainer:
 
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
-        if place.world_size > 1 and config.sync_batchnorm and device.type == "cuda":
-            self.method = synchronise_batchnorm(self.method)  # type: ignore[assignment]
+        if place.world_size > 1 and config.sync_batchnorm:
+            self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.method, config.optim)
