@@ -132,7 +132,7 @@ class ViewBatchNorm:
         # timm's normalisations bring these two with them.
         for name in ("drop", "act"):
             out = getattr(norm, name)(out) if hasattr(norm, name) else out
-        return out
+        return cast(Tensor, out)
 
 
 class _SumOverRanks(torch.autograd.Function):

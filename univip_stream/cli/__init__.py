@@ -23,6 +23,7 @@ COMMANDS = {
     "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes."),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest."),
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
+    "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations."),
     "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a trained representation: knn."),
 }
 
