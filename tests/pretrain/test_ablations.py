@@ -143,7 +143,10 @@ def test_a_folder_without_runs_is_said(tmp_path):
 
 def test_the_papers_numbers_are_printed_as_its_tables_have_them():
     rows = json.loads(CliRunner().invoke(cli, ["results", "--paper", "--json"]).output)
-    tables = "7a 57.3 39.5 7b 57.7 39.6 7c 58.1 40.4 7d 59.6 40.5 7e 60.2 40.8 8a-no 59.3 40.3 8b-naive 58.9 40.5 8c-8 59.7 40.6 9-10 60.0 40.7"
+    tables = (
+        "7a 57.3 39.5 7b 57.7 39.6 7c 58.1 40.4 7d 59.6 40.5 7e 60.2 40.8 8a-no 59.3 40.3 8b-naive 58.9 40.5 "
+        "8c-2 59.8 40.4 8c-8 59.7 40.6 9-10 60.0 40.7"
+    )
     cells = iter(tables.split())
     for name, top1, box_ap in zip(cells, cells, cells, strict=True):
         assert (rows[name]["top1"], rows[name]["box_ap"]) == (float(top1), float(box_ap))
