@@ -1,6 +1,7 @@
 """Which process this is among those that train together: torchrun's environment variables, or alone."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.errors import InputError
 
@@ -104,3 +107,82 @@ def mean_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
     summed = values.clone()
     dist.all_reduce(summed)
     return summed / place.world_size
+
+
+def in_parallel(module: nn.Module, place: Place, device: torch.device) -> nn.Module:
+    """The module, its gradients averaged over all processes; the module itself where there is one.
+
+    Buffers are left alone: batch statistics over all ranks are equal anyway, and those of one rank are its own.
+    """
+    if place.world_size == 1:
+        return module
+    with warnings.catch_warnings():
+        # Its successor, forward_sync_buffers, is missing from the older versions of torch that we support.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+
+def ended_by_others(error: RuntimeError, place: Place) -> str | None:
+    """What to tell a person if the error means that another process of the job is gone; None if it means something else."""
+    text = str(error)
+    if place.world_size == 1:
+        return None
+    silent = isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection closed", "NCCL"))
+    # torchrun that sees a rank die sends SIGTERM to the others, their loader workers included, which do not outlive it.
+    told = "DataLoader worker" in text and "Terminated" in text
+    if not silent and not told:
+        return None
+    what = (
+        "was told to stop while others were still training" if told and not silent else "lost the connection to another rank"
+    )
+    return (
+        f"rank {place.rank} of {place.world_size} {what}: a rank died or was stopped, and the log of the first that did says why. "
+        f"({text.splitlines()[0]}) Run the same command again, it continues from the last checkpoint"
+    )
+
+
+@contextmanager
+def after_the_first(place: Place) -> Iterator[None]:
+    """Within: rank 0 alone, and only when it is through the others, so that they find what it wrote.
+
+    An InputError of rank 0 is raised by all: nobody waits for one that has left.
+    """
+    if place.world_size == 1:
+        yield
+        return
+    if place.is_first:
+        try:
+            yield
+        except InputError as error:
+            _from_the_first(str(error))
+            raise
+        _from_the_first("")
+        return
+    if said := _from_the_first(None):
+        raise InputError(said)
+    yield
+
+
+def agree(number: int, place: Place, what: str) -> None:
+    """Make sure that all processes have the same number.
+
+    Raises:
+        InputError: this process has another than rank 0.
+
+    """
+    if place.world_size == 1:
+        return
+    theirs = int(_from_the_first(str(number) if place.is_first else None))
+    if theirs != number:
+        raise InputError(
+            f"{what} is {number} for rank {place.rank} and {theirs} for rank 0; expected the same run folder on every machine: "
+            "put --out on a file system that all of them share"
+        )
+
+
+def _from_the_first(text: str | None) -> str:
+    """What rank 0 says, told to every process."""
+    said = [text]
+    dist.broadcast_object_list(said, src=0)
+    return said[0] or ""

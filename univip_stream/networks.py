@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -85,18 +86,69 @@ def update_ema(target: nn.Module, online: nn.Module, momentum: float) -> None:
 class ViewBatchNorm:
     """Mixed into a batch normalisation: its batch is `views` equal groups, one after another, normalised one by one.
 
-    The same, to the bit, as one call for each group in turn, running statistics included.
+    The same, to the bit, as one call for each group in turn, running statistics included. With `over_ranks` the statistics
+    of a group are those of all processes together; torch's SyncBatchNorm does that on GPUs, and refuses CPU tensors.
     """
 
     views: int = 1
+    over_ranks: bool = False
 
     def forward(self, batch: Tensor) -> Tensor:
-        one_view = super().forward  # type: ignore[misc]
-        if self.views == 1 or not cast(nn.Module, self).training:
+        training = cast(nn.Module, self).training
+        together = self.over_ranks and training and dist.is_initialized() and dist.get_world_size() > 1
+        one_view = self._over_ranks if together else super().forward  # type: ignore[misc]
+        if self.views == 1 or not training:
             return cast(Tensor, one_view(batch))
         if len(batch) % self.views:
             raise ValueError(f"a batch of {len(batch)} does not split into {self.views} views")
         return torch.cat([one_view(view) for view in batch.chunk(self.views)])
+
+    def _over_ranks(self, batch: Tensor) -> Tensor:
+        """Normalise with mean and variance over all processes; the gradient passes through both, as in one big batch."""
+        norm = cast(Any, self)
+        axes = [0, *range(2, batch.ndim)]
+        full = torch.promote_types(batch.dtype, torch.float32)
+        variance_C, mean_C = torch.var_mean(batch.to(full), axes, correction=0)
+        # On in float64: the difference of two squares below would cost float32 its digits.
+        mean_C, variance_C = mean_C.double(), variance_C.double()
+        count = batch.numel() / batch.shape[1]
+        sums = torch.cat([count * mean_C, count * (variance_C + mean_C.square()), mean_C.new_tensor([count])])
+        sums = cast(Tensor, _SumOverRanks.apply(sums))  # type: ignore[no-untyped-call]
+        total = sums[-1]
+        mean_C, square_C = (sums[:-1] / total).chunk(2)
+        variance_C = square_C - mean_C.square()
+        if norm.track_running_stats:
+            norm.num_batches_tracked += 1
+            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean_C.to(norm.running_mean.dtype), share)
+                norm.running_var.lerp_((variance_C * total / (total - 1)).to(norm.running_var.dtype), share)
+        scale_C = (variance_C + norm.eps).rsqrt()
+        shift_C = -mean_C * scale_C
+        if norm.affine:
+            scale_C, shift_C = scale_C * norm.weight, shift_C * norm.weight + norm.bias
+        shape = [1, -1] + [1] * (batch.ndim - 2)
+        out = (batch * scale_C.to(full).view(shape) + shift_C.to(full).view(shape)).to(batch.dtype)
+        # timm's normalisations bring these two with them.
+        for name in ("drop", "act"):
+            out = getattr(norm, name)(out) if hasattr(norm, name) else out
+        return cast(Tensor, out)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all processes, and of its gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        summed = gradient.clone()
+        dist.all_reduce(summed)
+        return summed
 
 
 def per_view_batchnorm(module: nn.Module) -> nn.Module:
@@ -111,12 +163,17 @@ def per_view_batchnorm(module: nn.Module) -> nn.Module:
     return module
 
 
-def synchronise_batchnorm(module: nn.Module) -> nn.Module:
+def synchronise_batchnorm(module: nn.Module, device: str = "cuda") -> nn.Module:
     """Turn every batch normalisation into one over all processes, statistics still kept per view; return the module.
 
-    For training on GPUs: torch's SyncBatchNorm refuses CPU tensors where there are several processes. Call it before the
-    optimizer and DDP are built. Use the module returned: one that is itself a batch normalisation is replaced, not changed.
+    On "cpu" ours, elsewhere torch's SyncBatchNorm, which refuses CPU tensors where there are several processes. Call it
+    before the optimizer and DDP are built. Use the module returned: one that is itself a batch normalisation is replaced.
     """
+    if device == "cpu":
+        for child in per_view_batchnorm(module).modules():
+            if isinstance(child, ViewBatchNorm):
+                child.over_ranks = True
+        return module
     from timm import layers  # knows timm's normalisations with activation, which torch's conversion does not
 
     synchronised: nn.Module = layers.convert_sync_batchnorm(module)  # type: ignore[attr-defined,no-untyped-call]

@@ -30,15 +30,15 @@ def sinkhorn(
     plan carries no gradient. Weights that are not finite give a plan of NaN, so that a broken model is seen, not hidden.
     """
     dtype = torch.promote_types(cost.dtype, torch.float32)
-    log_kernel_BMN = cost.to(dtype) / -epsilon
-    log_rows_BM1 = _log_shares(rows.to(dtype)).unsqueeze(-1)
-    log_columns_B1N = _log_shares(columns.to(dtype)).unsqueeze(-2)
-    v_B1N = torch.zeros_like(log_columns_B1N)
-    u_BM1 = torch.zeros_like(log_rows_BM1)
+    # The batch goes last: K is small, and sums over it then run along whole vectors of problems instead of four numbers.
+    log_kernel_MNB = (cost.to(dtype) / -epsilon).permute(1, 2, 0).contiguous()
+    log_rows_M1B = _log_shares(rows.to(dtype)).T.contiguous().unsqueeze(1)
+    log_columns_1NB = _log_shares(columns.to(dtype)).T.contiguous().unsqueeze(0)
+    u_M1B, v_1NB = torch.zeros_like(log_rows_M1B), torch.zeros_like(log_columns_1NB)
     for _ in range(iterations):
-        u_BM1 = log_rows_BM1 - _logsumexp(log_kernel_BMN + v_B1N, -1)
-        v_B1N = log_columns_B1N - _logsumexp(log_kernel_BMN + u_BM1, -2)
-    return (log_kernel_BMN + u_BM1 + v_B1N).exp() * mass
+        u_M1B = log_rows_M1B - _logsumexp_(log_kernel_MNB + v_1NB, 1)
+        v_1NB = log_columns_1NB - _logsumexp_(log_kernel_MNB + u_M1B, 0)
+    return ((log_kernel_MNB + u_M1B + v_1NB).exp() * mass).permute(2, 0, 1)
 
 
 def _log_shares(weights: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
@@ -49,10 +49,10 @@ def _log_shares(weights: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
     return (scaled / scaled.sum(-1, keepdim=True)).log()
 
 
-def _logsumexp(values: Float[Tensor, "B M N"], axis: int) -> Float[Tensor, "B m n"]:
-    """torch.logsumexp(keepdim=True) for slices with at least one finite value, in fewer kernels.
+def _logsumexp_(values: Float[Tensor, "M N B"], axis: int) -> Float[Tensor, "m n B"]:
+    """torch.logsumexp(keepdim=True) for slices with at least one finite value, in fewer kernels; overwrites its input.
 
     There always is one: the shares sum to 1, so some row and some column have a finite logarithm.
     """
     largest = values.amax(axis, keepdim=True)
-    return (values - largest).exp_().sum(axis, keepdim=True).log_().add_(largest)
+    return values.sub_(largest).exp_().sum(axis, keepdim=True).log_().add_(largest)

@@ -24,6 +24,7 @@ COMMANDS = {
     "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards."),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest."),
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
+    "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations."),
     "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a trained representation: knn."),
 }
 

@@ -13,6 +13,8 @@ from univip_stream.cli.progress import duration
 from univip_stream.distributed import place_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
+from univip_stream.pretrain.ablations import ABLATIONS
+from univip_stream.pretrain.ablations import ablation as ablation_named
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.settings import with_settings
 
@@ -29,6 +31,7 @@ from univip_stream.pretrain.settings import with_settings
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
 @click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
+@click.option("--ablation", metavar="ROW", help=f"A row of the paper's tables 7 to 9: {', '.join(ABLATIONS)}.")
 @click.option("--method", metavar="NAME", help="univip or byol.  [default: the recipe's]")
 @click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
 @click.option(
@@ -51,6 +54,7 @@ def train(
     shards: tuple[str, ...],
     out: Path,
     recipe: str,
+    ablation: str | None,
     method: str | None,
     backbone: str | None,
     epochs: float | None,
@@ -73,7 +77,7 @@ def train(
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
     backbone.safetensors. SIGTERM saves and leaves with status 75.
     """
-    config = _configuration(recipe, method, backbone, epochs, steps, batch_size, seed, workers, cache, settings)
+    config = _configuration(recipe, ablation, method, backbone, epochs, steps, batch_size, seed, workers, cache, settings)
     place = place_from_environment()
 
     def say(line: str) -> None:
@@ -94,6 +98,7 @@ def train(
 
 def _configuration(
     recipe: str,
+    ablation: str | None,
     method: str | None,
     backbone: str | None,
     epochs: float | None,
@@ -104,7 +109,7 @@ def _configuration(
     cache: str | None,
     settings: tuple[str, ...],
 ) -> PretrainConfig:
-    """The recipe, with the options laid over it, and --set over those."""
+    """The recipe, with the ablation laid over it, the options over that, and --set over those."""
     if epochs is not None and steps is not None:
         raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
     said = {
@@ -120,7 +125,8 @@ def _configuration(
     texts = [f"{key}={value}" for key, value in said.items() if value is not None]
     if epochs is not None:
         texts.append("steps=null")
-    config = with_settings(recipe_named(recipe), [*texts, *settings])
+    changes = ablation_named(ablation).settings if ablation is not None else ()
+    config = with_settings(recipe_named(recipe), [*changes, *texts, *settings])
     # One seed is said and stored; the stream's own field follows it.
     return replace(config, stream=replace(config.stream, seed=config.seed))
 

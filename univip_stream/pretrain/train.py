@@ -15,11 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.augment import AugmentConfig, augment
 from univip_stream.checkpoint import Checkpoints
-from univip_stream.distributed import ALONE, Place, joined, mean_over_ranks, pick_device
+from univip_stream.distributed import (
+    ALONE,
+    Place,
+    after_the_first,
+    agree,
+    ended_by_others,
+    in_parallel,
+    joined,
+    mean_over_ranks,
+    pick_device,
+)
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method, build_method
@@ -83,6 +92,8 @@ def pretrain(
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
         except RuntimeError as error:
+            if gone := ended_by_others(error, place):
+                raise InputError(gone) from error
             # torch tells of a loader worker's death in whatever call the main process happens to be in.
             if "DataLoader worker" not in str(error):
                 raise
@@ -114,22 +125,21 @@ class _Trainer:
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
         self.boxes, self.notes = len(stream.index.boxes), stream.notes
-        open_run(run, config, stream.index, self.total, place)
+        with after_the_first(place):
+            open_run(run, config, stream.index, self.total, place)
 
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
-        if place.world_size > 1 and config.sync_batchnorm and device.type == "cuda":
-            self.method = synchronise_batchnorm(self.method)  # type: ignore[assignment]
+        if place.world_size > 1 and config.sync_batchnorm:
+            self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.method, config.optim)
         self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
         self.first = self._resume()
+        agree(self.first, place, "the step to continue from")
 
-        self.model: nn.Module = self.method
-        if place.world_size > 1:
-            ids = [device] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.method, device_ids=ids, broadcast_buffers=False)
+        self.model: nn.Module = in_parallel(self.method, place, device)
         if config.compile:
             self.model = torch.compile(self.model)  # type: ignore[assignment]
         self.precision, self.why = pick_precision(config.precision, device)

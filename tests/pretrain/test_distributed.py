@@ -1,0 +1,142 @@
+"""Several processes on gloo: the gradients, updates and losses of one; and what a dead one does to the others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from univip_stream.distributed import Place, in_parallel, joined
+from univip_stream.methods import Method, MethodConfig, build_method
+from univip_stream.networks import synchronise_batchnorm
+
+B, K = 12, 2
+# It has torch's normalisations, one- and two-dimensional, and timm's, which brings its activation with it.
+SMALL = MethodConfig(backbone="mobilenetv3_small_050", hidden=32, width=16)
+
+
+def two_steps(place: Place, synchronised: bool) -> dict[str, torch.Tensor]:
+    """Everything two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
+    torch.manual_seed(0)
+    method: Method = build_method(SMALL, instances=K).double()
+    model: torch.nn.Module = method
+    if place.world_size > 1:
+        if synchronised:
+            synchronise_batchnorm(method, "cpu")
+        model = in_parallel(method, place, torch.device("cpu"))
+    optimizer = torch.optim.SGD(method.online_parameters(), lr=0.1, momentum=0.9)
+    mine = slice(place.rank * B // place.world_size, (place.rank + 1) * B // place.world_size)
+    left = {}
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        scenes = torch.randn(2, B, 3, 32, 32, generator=generator).double() * torch.linspace(0.5, 2, B)[:, None, None, None]
+        instances = torch.randn(1, B, K, 3, 32, 32, generator=generator).double()
+        model(scenes[:, mine], instances[:, mine])["loss"].backward()
+        left |= {f"gradient {step} {name}": p.grad.clone() for name, p in method.named_parameters() if p.requires_grad}
+        optimizer.step()
+        optimizer.zero_grad()
+        method.update_target(0.9)
+    return left | {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def be_a_rank(rank: int, ports: dict[int, int], folder: str) -> None:
+    torch.set_num_threads(1)
+    for world_size, port in ports.items():
+        if rank >= world_size:
+            continue
+        names = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in names.items()}
+        place = Place(rank=rank, world_size=world_size)
+        with joined(place, torch.device("cpu")):
+            torch.save(two_steps(place, True), f"{folder}/{world_size}-{rank}.pt")
+            if world_size == 2:
+                torch.save(two_steps(place, False), f"{folder}/apart-{rank}.pt")
+
+
+def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-3)) for name in theirs)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_path):
+    ports = {2: free_port(), 3: free_port()}
+    torch.multiprocessing.spawn(be_a_rank, (ports, str(tmp_path)), nprocs=3)
+    alone = two_steps(Place(), True)
+    for world_size in ports:
+        for rank in range(world_size):
+            assert largest_difference(torch.load(tmp_path / f"{world_size}-{rank}.pt"), alone) < 1e-10
+    # Statistics of each rank's own images are another computation, which this comparison must be able to see.
+    assert largest_difference(torch.load(tmp_path / "apart-0.pt"), alone) > 1e-2
+
+
+TINY = [
+    "method.backbone=resnet10t", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "views.instances=2", "views.min_scale=32", "stream.batch_size=12", "stream.workers=1", "precision=fp32",
+    "steps=8", "checkpoint_every=2", "record_every=1", "optim.lr=0.0005",
+]  # fmt: skip
+
+
+def job(ranks: int, shards: Path, run: Path, *settings: str) -> list[str]:
+    """The real command under the real torchrun."""
+    texts = [argument for setting in (*TINY, *settings) for argument in ("--set", setting)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *launcher, "-m", "univip_stream", "train", "--shards", str(shards), "--out", str(run),
+            "--recipe", "cpu-demo", *texts]  # fmt: skip
+
+
+def losses(run: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[row[name] for name in ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "filled")] for row in rows]
+
+
+def rank_of(process: int) -> str | None:
+    try:
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((entry[5:].decode() for entry in environment if entry.startswith(b"RANK=")), None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
+def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_shards, tmp_path):
+    """Two ranks, one killed; then three finish the run, with the losses that one process has."""
+    run = tmp_path / "run"
+    launcher = subprocess.Popen(job(2, drawn_shards, run), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 90
+    while not (run / "checkpoints" / "step-000000002.pt").exists():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    (victim,) = [int(child) for child in children if rank_of(int(child)) == "1"]
+    os.kill(victim, signal.SIGKILL)
+    _, said = launcher.communicate(timeout=45)
+    assert launcher.returncode == 1
+    assert "rank 0 of 2" in said
+    assert "a rank died or was stopped" in said
+    assert "it continues from the last checkpoint" in said
+
+    from click.testing import CliRunner
+
+    from univip_stream.cli import cli
+
+    again = subprocess.run(job(3, drawn_shards, run), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "continues after step" in again.stderr
+    assert "4 a rank x 3 ranks x 1 parts = batch 12" in again.stderr
+    alone = CliRunner().invoke(cli, job(1, drawn_shards, tmp_path / "alone")[8:])
+    assert alone.exit_code == 0, alone.output
+    # In float32 the rounding of another order of sums grows about tenfold a step in so small a network, so only the first.
+    assert len(losses(run)) == 8
+    torch.testing.assert_close(torch.tensor(losses(run)[:3]), torch.tensor(losses(tmp_path / "alone")[:3]), atol=5e-5, rtol=0)

@@ -1,0 +1,69 @@
+"""`univip-stream results`: parse, call, print."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from univip_stream.errors import UsageError
+from univip_stream.pretrain.ablations import ABLATIONS
+from univip_stream.pretrain.results import collect
+
+_SHORT = {"scene": "S", "scene-instance": "SI", "instance": "I"}
+
+
+@click.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--paper", is_flag=True, help="Print the paper's ablations instead, and what `train --ablation` sets for each.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
+    """Compare RUNS: settings, loss and evaluations, a row each.
+
+    RUNS are run folders, or folders of runs. Evaluations are the files that `eval ... --out RUN/eval/NAME.json` wrote.
+    Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; runs
+    with other terms have other losses, so compare it only between runs with the same.
+
+    \b
+    univip-stream results runs/*
+    """
+    if paper == bool(runs):
+        raise UsageError("expected run folders, or --paper")
+    if paper:
+        _print_paper(as_json)
+        return
+    rows = collect(runs)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    protocols = sorted({name for row in rows for name in row["evaluations"]})
+    head = ["run", "method", "terms", "views", "regions", "K", "tries", "seed", "steps", "loss", "std", *protocols]
+    click.echo("\n".join(_table([head, *([*_cells(row), *_scores(row, protocols)] for row in rows)])))
+
+
+def _print_paper(as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: row._asdict() for name, row in ABLATIONS.items()}))
+        return
+    told = [
+        [name, f"{row.top1}", f"{row.box_ap}", row.says, " ".join(row.settings) or "-"] for name, row in ABLATIONS.items()
+    ]
+    click.echo("\n".join(_table([["row", "top-1", "box AP", "what", "settings"], *told])))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    terms = "+".join(_SHORT[name] for name in row["terms"])
+    steps = str(row["steps"]) if row["step"] == row["steps"] else f"{row['step']}/{row['steps']}"
+    told = [row["name"], row["method"], terms, row["views"], row["regions"], row["K"], row["tries"], row["seed"], steps]
+    numbers = [row["loss"], row["feature_std"]]
+    return ["-" if cell is None else str(cell) for cell in told] + ["-" if n is None else f"{n:.3f}" for n in numbers]
+
+
+def _scores(row: dict[str, Any], protocols: list[str]) -> list[str]:
+    return [f"{row['evaluations'][name]:.3f}" if name in row["evaluations"] else "-" for name in protocols]
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

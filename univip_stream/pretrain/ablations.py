@@ -1,0 +1,60 @@
+"""The rows of the paper's ablation tables, each a name for the settings in which it differs from UniVIP as it is."""
+
+import difflib
+from typing import NamedTuple
+
+from univip_stream.errors import UsageError
+
+
+class Ablation(NamedTuple):
+    """A row of a table."""
+
+    settings: tuple[str, ...]
+    """As after --set; none is the paper's UniVIP itself."""
+    top1: float
+    """The paper's linear top-1 on ImageNet after 800 epochs on COCO, per cent."""
+    box_ap: float
+    """The paper's COCO box AP, Mask R-CNN R50-FPN 1x, after the same."""
+    says: str
+    """What the row is."""
+
+
+_SCENE_ONLY = ("method.scene_instance=false", "method.instance=false")
+
+ABLATIONS: dict[str, Ablation] = {
+    "7a": Ablation(("method.name=byol", "views.overlap=false", "views.instances=0"), 57.3, 39.5, "BYOL: random views"),
+    "7b": Ablation(_SCENE_ONLY, 57.7, 39.6, "scene"),
+    "7c": Ablation(("method.instance=false",), 58.1, 40.4, "scene, scene-instance"),
+    "7d": Ablation(("method.scene_instance=false",), 59.6, 40.5, "scene, instance"),
+    "7e": Ablation((), 60.2, 40.8, "all three terms"),
+    "8a-no": Ablation(("views.overlap=false",), 59.3, 40.3, "random views"),
+    "8a-yes": Ablation((), 60.2, 40.8, "overlapping views"),
+    "8b-none": Ablation(("views.instances=0", "views.regions=none"), 57.7, 39.6, "no regions"),
+    "8b-ground-truth": Ablation((), 58.5, 40.3, "from shards mined with --proposals ground-truth"),
+    "8b-naive": Ablation(("views.regions=naive",), 58.9, 40.5, "random boxes"),
+    "8b-selective-search": Ablation((), 60.2, 40.8, "from shards mined with --proposals selective-search"),
+    "8c-0": Ablation(("views.instances=0",), 57.7, 39.6, "K = 0"),
+    "8c-2": Ablation(("views.instances=2",), 59.8, 40.4, "K = 2"),
+    "8c-4": Ablation(("views.instances=4",), 60.2, 40.8, "K = 4"),
+    "8c-8": Ablation(("views.instances=8",), 59.7, 40.6, "K = 8"),
+    "9-10": Ablation(("views.tries=10",), 60.0, 40.7, "10 pairs of views tried"),
+    "9-20": Ablation(("views.tries=20",), 60.2, 40.8, "20 pairs of views tried"),
+    "9-30": Ablation(("views.tries=30",), 60.2, 40.8, "30 pairs of views tried"),
+}
+"""Table, then row. Some rows are the same run under the names of several tables, as in the paper."""
+
+
+def ablation(name: str) -> Ablation:
+    """The row that a name stands for.
+
+    Raises:
+        UsageError: no row has that name.
+
+    """
+    if name not in ABLATIONS:
+        near = difflib.get_close_matches(name, ABLATIONS, n=1, cutoff=0.4)
+        guess = f"; did you mean {near[0]}?" if near else ";"
+        raise UsageError(
+            f"there is no ablation {name!r}{guess} They are the rows of the paper's tables: {', '.join(ABLATIONS)}"
+        )
+    return ABLATIONS[name]

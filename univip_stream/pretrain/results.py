@@ -1,0 +1,85 @@
+"""What runs came to: their settings, their last losses and their evaluations, a row each."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from univip_stream.errors import InputError
+from univip_stream.pretrain.load import CONFIG
+from univip_stream.pretrain.settings import flat_dict
+from univip_stream.record import METRICS
+
+EVALUATIONS = "eval"
+"""Folder of a run in which `results` looks for what `eval ... --out` wrote; it looks in the run folder too."""
+
+TERMS = {"scene": "method.scene", "scene-instance": "method.scene_instance", "instance": "method.instance"}
+
+
+def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """One row a run, in the order given; a folder of runs stands for those in it, by name.
+
+    A row has name, method, backbone, terms, views (overlap or random), regions, K, tries, seed, step, steps, loss (mean of
+    the last tenth of the records; None before the first), feature_std, and top1 by protocol in `evaluations`.
+
+    Raises:
+        InputError: a folder that is no run and holds none, or a run whose files cannot be read.
+
+    """
+    rows = []
+    for path in paths:
+        if (path / CONFIG).is_file():
+            rows.append(_row(path))
+            continue
+        inside = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        if not inside:
+            raise InputError(f"{path} is no run and holds none; expected folders that `univip-stream train --out` made")
+        rows += [_row(run) for run in inside]
+    return rows
+
+
+def _row(run: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((run / CONFIG).read_bytes())
+        settings, steps = flat_dict(facts["config"]), facts["steps"]
+        records = _records(run / METRICS)
+        K = settings["views.instances"]
+        # BYOL has the scene's term alone, whatever the switches say; without instances so has UniVIP.
+        scene_only = settings["method.name"] == "byol" or K == 0
+        on = ["scene"] if scene_only else [name for name, key in TERMS.items() if settings[key]]
+        last = records[-max(1, len(records) // 10) :]
+        return {
+            "name": run.name,
+            "method": settings["method.name"],
+            "backbone": settings["method.backbone"],
+            "terms": on,
+            "views": "overlap" if settings["views.overlap"] else "random",
+            "regions": settings["views.regions"] if K else "none",
+            "K": K,
+            "tries": settings["views.tries"] if settings["views.overlap"] else None,
+            "seed": settings["seed"],
+            "step": records[-1]["step"] if records else 0,
+            "steps": steps,
+            "loss": sum(record["loss"] for record in last) / len(last) if last else None,
+            "feature_std": records[-1].get("feature_std") if records else None,
+            "evaluations": _evaluations(run),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} cannot be read as a run ({type(error).__name__}: {error})") from error
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A run that is being written may end in half a line.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _evaluations(run: Path) -> dict[str, float]:
+    found = {}
+    for path in sorted([*run.glob("*.json"), *(run / EVALUATIONS).glob("*.json")]):
+        result = json.loads(path.read_bytes())
+        if isinstance(result, dict) and "protocol" in result and "top1" in result:
+            found[str(result["protocol"])] = float(result["top1"])
+    return found
