@@ -91,6 +91,18 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def orientation_of(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8: how `read_picture` turned the stored pixels to make them upright.
+
+    Raises:
+        BadImageError: `unreadable`, as far as the header tells.
+
+    """
+    with _opened(data) as image:
+        found = _decoded(lambda img: img.getexif().get(0x0112, 1), image)
+    return int(found) if found in range(2, 9) else 1
+
+
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels that boxes of a shard refer to: uint8, height x width x 3, RGB.
 

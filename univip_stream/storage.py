@@ -226,6 +226,21 @@ def files_below(location: str | Path) -> Iterator[tuple[str, int]]:
     yield from below(root)
 
 
+def names_in(location: str | Path) -> Iterator[str]:
+    """Names in an object store's folder itself, in any order; a folder's name ends in a slash.
+
+    Raises:
+        InputError: a web address: a web server does not list files.
+
+    """
+    _writable(location)
+    fs, root = _store(location)
+    from pyarrow.fs import FileSelector, FileType
+
+    for info in _tried(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True))):
+        yield info.base_name + "/" * (info.type == FileType.Directory)
+
+
 def _writable(location: str | Path) -> None:
     if scheme_of(location) in WEB:
         raise InputError(

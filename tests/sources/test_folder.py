@@ -18,16 +18,14 @@ def touch(folder, *names):
 
 def test_a_flat_folder_is_sorted_and_has_no_labels(tmp_path):
     listing = list_sources([touch(tmp_path / "train2017", "b.jpg", "a.JPEG", "c.webp", "d.png")])
-    assert [image.source for image in listing.images] == [
-        f"train2017/{name}" for name in ("a.JPEG", "b.jpg", "c.webp", "d.png")
-    ]
+    assert [image.source for image in listing] == [f"train2017/{name}" for name in ("a.JPEG", "b.jpg", "c.webp", "d.png")]
     assert listing.classes is None
-    assert {image.label for image in listing.images} == {None}
+    assert {image.label for image in listing} == {None}
 
 
 def test_class_folders_give_labels(tmp_path):
     listing = list_sources([touch(tmp_path / "train", "n02/x.JPEG", "n01/y.JPEG", "n01/deep/z.JPEG")])
-    assert [(image.source, image.label) for image in listing.images] == [
+    assert [(image.source, image.label) for image in listing] == [
         ("train/n01/deep/z.JPEG", "n01"), ("train/n01/y.JPEG", "n01"), ("train/n02/x.JPEG", "n02")
     ]  # fmt: skip
     assert listing.classes == ["n01", "n02"]
@@ -35,12 +33,12 @@ def test_class_folders_give_labels(tmp_path):
 
 def test_several_sources_follow_each_other(tmp_path):
     folders = [touch(tmp_path / "train2017", "9.jpg"), touch(tmp_path / "unlabeled2017", "1.jpg")]
-    assert [image.source for image in list_sources(folders).images] == ["train2017/9.jpg", "unlabeled2017/1.jpg"]
+    assert [image.source for image in list_sources(folders)] == ["train2017/9.jpg", "unlabeled2017/1.jpg"]
 
 
 def test_sources_of_one_name_are_told_apart(tmp_path):
     folders = [touch(tmp_path / "a" / "images", "1.jpg"), touch(tmp_path / "b" / "images", "1.jpg")]
-    assert [image.source for image in list_sources(folders).images] == ["a/images/1.jpg", "b/images/1.jpg"]
+    assert [image.source for image in list_sources(folders)] == ["a/images/1.jpg", "b/images/1.jpg"]
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):
@@ -54,20 +52,20 @@ def test_names_of_any_bytes_can_be_said_and_read(tmp_path):
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
             file.write(name)
     listing = list_sources([tmp_path])
-    assert sorted(read_bytes(image) for image in listing.images) == sorted(names)
-    for image in listing.images:
+    assert sorted(read_bytes(image) for image in listing) == sorted(names)
+    for image in listing:
         image.source.encode("utf-8")
 
 
 def test_a_loop_of_links_ends(tmp_path):
     touch(tmp_path / "set", "in/a.jpg")
     (tmp_path / "set" / "in" / "again").symlink_to(tmp_path / "set")
-    assert len(list_sources([tmp_path / "set"]).images) == 1
+    assert len(list_sources([tmp_path / "set"])) == 1
 
 
 def test_a_link_to_nowhere_is_listed_and_unreadable(tmp_path):
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    [image] = list_sources([tmp_path]).images
+    [image] = list_sources([tmp_path])
     with pytest.raises(BadImageError, match="No such file"):
         read_bytes(image)
 
@@ -75,16 +73,16 @@ def test_a_link_to_nowhere_is_listed_and_unreadable(tmp_path):
 def test_a_pipe_and_a_link_to_itself_are_listed_and_unreadable(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
-    for image in list_sources([tmp_path]).images:
+    for image in list_sources([tmp_path]):
         with pytest.raises(BadImageError):
             read_bytes(image)
 
 
 def test_the_order_is_that_of_bytes_not_of_the_file_system(tmp_path):
     names = [f"{i}.jpg" for i in (10, 9, 1, 100)] + ["B.jpg", "a.jpg", "Ä.jpg"]
-    first = [image.source for image in list_sources([touch(tmp_path / "s", *names)]).images]
+    first = [image.source for image in list_sources([touch(tmp_path / "s", *names)])]
     shutil.rmtree(tmp_path / "s")
-    second = [image.source for image in list_sources([touch(tmp_path / "s", *reversed(names))]).images]
+    second = [image.source for image in list_sources([touch(tmp_path / "s", *reversed(names))])]
     assert first == second == [f"s/{name}" for name in sorted(names, key=os.fsencode)]
 
 

@@ -1,7 +1,6 @@
 """`univip-stream mine`: parse, call, print."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,9 +22,15 @@ from univip_stream.proposals import ENGINES
     "sources",
     required=True,
     multiple=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of images, flat or with a folder a class; repeat it to mine several into one set (COCO+).",
+    metavar="SOURCE",
+    help="Folder of images (flat, a folder a class, or of tars), a .tar, a range of tars, a list (.txt, .parquet); local or "
+    "s3://, gs://, http(s)://; repeat it to mine several into one set (COCO+).",
+)
+@click.option(
+    "--annotations",
+    multiple=True,
+    metavar="FILE",
+    help="COCO's JSON for a folder that has none in ../annotations; may be repeated, a file a folder.",
 )
 @click.option(
     "--out",
@@ -46,7 +51,7 @@ from univip_stream.proposals import ENGINES
     default="selective-search",
     show_default=True,
     metavar="NAME",
-    help=f"Where boxes come from: {', '.join(ENGINES)}, none, or your own function as module:function.",
+    help=f"Where boxes come from: {', '.join(ENGINES)}, ground-truth (COCO's), none, or your own function as module:function.",
 )
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
 @click.option("--min-scale", default=64, show_default=True, type=click.IntRange(min=1), help="Shortest side kept, pixels.")
@@ -74,7 +79,8 @@ from univip_stream.proposals import ENGINES
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals as JSON.")
 def mine(
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
+    annotations: tuple[str, ...],
     out: str,
     num_shards: int | None,
     proposals: str,
@@ -98,12 +104,14 @@ def mine(
     \b
     univip-stream mine --src coco/train2017 --out shards/
     univip-stream mine --src coco/train2017 --src coco/unlabeled2017 --out coco-plus/
+    univip-stream mine --src ILSVRC2012_img_train.tar --out s3://bucket/imagenet
 
     Interrupt it whenever you like: run the same command again and it mines what is missing, to the same bytes. An image
     that cannot be used is a row of the index with its reason.
     """
     config = MiningConfig(
         sources=sources,
+        annotations=annotations,
         out=out,
         num_shards=num_shards,
         proposals=proposals,

@@ -56,10 +56,10 @@ class _Folder:
             raise InputError(
                 f"{self.folder} has images but no classes; expected a folder a class, such as {self.folder}/<class>/image.jpg"
             )
-        return [str(image.label) for image in self.listing.images]
+        return [str(image.label) for image in self.listing]
 
     def __iter__(self) -> Iterator[LabelledImage]:
-        for image in self.listing.images:
+        for image in self.listing:
             try:
                 pixels = decode(read_bytes(image))
             except InputError as error:

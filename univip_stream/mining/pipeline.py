@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from univip_stream import storage
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
 from univip_stream.mining.job import Job, carry_out, digest, failures
 from univip_stream.mining.output import Output
-from univip_stream.mining.proposer import load_proposer, proposer_version
+from univip_stream.mining.proposer import GROUND_TRUTH, load_proposer, proposer_version
 from univip_stream.mining.runner import Place
 from univip_stream.mining.shard import ShardTask, mine_shard
 from univip_stream.proposals import ENGINES
@@ -32,14 +33,16 @@ FEWEST_IMAGES = 32
 class MiningConfig(Place):
     """What to mine, how, and where the work is done."""
 
-    sources: tuple[Path, ...]
-    """Folders of images; several make one data set (COCO+)."""
+    sources: tuple[str | Path, ...]
+    """Folders of images, tars, WebDataset shards, lists, local or remote; several make one data set (COCO+)."""
     out: str | Path
     """Folder of the shards: local, or in an object store (`s3://bucket/folder`)."""
+    annotations: tuple[str | Path, ...] = ()
+    """COCO's annotation files, for folders that have none in `../annotations`."""
     num_shards: int | None = None
     """How many shards; None is 128, fewer where that leaves less than 32 images a shard."""
     proposals: str = "selective-search"
-    """Engine, `none`, or module:function."""
+    """Engine, `none`, `ground-truth`, or module:function."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the engine."""
     seed: int = 0
@@ -86,17 +89,17 @@ def plan_job(config: MiningConfig) -> Plan:
 
     """
     proposer = load_proposer(config.proposals, seed=config.seed, options=config.options)
-    listing = list_sources(config.sources)
+    listing = list_sources(config.sources, annotations=config.annotations, with_boxes=config.proposals == GROUND_TRUTH)
     if config.proposals in ENGINES:
         # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
         proposer(np.zeros((64, 64, 3), np.uint8))
-    count = len(listing.images)
+    count = len(listing)
     wanted = config.num_shards or min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
     shards = min(wanted, count)
     parameters = {
         "sources": listing.sources,
         "images": count,
-        "listing": digest([[image.source, image.label] for image in listing.images]),
+        "listing": listing.digest,
         "num_shards": shards,
         "proposals": config.proposals,
         "proposals_version": proposer_version(config.proposals),
@@ -117,7 +120,7 @@ def plan_job(config: MiningConfig) -> Plan:
             out=out.location,
             name=names[number],
             first=first,
-            images=listing.images[first:last],
+            images=listing.slice(first, last),
             fingerprint=fingerprint,
             proposals=config.proposals,
             options=config.options,
@@ -161,7 +164,8 @@ def mine(
 
     """
     plan = plan_job(config)
-    manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
+    with plan.listing:
+        manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
     return MiningReport(
         manifest=manifest,
         mined=mined,
@@ -185,6 +189,8 @@ def allowed_failures(text: str, images: int) -> float:
 def _output(config: MiningConfig) -> Output:
     out = Output(config.out)
     for source in config.sources:
+        if storage.is_remote(source):
+            continue
         inside = os.path.realpath(source)
         if not out.remote and os.path.commonpath([os.path.realpath(out.location), inside]) == inside:
             raise InputError(f"--out {config.out} lies in the source {source}; choose a folder outside of it")

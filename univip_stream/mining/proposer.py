@@ -13,22 +13,24 @@ Proposer = Callable[[np.ndarray], np.ndarray]
 
 NONE = "none"
 """No proposals: the images alone (Table 8 b, first row)."""
+GROUND_TRUTH = "ground-truth"
+"""The boxes that people drew (Table 8 b, last row): they come with the image, from the source's annotations."""
 
 
 def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
-    """The function that a name stands for: an engine, `none`, or `module:function` of the user's own.
+    """The function that a name stands for: an engine, `none`, `ground-truth`, or `module:function` of the user's own.
 
     Raises:
         UsageError: nothing has that name, or it cannot be imported or called.
 
     """
-    if name == NONE:
+    if name in (NONE, GROUND_TRUTH):
         return lambda image: np.empty((0, 4), np.int32)
     if name in ENGINES:
         return lambda image: propose(image, name, seed, **options)
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        known = ", ".join([*ENGINES, NONE])
+        known = ", ".join([*ENGINES, GROUND_TRUTH, NONE])
         raise UsageError(f"unknown --proposals {name!r}; expected one of: {known}, or your own as module:function")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
@@ -41,7 +43,7 @@ def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
 
 def proposer_version(name: str) -> str:
     """What the boxes depend on beside image, seed and options. A user's own function may name one as `__version__`."""
-    if name == NONE:
+    if name in (NONE, GROUND_TRUTH):
         return "1"
     if name in ENGINES:
         return engine_version(name)

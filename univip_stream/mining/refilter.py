@@ -148,6 +148,7 @@ def _samples(task: RefilterTask, index: pq.ParquetFile, tar: io.BufferedReader) 
                 status=status,
                 reason=reason,
                 label=row["label"],
+                image_id=row.get("image_id"),  # shards written before there was one lack the column
                 width=row["width"],
                 height=row["height"],
                 data=data,

@@ -13,11 +13,11 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
 from univip_stream.errors import InputError
-from univip_stream.images import BadImageError, read_picture
-from univip_stream.mining.proposer import Proposer, load_proposer
+from univip_stream.images import BadImageError, orientation_of, read_picture
+from univip_stream.mining.proposer import GROUND_TRUTH, Proposer, load_proposer
 from univip_stream.shards.format import NO_BOXES, OK, Sample, index_name, key_of
 from univip_stream.shards.write import write_shard
-from univip_stream.sources import SourceImage, read_bytes
+from univip_stream.sources import Boxes, SourceImage, read_bytes
 
 _REPORT_EVERY = 0.5
 """Seconds between two words about progress."""
@@ -84,14 +84,18 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
         InputError: a user's proposer gave something that is no box inside the image: that is wrong for every image.
 
     """
-    common: dict[str, Any] = {"key": key, "source": image.source, "label": image.label}
+    common: dict[str, Any] = {"key": key, "source": image.source, "label": image.label, "image_id": image.image_id}
     try:
-        picture = read_picture(read_bytes(image), max_pixels=task.max_pixels)
+        data = read_bytes(image)
+        picture = read_picture(data, max_pixels=task.max_pixels)
     except BadImageError as error:
         return Sample(status=error.status, reason=str(error), **common)
     height, width = picture.pixels.shape[:2]
     try:
-        candidates = as_boxes(proposer(picture.pixels))
+        if task.proposals == GROUND_TRUTH:
+            candidates = ground_truth(image.boxes or (), width, height, orientation_of(data))
+        else:
+            candidates = as_boxes(proposer(picture.pixels))
         validate_boxes(candidates, width, height)
     except InputError as error:
         raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
@@ -111,6 +115,28 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
         candidates=np.asarray(candidates, np.int32),
         **common,
     )
+
+
+def ground_truth(boxes: Boxes, width: int, height: int, orientation: int) -> np.ndarray:
+    """Boxes of the stored pixels as boxes of the upright image, clipped to it; those with nothing left are left out.
+
+    Args:
+        boxes: xywh in the frame of the stored pixels: annotators' tools of COCO's time showed images as they are stored.
+        width: of the upright image, pixels.
+        height: as `width`.
+        orientation: EXIF's, 1 to 8.
+
+    """
+    array = np.asarray(boxes, np.int64).reshape(-1, 4)
+    low, high = array[:, :2], array[:, :2] + array[:, 2:]
+    if orientation >= 5:  # stored x runs along upright y
+        low, high = low[:, ::-1], high[:, ::-1]
+    size = np.array([width, height])
+    backwards = np.array([orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)])
+    low, high = np.where(backwards, size - high, low), np.where(backwards, size - low, high)
+    low, high = np.clip(low, 0, size), np.clip(high, 0, size)
+    kept = (high > low).all(axis=1)
+    return as_boxes(np.concatenate([low, high - low], axis=1)[kept])
 
 
 def status_of(boxes: np.ndarray, candidates: np.ndarray) -> tuple[str, str | None]:

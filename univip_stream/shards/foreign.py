@@ -156,7 +156,7 @@ class _Scan:
         self.rows: list[dict[str, Any]] = []
         self.ignored: Counter[str] = Counter()
         group: _Members | None = None
-        for member in _members(file):
+        for member in tar_members(file):
             named = self._named(member)
             if named is None:
                 continue
@@ -292,7 +292,7 @@ class _Bounded:
         return self._read(size)
 
 
-def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Every member of a plain tar, to its end mark.
 
     Raises:

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("label", pa.string()),
+        pa.field("image_id", pa.int64()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("suffix", pa.string()),
@@ -64,6 +65,8 @@ class Sample:
     """Why it is no sample, in words."""
     label: str | None = None
     """Its class, where the source says one."""
+    image_id: int | None = None
+    """COCO's number of it, where the source says one."""
     width: int | None = None
     """Pixels of the upright image; None where it could not be read."""
     height: int | None = None
@@ -97,6 +100,8 @@ class Sample:
             "converted": self.converted,
             "sha256": self.sha256,
         }
+        if self.image_id is not None:
+            fields["image_id"] = self.image_id
         return json.dumps(fields, ensure_ascii=False).encode()
 
 

@@ -50,8 +50,9 @@ class _Rows:
 
     def add(self, sample: Sample, offset: int | None) -> None:
         held = offset is not None
-        for name in ("key", "source", "width", "height", "label", "status", "reason", "suffix", "sha256", "converted"):
-            self.columns[name].append(getattr(sample, name))
+        for name in SCHEMA.names:
+            if name not in ("offset", "size", "boxes", "candidates"):
+                self.columns[name].append(getattr(sample, name))
         self.columns["offset"].append(offset)
         self.columns["size"].append(len(sample.data) if held else None)
         self.columns["boxes"].append(sample.boxes if held else None)

@@ -1,5 +1,6 @@
-"""Where images come from: every kind of source gives the same thing, a sorted list of named images with labels."""
+"""Where images come from: every kind of source gives the same thing, named images with labels in a fixed order."""
 
-from univip_stream.sources.folder import Listing, SourceImage, list_sources, read_bytes
+from univip_stream.sources.listing import Boxes, Listing, SourceImage, read_bytes
+from univip_stream.sources.open import list_sources
 
-__all__ = ["Listing", "SourceImage", "list_sources", "read_bytes"]
+__all__ = ["Boxes", "Listing", "SourceImage", "list_sources", "read_bytes"]

@@ -1,137 +1,123 @@
-"""Folders of images: flat (COCO), or with a folder a class (ImageNet), found out by looking."""
+"""Folders of images, local or in an object store: flat (COCO), or with a folder a class (ImageNet), found out by looking."""
 
+import heapq
 import os
-import stat
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from typing import BinaryIO
 
-from univip_stream.errors import InputError
-from univip_stream.images import MAX_BYTES, SUFFIXES, BadImageError
+from univip_stream import storage
+from univip_stream.images import SUFFIXES
+from univip_stream.sources.listing import SourceImage, text_of
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceImage:
-    """One image file of a source."""
-
-    source: str
-    """Its name for people: the source folder's name and the path below it, with forward slashes, valid UTF-8."""
-    path: str
-    """Where it lies; bytes that are no UTF-8 are kept as the file system's escapes."""
-    label: str | None
-    """The class folder's name, or None."""
+_NAMES_AT_ONCE = 50_000
+"""Names of one folder that are sorted in memory; more are merged from disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The images of all sources, sorted within each, in the order the sources were named."""
-
-    images: list[SourceImage]
-    """Sorted by path within a source."""
-    sources: list[str]
-    """What each source is called; the first part of its images' names."""
-    classes: list[str] | None
-    """Sorted labels; None where no source has class folders."""
-    ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no images by their name, counted by suffix."""
-
-
-def list_sources(folders: Sequence[Path]) -> Listing:
-    """List one or several folders, below which every file with an image's suffix counts.
+def folder_images(folder: str, name: str, ignored: Counter[str]) -> Iterator[SourceImage]:
+    """Images below a folder, sorted by the bytes of their paths.
 
     Where images lie only in subfolders, the first folder below the source is the label (`n01440764/x.JPEG`).
 
-    Raises:
-        InputError: a folder that is not there, is no folder, or holds no image.
+    Args:
+        folder: local, or in an object store.
+        name: what the source is called.
+        ignored: gets the files that are no images by their name, counted by suffix.
 
     """
-    images: list[SourceImage] = []
-    ignored: Counter[str] = Counter()
-    names = _names(folders)
-    for folder, name in zip(folders, names, strict=True):
-        if not folder.exists():
-            raise InputError(f"{folder}: no such folder; expected a folder of images for --src")
-        if not folder.is_dir():
-            raise InputError(f"{folder} is a file; expected a folder of images for --src")
-        found = []
-        for relative in _files(folder):
-            suffix = os.path.splitext(relative)[1].lower()
-            if suffix[1:] in SUFFIXES:
-                found.append(relative)
-            else:
-                ignored[suffix or "(no suffix)"] += 1
-        if not found:
-            others = f"; it has {sum(ignored.values())} other files ({', '.join(sorted(ignored))})" if ignored else ""
-            raise InputError(
-                f"{folder} holds no image: no file below it ends in .jpg, .png, .webp or another image suffix{others}"
-            )
-        labelled = all(os.sep in relative for relative in found)
-        for relative in sorted(found, key=os.fsencode):
-            label = _text(relative.split(os.sep, 1)[0]) if labelled else None
-            source = f"{name}/{_text(relative.replace(os.sep, '/'))}"
-            images.append(SourceImage(source=source, path=os.path.join(folder, relative), label=label))
-    classes = sorted({image.label for image in images if image.label is not None}) or None
-    return Listing(images=images, sources=names, classes=classes, ignored=dict(sorted(ignored.items())))
+    labelled = has_labels(folder)
+    for relative in files_below(folder):
+        if is_image(relative):
+            yield folder_image(folder, name, relative, labelled=labelled)
+        else:
+            ignored[suffix_of(relative) or "(no suffix)"] += 1
 
 
-def read_bytes(image: SourceImage) -> bytes:
-    """The file's bytes.
+def folder_image(folder: str, name: str, relative: str, *, labelled: bool) -> SourceImage:
+    """The image at a path below a folder."""
+    label = text_of(relative.split("/", 1)[0]) if labelled else None
+    return SourceImage(source=f"{name}/{text_of(relative)}", path=storage.join(folder, relative), label=label)
 
-    Raises:
-        BadImageError: it cannot be read, or is larger than any image (`unreadable`, `too_large`).
 
+def has_labels(folder: str) -> bool:
+    """Whether its images lie in subfolders only."""
+    if storage.is_remote(folder):
+        return not any(is_image(name) for name in storage.names_in(folder) if not name.endswith("/"))
+    with os.scandir(folder) as entries:
+        return not any(is_image(entry.name) and not _is_folder(entry) for entry in entries)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return suffix_of(name)[1:] in SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """`.jpg` and the like, lower case; empty where there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def files_below(root: str) -> Iterator[str]:
+    """Paths below a folder of everything that is no folder, sorted by their bytes, with forward slashes.
+
+    Folders behind links are entered once, so a loop ends.
     """
-    try:
-        status = os.stat(image.path)
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError("unreadable", "it is no regular file")
-        if size > MAX_BYTES:
-            raise BadImageError("too_large", f"{size} bytes; the limit is {MAX_BYTES}")
-        with open(image.path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise BadImageError("unreadable", f"{type(error).__name__}: {error.strerror}") from error
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What each source is called in `source`: its folder's name, with parents where two share it."""
-    resolved = [folder.resolve() for folder in folders]
-    if len(set(resolved)) < len(resolved):
-        raise InputError(f"the same folder is named twice: {', '.join(map(str, folders))}; expected each source once")
-    depth = 1
-    while True:
-        names = ["/".join(folder.parts[-depth:]).lstrip("/") for folder in resolved]
-        if len(set(names)) == len(names) or depth > 64:
-            return [_text(name) for name in names]
-        depth += 1
-
-
-def _files(root: Path) -> Iterator[str]:
-    """Paths below `root` of everything that is no folder. Folders behind links are entered once, so a loop ends."""
-    entered = set()
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        folder = os.path.join(root, below)
-        place = os.stat(folder)
-        if (place.st_dev, place.st_ino) in entered:
+    if storage.is_remote(root):
+        yield from (path for path, _ in storage.files_below(root))
+        return
+    entered: set[tuple[int, int]] = set()
+    open_folders = [("", _sorted_names(root, entered))]
+    while open_folders:
+        below, names = open_folders[-1]
+        found = next(names, None)
+        if found is None:
+            open_folders.pop()
             continue
-        entered.add((place.st_dev, place.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
-                relative = os.path.join(below, entry.name)
-                try:
-                    is_folder = entry.is_dir()
-                except OSError:  # a link to itself: listed, and unreadable when its turn comes
-                    is_folder = False
-                if is_folder:
-                    waiting.append(relative)
-                else:
-                    yield relative
+        relative = below + os.fsdecode(found)
+        if found.endswith(b"/"):
+            open_folders.append((relative, _sorted_names(os.path.join(root, relative), entered)))
+        else:
+            yield relative
 
 
-def _text(name: str) -> str:
-    """A file name as valid UTF-8: other bytes are written as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _sorted_names(folder: str, entered: set[tuple[int, int]]) -> Iterator[bytes]:
+    """Names in a folder. A folder's ends in a slash: then folder by folder is the order of whole paths."""
+    place = os.stat(folder)
+    if (place.st_dev, place.st_ino) in entered:
+        return
+    entered.add((place.st_dev, place.st_ino))
+    with ExitStack() as stack:
+        runs: list[Iterator[bytes]] = []
+        names = _names(folder)
+        while chunk := sorted(islice(names, _NAMES_AT_ONCE)):
+            if len(chunk) < _NAMES_AT_ONCE and not runs:
+                yield from chunk
+                return
+            run = stack.enter_context(tempfile.TemporaryFile())
+            # A name may hold a line's end and no zero byte, a line the other way round.
+            run.writelines(name.replace(b"\n", b"\0") + b"\n" for name in chunk)
+            run.seek(0)
+            runs.append(_lines(run))
+            del chunk
+        yield from heapq.merge(*runs)
+
+
+def _names(folder: str) -> Iterator[bytes]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield os.fsencode(entry.name) + b"/" * _is_folder(entry)
+
+
+def _lines(run: Iterable[bytes] | BinaryIO) -> Iterator[bytes]:
+    for line in run:
+        yield line[:-1].replace(b"\0", b"\n")
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed, and unreadable when its turn comes
+        return False

@@ -1,0 +1,172 @@
+"""COCO's annotation files: image ids, and boxes drawn by people, for the images of a folder."""
+
+import contextlib
+import heapq
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from univip_stream import storage
+from univip_stream.errors import InputError
+from univip_stream.sources.folder import files_below, folder_image, has_labels, is_image, suffix_of
+from univip_stream.sources.listing import Boxes, SourceImage
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Annotations:
+    """What an annotation file says of images; of segmentations and the rest nothing is kept."""
+
+    name: str
+    """Of the file."""
+    ids: dict[str, int]
+    """Image id of each file name."""
+    starts: dict[int, tuple[int, int]] | None
+    """First and last row (without it) of an image's boxes; None where the boxes were not asked for."""
+    boxes: np.ndarray
+    """int32 N x 4 xywh, sorted by image, otherwise in the file's order, crowds left out."""
+
+    def boxes_of(self, image_id: int) -> Boxes | None:
+        """Of an image; None where boxes were not asked for."""
+        if self.starts is None:
+            return None
+        first, last = self.starts.get(image_id, (0, 0))
+        return tuple((x, y, w, h) for x, y, w, h in self.boxes[first:last].tolist())
+
+
+def find_annotations(folder: str) -> str | None:
+    """The annotation file where COCO has it: `../annotations/instances_<name>.json`, or `image_info_<name>.json`."""
+    if storage.scheme_of(folder) in storage.WEB:
+        return None
+    folder = folder.rstrip("/") if storage.is_remote(folder) else os.path.abspath(folder)
+    beside = storage.join(storage.parent(folder), "annotations")
+    for kind in ("instances", "image_info"):
+        location = storage.join(beside, f"{kind}_{storage.name_of(folder)}.json")
+        with contextlib.suppress(OSError):  # a place that may not be looked at has none
+            if storage.size_of(location) is not None:
+                return location
+    return None
+
+
+def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
+    """Read an annotation file.
+
+    Boxes are rounded outwards to whole pixels; they are clipped when the image is there.
+
+    Raises:
+        InputError: none that is read, or without boxes where these are asked for.
+
+    """
+    name = storage.name_of(location)
+    reader = _Reader(with_boxes)
+    try:
+        whole = json.loads(storage.read(location), object_hook=reader.hook)
+    except OSError as error:
+        raise InputError(f"{location}: {type(error).__name__}: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{location} is no COCO annotation file: {error}") from error
+    if not isinstance(whole, _Top) or not reader.ids:
+        raise InputError(f"{location} is no COCO annotation file: expected JSON with `images`, each with file_name and id")
+    if not with_boxes:
+        return Annotations(name=name, ids=reader.ids, starts=None, boxes=np.empty((0, 4), np.int32))
+    if not whole.annotated:
+        raise InputError(
+            f"{location} has no `annotations`, so no ground-truth boxes; give the instances file by --annotations"
+        )
+    images = np.frombuffer(reader.images, np.int64) if reader.images else np.empty(0, np.int64)
+    order = np.argsort(images, kind="stable")
+    boxes = np.asarray(reader.boxes, np.float64).reshape(-1, 4)[order]
+    values, first, counts = np.unique(images[order], return_index=True, return_counts=True)
+    rows = zip(values.tolist(), zip(first.tolist(), (first + counts).tolist(), strict=True), strict=True)
+    return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=_outwards(boxes))
+
+
+def coco_images(folder: str, name: str, ignored: Counter[str], annotations: Annotations) -> Iterator[SourceImage]:
+    """Images of a folder and those that its annotation file names, sorted by the bytes of their paths.
+
+    An image that the file does not name has no id; one that it names and that is not there has a fault. Its place in the
+    order is the same either way, so that a file put back later can be mined alone.
+    """
+    labelled = has_labels(folder)
+    named = ((path.encode("utf-8", "surrogateescape"), path, False) for path in sorted(annotations.ids, key=_bytes))
+    there = ((_bytes(path), path, True) for path in files_below(folder))
+    last, met = None, 0
+    for path_bytes, path, found in heapq.merge(there, named, key=lambda entry: (entry[0], not entry[2])):
+        if path_bytes == last:
+            continue
+        last = path_bytes
+        if found and not is_image(path):
+            ignored[suffix_of(path) or "(no suffix)"] += 1
+            continue
+        image = folder_image(folder, name, path, labelled=labelled and "/" in path)
+        image_id = annotations.ids.get(path)
+        met += found and image_id is not None
+        boxes = None if image_id is None else annotations.boxes_of(image_id)
+        fault = None if found else f"{annotations.name} names it, and it is not there"
+        yield replace(image, image_id=image_id, boxes=boxes, fault=fault)
+    if not met:
+        raise InputError(
+            f"{annotations.name} names {len(annotations.ids)} images, such as {next(iter(annotations.ids))}, and none of them "
+            f"is in {folder}; expected the annotations of this folder"
+        )
+
+
+class _Top:
+    """The whole file, once its parts are taken."""
+
+    def __init__(self, annotated: bool):
+        self.annotated = annotated
+
+
+class _Reader:
+    """Takes what is needed out of each object as it is parsed, so that the rest is let go at once."""
+
+    def __init__(self, with_boxes: bool):
+        self.with_boxes = with_boxes
+        self.ids: dict[str, int] = {}
+        self.images = array("q")
+        self.boxes = array("d")
+
+    def hook(self, fields: dict[str, Any]) -> Any:
+        if "images" in fields:
+            return _Top(isinstance(fields.get("annotations"), list))
+        if "file_name" in fields and "id" in fields:
+            self._image(fields["file_name"], fields["id"])
+        elif self.with_boxes and "bbox" in fields and "image_id" in fields and not fields.get("iscrowd"):
+            self._box(fields["image_id"], fields["bbox"], fields.get("id"))
+        return None
+
+    def _image(self, name: Any, number: Any) -> None:
+        if not isinstance(name, str) or not name or "\0" in name or not _whole(number):
+            raise ValueError(f"an image has file_name {name!r} and id {number!r}; expected a path and a whole number")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"the image {name!r} leads out of its folder")
+        if self.ids.setdefault(name, number) != number:
+            raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")
+
+    def _box(self, image: Any, box: Any, number: Any) -> None:
+        fine = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in box)
+        if not fine or not _whole(image):
+            raise ValueError(f"annotation {number} has image_id {image!r} and bbox {box!r}; expected four numbers x, y, w, h")
+        self.images.append(image)
+        self.boxes.extend(box)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 1 << 63
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _outwards(boxes: np.ndarray) -> np.ndarray:
+    """Whole pixels around each box. Sums are rounded first: 0.1 + 0.2 is not to reach into the next pixel."""
+    low = np.floor(np.round(boxes[:, :2], 6))
+    high = np.ceil(np.round(boxes[:, :2] + boxes[:, 2:], 6))
+    return np.concatenate([low, high - low], 1).astype(np.int32)

@@ -1,0 +1,205 @@
+"""What a source gives: images, on disk in a fixed order, however many there are."""
+
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from univip_stream import storage
+from univip_stream.images import MAX_BYTES, BadImageError
+
+Boxes = tuple[tuple[int, int, int, int], ...]
+"""x, y, w, h each, whole pixels; they may reach out of the image."""
+_ROWS = 8192
+"""Images of a batch: as many are in memory at a time."""
+_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("path", pa.binary()),
+        ("label", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("image_id", pa.int64()),
+        ("boxes", pa.list_(pa.list_(pa.int32(), 4))),
+        ("fault", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceImage:
+    """One image of a source."""
+
+    source: str
+    """Its name for people: the source's name and the path below it, with forward slashes, valid UTF-8."""
+    path: str
+    """Location (local path or URL) of the file, or of the tar it lies in; bytes that are no UTF-8 are kept as escapes."""
+    label: str | None = None
+    """Its class, where the source says one."""
+    offset: int | None = None
+    """First byte in `path` where the image is a member of a tar; None: it is the whole file."""
+    size: int | None = None
+    """Bytes, with `offset`."""
+    image_id: int | None = None
+    """COCO's."""
+    boxes: Boxes | None = None
+    """Ground truth in the frame of the stored pixels, where the source has it and it was asked for."""
+    fault: str | None = None
+    """Why it cannot be read, where the source knows already."""
+
+
+class Spool:
+    """Images on disk, in the order they are added. The file has no name: it is gone with the process, however that ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finalize
+        self.close = weakref.finalize(self, self._file.close)
+        self._writer = pa.ipc.new_file(self._file, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd"))
+        self._reader: Any = None
+        self._rows: list[SourceImage] = []
+
+    def add(self, image: SourceImage) -> None:
+        """Append an image; not after the first reading."""
+        self.count += 1
+        self._rows.append(image)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def read(self, first: int, last: int) -> Iterator[SourceImage]:
+        """Images `first` to `last` (without it), a batch in memory at a time."""
+        if self._reader is None:
+            self._flush()
+            self._writer.close()
+            self._reader = pa.ipc.open_file(self._file)
+        while first < last:
+            number, row = divmod(first, _ROWS)
+            batch = self._reader.get_batch(number).slice(row, min(last - first, _ROWS - row))
+            yield from map(_image, batch.to_pylist())
+            first += batch.num_rows
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [pa.array([_value(image, field.name) for image in self._rows], field.type) for field in _SCHEMA]
+            self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+            self._rows = []
+
+
+class Listing:
+    """The images of all sources, in the order the sources were named; they are on disk, not in memory."""
+
+    def __init__(self, sources: list[str]) -> None:
+        self.sources = sources
+        """What each source is called; the first part of its images' names."""
+        self.ignored: dict[str, int] = {}
+        """Files that are no images by their name, counted by suffix."""
+        self._spool = Spool()
+        self._labels: set[str] = set()
+        self._digest = hashlib.sha256()
+
+    def add(self, image: SourceImage) -> None:
+        """Append an image; not after the first reading."""
+        self._spool.add(image)
+        if image.label is not None:
+            self._labels.add(image.label)
+        line = json.dumps([image.source, image.label, image.image_id, image.boxes], separators=(",", ":"))
+        self._digest.update(line.encode() + b"\n")
+
+    def __len__(self) -> int:
+        return self._spool.count
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        return self._spool.read(0, len(self))
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Sorted labels; None where no image has one."""
+        return sorted(self._labels) or None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over source, label, image id and boxes of every image, in order."""
+        return self._digest.hexdigest()
+
+    def slice(self, first: int, last: int) -> list[SourceImage]:
+        """Images `first` to `last` (without it)."""
+        return list(self._spool.read(max(first, 0), min(last, len(self))))
+
+    def close(self) -> None:
+        """Let go of the file; it is closed with the last reference too."""
+        self._spool.close()
+
+    def __enter__(self) -> "Listing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_bytes(image: SourceImage) -> bytes:
+    """The image's bytes: a file's, or a range of a tar's.
+
+    Raises:
+        BadImageError: it cannot be read, or is larger than any image (`unreadable`, `too_large`).
+
+    """
+    if image.fault is not None:
+        raise BadImageError("unreadable", image.fault)
+    try:
+        if image.offset is not None:
+            size = int(image.size or 0)
+            _check_size(size)
+            data = storage.read(image.path, image.offset, size)
+            if len(data) != size:
+                raise BadImageError("unreadable", f"{image.path} ends inside it: {len(data)} of {size} bytes are there")
+            return data
+        if storage.is_remote(image.path):
+            data = storage.read(image.path, 0, MAX_BYTES + 1)
+            _check_size(len(data))
+            return data
+        status = os.stat(image.path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("unreadable", "it is no regular file")
+        _check_size(status.st_size)
+        return storage.read(image.path)
+    except OSError as error:
+        raise BadImageError("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
+    except BadImageError:
+        raise
+    except ValueError as error:  # a name that holds a zero byte
+        raise BadImageError("unreadable", str(error)) from error
+
+
+def text_of(name: str) -> str:
+    """A file name as valid UTF-8: other bytes are written as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadImageError("too_large", f"at least {size} bytes; the limit is {MAX_BYTES}")
+
+
+def _value(image: SourceImage, name: str) -> Any:
+    value = getattr(image, name)
+    return os.fsencode(value) if name == "path" else value
+
+
+def _image(row: dict[str, Any]) -> SourceImage:
+    row["path"] = os.fsdecode(row["path"])
+    if row["boxes"] is not None:
+        row["boxes"] = tuple(map(tuple, row["boxes"]))
+    return SourceImage(**row)

@@ -1,0 +1,211 @@
+"""From what people write after `--src` to the images: what kind of source it is is found by looking."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from univip_stream import storage
+from univip_stream.errors import InputError, UsageError
+from univip_stream.shards.spec import expand_shards
+from univip_stream.sources.coco import coco_images, find_annotations, read_annotations
+from univip_stream.sources.folder import files_below, folder_images, is_image
+from univip_stream.sources.listing import Listing, SourceImage, text_of
+from univip_stream.sources.lists import TABLES, TEXTS, list_images
+from univip_stream.sources.tars import tar_images
+from univip_stream.sources.webdataset import is_webdataset, webdataset_images
+
+KINDS = "a folder of images, a .tar of images, a folder or range of tars, or a list (.txt or .parquet)"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+
+
+def list_sources(
+    sources: Sequence[str | Path], *, annotations: Sequence[str | Path] = (), with_boxes: bool = False
+) -> Listing:
+    """List the images of one or several sources, in the order these are named.
+
+    Args:
+        sources: folders (flat, with a folder a class, or of tars), tars, ranges of tars, lists; local or remote.
+        annotations: COCO's annotation files, for folders that have none in `../annotations`.
+        with_boxes: read ground-truth boxes from the annotations.
+
+    Raises:
+        InputError: a source that is not there, cannot be read or holds no image; boxes asked for and not there.
+        UsageError: an annotation file that cannot be told to belong to one of the sources.
+
+    """
+    opened = [_Source(str(source)) for source in sources]
+    names = _names(opened)
+    given = _given([str(file) for file in annotations], opened)
+    ignored: Counter[str] = Counter()
+    listing = Listing(names)
+    try:
+        for source, name in zip(opened, names, strict=True):
+            before, left_out = len(listing), Counter[str]()
+            try:
+                for image in source.images(name, left_out, given.get(source.text), with_boxes):
+                    listing.add(image)
+            except OSError as error:
+                raise InputError(f"{error.filename or source.text} cannot be read: {error.strerror or error}") from error
+            if len(listing) == before:
+                raise _no_image(source.text, left_out)
+            ignored += left_out
+    except BaseException:
+        listing.close()
+        raise
+    listing.ignored = dict(sorted(ignored.items()))
+    return listing
+
+
+@dataclass
+class _Source:
+    """One source, looked at as far as needed."""
+
+    text: str
+    """As the user wrote it."""
+    _tars: list[str] = field(default_factory=list)
+
+    @cached_property
+    def remote(self) -> bool:
+        return storage.is_remote(self.text)
+
+    @cached_property
+    def pattern(self) -> bool:
+        """Whether it is a range or a glob of tars."""
+        there = not self.remote and os.path.lexists(self.text)
+        return any(mark in self.text for mark in "*<{[") and self.text.endswith(".tar") and not there
+
+    @cached_property
+    def kind(self) -> str:
+        """`folder`, `tars`, `list`.
+
+        Raises:
+            InputError: nothing there, or nothing that is read.
+
+        """
+        if self.pattern:
+            return "tars"
+        lower = storage.name_of(self.text).lower()
+        if self.remote:
+            if lower.endswith((".tar", *_COMPRESSED)):
+                return self._tar(lower)
+            if lower.endswith(TEXTS + TABLES):
+                return "list"
+            if storage.scheme_of(self.text) in storage.WEB:
+                raise InputError(f"{self.text}: a web server lists no folder; expected a .tar, a range of tars or a list")
+            return "folder"
+        if not os.path.exists(self.text):
+            raise InputError(f"{self.text}: no such folder or file; expected {KINDS} for --src")
+        if os.path.isdir(self.text):
+            return "folder"
+        if lower.endswith((".tar", *_COMPRESSED)):
+            return self._tar(lower)
+        if lower.endswith(TEXTS + TABLES):
+            return "list"
+        raise InputError(f"{self.text} is a file; expected {KINDS} for --src")
+
+    @property
+    def place(self) -> str:
+        """Where it lies: the same for two ways of writing it."""
+        return self.text if self.remote else os.path.realpath(self.text)
+
+    @property
+    def stem(self) -> str:
+        """Its place without an ending; a pattern's folder. The last parts are a name for it."""
+        if self.pattern:
+            return storage.parent(self.place)
+        return os.path.splitext(self.place.partition("?")[0])[0] if self.kind in ("tars", "list") else self.place
+
+    def images(self, name: str, ignored: Counter[str], annotations: str | None, with_boxes: bool) -> Iterator[SourceImage]:
+        """Its images, in a fixed order."""
+        tars: list[tuple[str, str]] = []
+        if self.pattern:
+            tars = [(tar, f"{_stem(tar)}/") for tar in expand_shards(self.text)]
+        elif self.kind == "tars":
+            tars = [(self.text, "")]
+        elif self.kind == "folder" and not self._has_images():
+            tars = list(_tars_below(self.text, ignored))
+            if not tars:
+                ignored.clear()  # counted again below
+        if self.kind == "folder" and not tars:
+            found = annotations or find_annotations(self.text)
+            if found:
+                read = read_annotations(found, with_boxes=with_boxes)
+                yield from coco_images(self.text, name, ignored, read)
+                return
+        if with_boxes:
+            raise InputError(
+                f"{self.text} has no annotations, so no ground-truth boxes; expected a folder of images with "
+                f"../annotations/instances_{name.rpartition('/')[2]}.json, or the file by --annotations"
+            )
+        if self.kind == "list":
+            yield from list_images(self.text, name)
+        elif not tars:
+            yield from folder_images(self.text, name, ignored)
+        elif is_webdataset(tars[0][0]):
+            yield from webdataset_images(tars, name, ignored)
+        else:
+            yield from tar_images(tars, name, ignored)
+
+    def _has_images(self) -> bool:
+        return any(map(is_image, files_below(self.text)))
+
+    def _tar(self, lower: str) -> str:
+        if lower.endswith(_COMPRESSED):
+            raise InputError(
+                f"{self.text} is compressed; images are read from a tar as ranges of bytes, so decompress it to a plain .tar"
+            )
+        return "tars"
+
+
+def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Tars of a folder that holds no image, each with its path as the folder its members are in."""
+    for path in files_below(folder):
+        if path.endswith(".tar"):
+            yield storage.join(folder, path), path.removesuffix(".tar") + "/"
+        else:
+            ignored[os.path.splitext(path)[1].lower() or "(no suffix)"] += 1
+
+
+def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:
+    """Which annotation file belongs to which source: the one whose folder it names, or the only one."""
+    given: dict[str, str] = {}
+    for file in files:
+        stem = os.path.splitext(storage.name_of(file))[0]
+        owners = [source.text for source in sources if stem.endswith(f"_{storage.name_of(source.stem)}")]
+        if not owners and len(sources) == len(files) == 1:
+            owners = [sources[0].text]
+        if len(owners) != 1 or owners[0] in given:
+            names = ", ".join(source.text for source in sources)
+            raise UsageError(
+                f"--annotations {file} cannot be told to belong to one of {names}; expected one file a folder, called "
+                "something_<folder>.json where there are several"
+            )
+        given[owners[0]] = file
+    return given
+
+
+def _names(sources: list[_Source]) -> list[str]:
+    """What each source is called in `source`: the last part of where it lies, with parents where two share it."""
+    places = [source.place for source in sources]
+    if len(set(places)) < len(places):
+        raise InputError(f"the same source is named twice: {', '.join(places)}; expected each once")
+    # train2017 and train2017.tar beside it differ in nothing but the ending.
+    for texts in ([source.stem for source in sources], places):
+        parts = [[part for part in text.split("/") if part] for text in texts]
+        for depth in range(1, max(map(len, parts), default=0) + 1):
+            names = ["/".join(part[-depth:]) for part in parts]
+            if len(set(names)) == len(names):
+                return [text_of(name) for name in names]
+    return [text_of(place) for place in places]
+
+
+def _stem(location: str) -> str:
+    return storage.name_of(location).removesuffix(".tar")
+
+
+def _no_image(source: str, ignored: Counter[str]) -> InputError:
+    others = f"; it has {ignored.total()} other files ({', '.join(sorted(ignored))})" if ignored else ""
+    return InputError(f"{source} holds no image: no file below it ends in .jpg, .png, .webp or another image suffix{others}")
