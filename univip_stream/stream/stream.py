@@ -145,6 +145,8 @@ class Stream:
                     raise batch
                 yield batch
         finally:
+            # An error's traceback holds this frame: the workers must not wait for the garbage collector, then take 5 s to end.
+            del batches
             self._batches.reader.close()
 
     def _loader(self) -> "DataLoader[Batch | InputError]":
