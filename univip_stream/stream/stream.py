@@ -139,7 +139,11 @@ class Stream:
         try:
             while True:
                 began = time.perf_counter()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except (ConnectionError, EOFError, FileNotFoundError) as error:
+                    # A worker that was killed leaves batches whose memory can no longer be handed over.
+                    raise RuntimeError(f"a DataLoader worker died with a batch on its way: {error!r}") from error
                 self.wait_seconds += time.perf_counter() - began
                 if isinstance(batch, InputError):
                     raise batch
