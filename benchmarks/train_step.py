@@ -48,10 +48,8 @@ def pot_plans(cost: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Eq. 7 image by image. POT updates columns first, ours rows first: the transposed problem is the same sequence."""
     plans = []
     for c, b, a in zip(cost.double().numpy(), rows.double().numpy(), columns.double().numpy(), strict=True):
-        b = b / b.sum() if b.sum() else np.full(len(b), 1 / len(b))
-        a = a / a.sum() if a.sum() else np.full(len(a), 1 / len(a))
-        with np.errstate(divide="ignore", invalid="ignore"):  # a weight of zero
-            plans.append(ot.sinkhorn(a, b, c.T, 0.1, numItermax=50, stopThr=0, warn=False).T)
+        b, a = b.clip(1e-12), a.clip(1e-12)  # POT's iterations stop at a weight of zero
+        plans.append(ot.sinkhorn(a / a.sum(), b / b.sum(), c.T, 0.1, numItermax=50, stopThr=0, warn=False).T)
     return torch.from_numpy(np.stack(plans)).float()
 
 
