@@ -2,9 +2,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from univip_stream.errors import UsageError
+from univip_stream.methods import MethodConfig, build_method
 from univip_stream.pretrain import RECIPES, PretrainConfig
+from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import flat, from_dict, to_dict, with_settings
 
@@ -25,7 +28,16 @@ def test_recipes_hold_the_papers_numbers():
     assert (image200.stream.batch_size, image200.epochs, image200.optim.name, image200.optim.lr) == (4096, 200, "lars", 4.8)
     assert (image200.optim.weight_decay, image200.optim.warmup_epochs, image200.views.interpolation) == (1e-6, 10, "bicubic")
     assert dataclasses.replace(image300, recipe="imagenet-200", epochs=200) == image200
+    assert (image200.optim.momentum, image200.optim.trust, image200.optim.exclude_norm_and_bias, image200.ema) == (
+        0.9, 1e-3, True, 0.99,
+    )  # fmt: skip
     for config in (coco, image200):
+        augment, views = config.augment, config.views
+        assert (augment.flip_p, augment.jitter_p, augment.grey_p) == (0.5, 0.8, 0.2)
+        assert (augment.brightness, augment.contrast, augment.saturation, augment.hue) == (0.4, 0.4, 0.2, 0.1)
+        assert (augment.blur_p, augment.blur_sigma, augment.solarize_p) == ((1.0, 0.1), (0.1, 2.0), (0.0, 0.2))
+        assert (augment.solarize_threshold, views.crop_scale, views.crop_ratio) == (0.5, (0.08, 1.0), (3 / 4, 4 / 3))
+        assert (config.optim.final_lr, config.sync_batchnorm, config.views.min_scale) == (0.0, True, 64)
         assert (config.method.backbone, config.method.hidden, config.method.width) == ("resnet50", 4096, 256)
         assert (config.views.scene_size, config.views.instance_size, config.views.instances, config.views.tries) == (
             224,
@@ -33,6 +45,26 @@ def test_recipes_hold_the_papers_numbers():
             4,
             20,
         )
+
+
+def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
+    """One first step on gradients of ones, in plain arithmetic: You et al. 2017, eta |w| / |g|, here without decay."""
+    config = recipe("imagenet-200")
+    for decay in (0.0, 1e-6):
+        torch.manual_seed(0)
+        method = build_method(MethodConfig(backbone="resnet10t", hidden=32, width=16), instances=2)
+        before = {name: value.clone() for name, value in method.named_parameters()}
+        optimizer = build_optimizer(method, dataclasses.replace(config.optim, weight_decay=decay))
+        for parameter in method.online_parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        after = dict(method.named_parameters())
+        weight, bias = "predictor.0.weight", "predictor.0.bias"
+        share = 1e-3 * before[weight].norm() / before[weight].numel() ** 0.5
+        torch.testing.assert_close(
+            before[weight] - after[weight], (4.8 * share).expand_as(before[weight]), rtol=1e-3, atol=1e-6
+        )
+        torch.testing.assert_close(before[bias] - after[bias], torch.full_like(before[bias], 4.8))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def build_optimizer(method: Method, config: OptimConfig) -> Optimizer:
     if config.name == "lars":
         from timm.optim.lars import Lars
 
-        # timm adapts only groups with weight decay, which leaves out the spared ones, as BYOL does.
+        # timm adapts groups with weight decay, and leaves out the others; a decay of zero is no reason to leave out all.
+        groups[0]["always_adapt"] = True
         lars: Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum, trust_coeff=config.trust)  # type: ignore[no-untyped-call]
         return lars
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)

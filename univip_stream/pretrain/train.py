@@ -160,6 +160,11 @@ class _Trainer:
             f"{config.method.name}, {config.method.backbone}, {count / 1e6:.1f} M parameters; scenes "
             f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
         )
+        optim = config.optim
+        yield (
+            f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
+            f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; target momentum {config.ema:g} to 1"
+        )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
         if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
