@@ -112,7 +112,7 @@ def test_default_numbers_of_shards(tmp_path, monkeypatch):
             for number in range(images):
                 (folder / f"{number}.jpg").touch()
         plan = plan_job(config(folder, tmp_path / "out", **changes)).job
-        tasks = [plan.task(number) for number in range(len(plan.names))]
+        tasks = [plan.task(number, False) for number in range(len(plan.names))]
         assert sum(len(task.images) for task in tasks) == images
         assert min(len(task.images) for task in tasks) >= 1
         return [task.name for task in tasks]
@@ -214,6 +214,7 @@ def test_failures_mended_in_place_are_mined_when_asked(troubled, tmp_path):
     out = tmp_path / "out"
     mine(config(troubled, out, max_failures="50%"))
     shutil.copy(troubled / "scene00.jpg", troubled / "c-cut.jpg")
+    (troubled / "scene00.jpg").write_bytes(b"gone bad, but it was mined")
     report = mine(config(troubled, out, max_failures="50%", retry_failed=True))
     assert report.manifest["totals"]["unreadable"] == 2
     assert verify_folder(out) == []

@@ -75,7 +75,7 @@ from univip_stream.proposals import ENGINES
     metavar="N|N%",
     help="Images that may be unreadable or too large before the job stops with a list.",
 )
-@click.option("--retry-failed", is_flag=True, help="Mine finished shards again that have failures.")
+@click.option("--retry-failed", is_flag=True, help="Mine images of finished shards again that failed.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals as JSON.")
 def mine(

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import starmap
 from typing import Any
 
 import pyarrow.compute as pc
@@ -37,8 +38,8 @@ class Job:
     """Of their tars, in order."""
     counts: list[int]
     """Images of each."""
-    task: Callable[[int], Task]
-    """How to make a shard, by its place in `names`."""
+    task: Callable[[int, bool], Task]
+    """How to make a shard, by its place in `names`, and whether it is there and only its failures are to be done again."""
     function: runner.Function
     """Makes it, and returns its entry for the manifest."""
     parameters: dict[str, Any]
@@ -50,7 +51,7 @@ class Job:
     place: Place
     """Where the work is done."""
     retry_failed: bool = False
-    """Do shards with failures again."""
+    """Do failed images again."""
     allowed: float = float("inf")
     """Failures that are put up with."""
     allowed_text: str = ""
@@ -82,18 +83,18 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
         _refuse_other_shards(job)
         out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
         entries: dict[str, dict[str, Any]] = {}
-        todo = []
+        todo: dict[int, bool] = {}
         for number, name in enumerate(job.names):
             entry = _finished(job, name)
             if entry is None or (job.retry_failed and _failed(entry)):
-                todo.append(number)
+                todo[number] = entry is not None
             else:
                 entries[name] = entry
         if todo:
             out.remove(MANIFEST)  # it says that all shards are there
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
-        for _, entry in runner.run(job.function, map(job.task, todo), job.place, progress):
+        for _, entry in runner.run(job.function, starmap(job.task, todo.items()), job.place, progress):
             entries[entry["name"]] = entry
             if sum(map(_failed, entries.values())) > job.allowed:
                 break

@@ -54,7 +54,7 @@ class MiningConfig(Place):
     max_failures: str = "1%"
     """Share or number of images that may be unreadable or too large before the job stops."""
     retry_failed: bool = False
-    """Mine shards with failures again."""
+    """Mine images that failed again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def plan_job(config: MiningConfig) -> Plan:
     names = [shard_name(number, shards) for number in range(shards)]
     out = _output(config)
 
-    def task(number: int) -> ShardTask:
+    def task(number: int, keep: bool) -> ShardTask:
         # Images are looked up when their turn comes, so that waiting shards hold none.
         first, last = cuts[number], cuts[number + 1]
         return ShardTask(
@@ -127,6 +127,7 @@ def plan_job(config: MiningConfig) -> Plan:
             seed=config.seed,
             filter=config.filter,
             max_pixels=config.max_pixels,
+            keep=keep,
         )
 
     job = Job(

@@ -1,25 +1,19 @@
 """Other boxes from the candidates that mining kept: no proposing, no decoding, no encoding; images are copied as bytes."""
 
-import io
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from univip_stream import storage
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError
 from univip_stream.mining.job import Job, carry_out, digest
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place
 from univip_stream.mining.shard import put_shard, reporting, status_of
-from univip_stream.shards.format import FORMAT, HELD, Sample, index_name
-from univip_stream.shards.manifest import MANIFEST, read_manifest
+from univip_stream.shards.format import FORMAT, Sample
+from univip_stream.shards.manifest import read_manifest
+from univip_stream.shards.stored import stored_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +82,7 @@ def refilter(
     fingerprint = digest([FORMAT, parameters])
     entries = manifest["shards"]
 
-    def task(number: int) -> RefilterTask:
+    def task(number: int, keep: bool) -> RefilterTask:
         return RefilterTask(
             source=source.location,
             out=out.location,
@@ -116,53 +110,14 @@ def refilter(
 
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
     """Copy one shard with other boxes; return its entry for the manifest."""
-    index = storage.read(storage.join(task.source, index_name(task.name)))
-    if len(index) != task.entry["index"]["bytes"]:
-        raise InputError(f"{index_name(task.name)} is not the index that {MANIFEST} names; `univip-stream verify` says more")
-    with tempfile.TemporaryDirectory() as place:
-        tar = storage.join(task.source, task.name)
-        if storage.is_remote(tar):
-            storage.copy_in(tar, Path(place, task.name))
-            tar = str(Path(place, task.name))
-        with open(tar, "rb") as file:
-            samples = _samples(task, pq.ParquetFile(io.BytesIO(index)), file)
-            return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
+    stored = stored_samples(task.source, task.name, task.proposals, task.entry["index"]["bytes"])
+    samples = (_refiltered(sample, task.filter) for sample in stored)
+    return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def _samples(task: RefilterTask, index: pq.ParquetFile, tar: io.BufferedReader) -> Iterator[Sample]:
-    """The shard's samples with their new boxes, a group of rows at a time."""
-    for batch in index.iter_batches():
-        candidates = _boxes(batch.column("candidates"))
-        for number, row in enumerate(batch.drop_columns(["boxes", "candidates"]).to_pylist()):
-            data, boxes, status, reason = b"", None, row["status"], row["reason"]
-            if status in HELD:
-                tar.seek(row["offset"])
-                data = tar.read(row["size"])
-                if len(data) != row["size"]:
-                    raise InputError(f"{task.name} ends inside image {row['key']}; `univip-stream verify` says more")
-                boxes = task.filter(candidates[number])
-                status, reason = status_of(boxes, candidates[number])
-            yield Sample(
-                key=row["key"],
-                source=row["source"],
-                status=status,
-                reason=reason,
-                label=row["label"],
-                image_id=row.get("image_id"),  # shards written before there was one lack the column
-                width=row["width"],
-                height=row["height"],
-                data=data,
-                suffix=row["suffix"],
-                sha256=row["sha256"],
-                converted=row["converted"],
-                proposals=task.proposals,
-                boxes=boxes,
-                candidates=candidates[number] if boxes is not None else None,
-            )
-
-
-def _boxes(column: pa.ListArray) -> list[np.ndarray]:
-    """int16 N x 4 of each row, without a Python object a number."""
-    flat = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
-    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []
+def _refiltered(sample: Sample, chosen: BoxFilter) -> Sample:
+    if sample.candidates is None:
+        return sample
+    boxes = chosen(sample.candidates)
+    status, reason = status_of(boxes, sample.candidates)
+    return replace(sample, boxes=boxes, status=status, reason=reason)

@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
 from univip_stream.mining.proposer import GROUND_TRUTH, Proposer, load_proposer
-from univip_stream.shards.format import NO_BOXES, OK, Sample, index_name, key_of
+from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name, key_of
+from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
 
@@ -47,6 +49,8 @@ class ShardTask:
     """Which boxes stay."""
     max_pixels: int
     """Larger images are rows with a reason."""
+    keep: bool = False
+    """The shard is there, of this very job: only the images that failed are mined again."""
 
 
 def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
@@ -73,8 +77,13 @@ def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) 
 
 def _samples(task: ShardTask) -> Iterator[Sample]:
     proposer = load_proposer(task.proposals, seed=task.seed, options=task.options)
-    for number, image in enumerate(task.images, task.first):
-        yield mine_image(image, key_of(number), task, proposer)
+    stored = stored_samples(task.out, task.name, task.proposals) if task.keep else repeat(None)
+    # Not strict: a shard of this job has as many rows as images, and `repeat` has no end.
+    for (number, image), before in zip(enumerate(task.images, task.first), stored, strict=False):
+        if before is not None and before.status not in FAILED:
+            yield before
+        else:
+            yield mine_image(image, key_of(number), task, proposer)
 
 
 def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer) -> Sample:

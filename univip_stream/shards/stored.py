@@ -1,0 +1,84 @@
+"""Samples of a finished shard, as they were written: for other boxes, or to make a shard anew without mining all of it."""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream import storage
+from univip_stream.errors import InputError
+from univip_stream.shards.format import HELD, Sample, index_name
+
+
+def stored_samples(folder: str, name: str, proposals: str, index_bytes: int | None = None) -> Iterator[Sample]:
+    """Every row of a shard in order, with the bytes of its image and all candidates; a group of rows in memory at a time.
+
+    Args:
+        folder: of the shard: local, or remote (then the tar is copied to a temporary file first).
+        name: of its tar.
+        proposals: where its candidates come from.
+        index_bytes: size its index must have; None for any.
+
+    Raises:
+        InputError: a tar or index that is not as it was written, by name.
+
+    """
+    index = storage.read(storage.join(folder, index_name(name)))
+    if index_bytes is not None and len(index) != index_bytes:
+        raise InputError(f"{index_name(name)} is not the index that its manifest names; `univip-stream verify` says more")
+    with tempfile.TemporaryDirectory() as place:
+        tar = storage.join(folder, name)
+        if storage.is_remote(tar):
+            storage.copy_in(tar, Path(place, name))
+            tar = str(Path(place, name))
+        with open(tar, "rb") as file:
+            for batch in pq.ParquetFile(io.BytesIO(index)).iter_batches():
+                lists = zip(_boxes(batch.column("boxes")), _boxes(batch.column("candidates")), strict=True)
+                rows = batch.drop_columns(["boxes", "candidates"]).to_pylist()
+                for row, (boxes, candidates) in zip(rows, lists, strict=True):
+                    yield _sample(row, boxes, candidates, file, name, proposals)
+
+
+def _sample(
+    row: dict[str, Any], boxes: np.ndarray, candidates: np.ndarray, tar: io.BufferedReader, name: str, proposals: str
+) -> Sample:
+    held = row["status"] in HELD
+    data = b""
+    if held:
+        tar.seek(row["offset"])
+        data = tar.read(row["size"])
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise InputError(
+                f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "
+                "`univip-stream verify` lists what differs, mining again mends it"
+            )
+    return Sample(
+        key=row["key"],
+        source=row["source"],
+        status=row["status"],
+        reason=row["reason"],
+        label=row["label"],
+        image_id=row.get("image_id"),  # shards written before there was one lack the column
+        width=row["width"],
+        height=row["height"],
+        data=data,
+        suffix=row["suffix"],
+        sha256=row["sha256"],
+        converted=row["converted"],
+        proposals=proposals,
+        boxes=boxes if held else None,
+        candidates=candidates if held else None,
+    )
+
+
+def _boxes(column: pa.ListArray) -> list[np.ndarray]:
+    """int16 N x 4 of each row, without a Python object a number."""
+    flat = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []
