@@ -18,7 +18,7 @@ from univip_stream.images import MAX_BYTES, BadImageError
 
 Boxes = tuple[tuple[int, int, int, int], ...]
 """x, y, w, h each, whole pixels; they may reach out of the image."""
-_ROWS = 8192
+_ROWS = 4096
 """Images of a batch: as many are in memory at a time."""
 _SCHEMA = pa.schema(
     [

@@ -55,7 +55,7 @@ def _refuse_doubles(location: str, path: Path) -> None:
         if _hash(image.path) in suspects:
             if image.path in seen:
                 raise InputError(
-                    f"{location}: {place} names {text_of(image.path)!r}, which {seen[image.path]} names already; "
+                    f"{location}: {place} names {image.source[1:]!r}, which {seen[image.path]} names already; "
                     "expected each image once"
                 )
             seen[image.path] = place

@@ -1,0 +1,108 @@
+"""Lists of paths and URLs, and what all kinds of sources share."""
+
+import os
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mined import column, mined
+from servers import web_server
+
+from univip_stream.errors import InputError
+from univip_stream.sources import folder, list_sources, listing
+
+
+def test_a_text_list_names_files_relative_absolute_and_missing(drawn_folder, tmp_path):
+    shutil.copytree(drawn_folder, tmp_path / "images")
+    name = os.fsdecode(b"\xff.jpg")
+    shutil.copy(drawn_folder / "scene00.jpg", os.fsencode(tmp_path / "images") + b"/\xff.jpg")
+    path = tmp_path / "mine.txt"
+    lines = [
+        "# a comment",
+        "",
+        "images/scene02.jpg",
+        f"./images/{name}",
+        str(drawn_folder / "scene01.jpg"),
+        "gone.jpg",
+        "images",
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + os.fsencode("\r\n".join(lines)))
+    rows, _ = mined(tmp_path / "out", path)
+    said = [f"mine/{line}" for line in ["images/scene02.jpg", "./images/\\xff.jpg", lines[4], "gone.jpg", "images"]]
+    data = [(drawn_folder / f"scene{n:02d}.jpg").read_bytes() for n in (2, 0, 1)]
+    assert column(rows, "source", "data") == list(zip(said, [*data, None, None], strict=True))
+    assert [row["reason"] for row in rows[3:]] == [
+        "FileNotFoundError: No such file or directory", "it is no regular file"
+    ]  # fmt: skip
+
+
+def test_a_list_of_addresses_is_read_from_the_web(drawn_folder, tmp_path):
+    with web_server(drawn_folder) as server:
+        path = tmp_path / "urls.parquet"
+        names = ["scene03.jpg", "scene01.jpg", "nothing.jpg"]
+        urls = [f"{server.url}/{name}" for name in names]
+        pq.write_table(pa.table({"url": urls, "label": [5, None, 6], "caption": ["x"] * 3}), path)
+        rows, report = mined(tmp_path / "out", path)
+        (tmp_path / "list.txt").write_text("\n".join(urls))
+        server.failures = 1  # a request that fails once is made again
+        text, _ = mined(tmp_path / "text", tmp_path / "list.txt")
+    data = [(drawn_folder / name).read_bytes() for name in names[:2]]
+    assert column(rows, "source", "label", "data") == [
+        (f"urls/{urls[0]}", "5", data[0]), (f"urls/{urls[1]}", None, data[1]), (f"urls/{urls[2]}", "6", None)
+    ]  # fmt: skip
+    assert "FileNotFoundError" in rows[2]["reason"]
+    assert report.manifest["classes"] == ["5", "6"]
+    assert [row["data"] for row in text] == [*data, None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["a.jpg", "#", "b.jpg", "./a.jpg"], "line 4 names './a.jpg', which line 1 names already"),
+        (["a.jpg", "ftp://host/b.jpg"], "line 2: .*ftp:// is not read"),
+        (["# nothing"], "holds no image"),
+    ],
+)
+def test_a_wrong_line_is_named(lines, words, tmp_path):
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=words):
+        list_sources([tmp_path / "list.txt"])
+
+
+def test_a_wrong_table_is_said(tmp_path):
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"file": ["a.jpg"]}), path)
+    with pytest.raises(InputError, match="has the columns file; expected one of path, url, image_path"):
+        list_sources([path])
+    pq.write_table(pa.table({"path": ["a.jpg", None]}), path)
+    with pytest.raises(InputError, match="row 2 names None"):
+        list_sources([path])
+    path.write_bytes(b"words")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        list_sources([path])
+
+
+def test_sources_of_several_kinds_make_one_set(drawn_folder, tmp_path):
+    shutil.copytree(drawn_folder, tmp_path / "set")
+    (tmp_path / "set.txt").write_text("set/scene00.jpg\n")
+    with list_sources([tmp_path / "set", tmp_path / "set.txt"]) as found:
+        assert found.sources == ["set", "set.txt"]
+        assert [image.source for image in found][11:] == ["set/scene11.jpg", "set.txt/set/scene00.jpg"]
+
+
+def test_more_images_than_a_batch_are_sorted_on_disk_and_sliced_anywhere(tmp_path, monkeypatch):
+    """Small limits, so that a hundred names take several sorted runs and batches."""
+    monkeypatch.setattr(folder, "_NAMES_AT_ONCE", 16)
+    monkeypatch.setattr(listing, "_ROWS", 7)
+    names = [
+        b"%d%s.jpg" % (number * 37 % 101, b"\n" * (number % 3 == 0) + b"\xff" * (number % 5 == 0)) for number in range(100)
+    ]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
+            pass
+    with list_sources([tmp_path]) as found:
+        paths = [os.fsencode(image.path) for image in found]
+        assert paths == sorted(os.path.join(os.fsencode(tmp_path), name) for name in names)
+        for first, last in ((0, 100), (0, 0), (6, 8), (7, 14), (93, 200), (50, 51)):
+            assert [os.fsencode(image.path) for image in found.slice(first, last)] == paths[first:last]
