@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,3 +107,24 @@ def test_more_images_than_a_batch_are_sorted_on_disk_and_sliced_anywhere(tmp_pat
         assert paths == sorted(os.path.join(os.fsencode(tmp_path), name) for name in names)
         for first, last in ((0, 100), (0, 0), (6, 8), (7, 14), (93, 200), (50, 51)):
             assert [os.fsencode(image.path) for image in found.slice(first, last)] == paths[first:last]
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path, monkeypatch):
+    """Small limits, so that two thousand files are already many times what is held at once."""
+    monkeypatch.setattr(folder, "_NAMES_AT_ONCE", 200)
+    monkeypatch.setattr(listing, "_ROWS", 100)
+
+    def peak(images):
+        place = tmp_path / str(images)
+        place.mkdir()
+        for number in range(images):
+            (place / f"{number:050d}.jpg").touch()
+        tracemalloc.start()
+        with list_sources([place]) as found:
+            assert sum(1 for _ in found) == images
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(300)
+    assert peak(8000) < peak(2000) + 8000 * 20  # a name alone takes 87 bytes, and a row several hundred

@@ -166,7 +166,7 @@ def test_webdataset_shards_give_images_and_labels(webdataset_folder, drawn_folde
         ("laion/00000/000000002.jpg", None, images[2]), ("laion/00001/000010000.jpeg", "3", images[3]),
     ]  # fmt: skip
     assert report.ignored == {".json": 1, ".npy": 1, ".parquet": 1}
-    for pattern in ("{00000..00001}.tar", "*.tar", "<00000..00001>.tar"):
+    for pattern in ("{00000..00001}.tar", "*.tar", "<00000..00001>.tar", "0000?.tar"):
         with list_sources([f"{webdataset_folder}/{pattern}"]) as listing:
             assert [image.source for image in listing] == [row["source"] for row in rows]
     with list_sources([webdataset_folder / "00001.tar"]) as listing:
@@ -181,9 +181,10 @@ def test_our_own_shards_are_a_source(labelled_folder, tmp_path):
     assert column(again, "key", "label", "data") == column(first, "key", "label", "data")
 
 
-def test_folders_and_tars_in_an_object_store_are_read_by_ranges(class_tars, class_tars_images, drawn_folder, tmp_path):
+def test_folders_tars_shards_and_lists_in_an_object_store(
+    class_tars, class_tars_images, webdataset_folder, drawn_folder, tmp_path
+):
     outer = pack(tmp_path / "train.tar", files(class_tars))
-    (tmp_path / "sub").mkdir()
     local, _ = mined(tmp_path / "local", outer)
     assert [row["data"] for row in local] == [data for _, _, data in class_tars_images]
     with s3_server():
@@ -192,11 +193,23 @@ def test_folders_and_tars_in_an_object_store_are_read_by_ranges(class_tars, clas
         for name, data in files(drawn_folder):
             client.put_object(Bucket=BUCKET, Key=f"sets/classes/{name[-5]}/{name}", Body=data)
         client.put_object(Bucket=BUCKET, Key="sets/classes/notes.txt", Body=b"words")
+        for path in webdataset_folder.glob("*.tar"):
+            client.upload_file(str(path), BUCKET, f"laion/{path.name}")
+        client.put_object(Bucket=BUCKET, Key="sets/few.txt", Body=b"classes/0/scene00.jpg\nclasses/9/gone.jpg\n")
         remote, _ = mined(tmp_path / "remote", f"s3://{BUCKET}/imagenet/train.tar")
         folder, report = mined(tmp_path / "folder", f"s3://{BUCKET}/sets/classes")
+        shards, _ = mined(tmp_path / "shards", f"s3://{BUCKET}/laion/{{00000..00001}}.tar")
+        few, _ = mined(tmp_path / "few", f"s3://{BUCKET}/sets/few.txt")
         with pytest.raises(InputError, match="holds no image"):
             list_sources([f"s3://{BUCKET}/nowhere"])
     assert remote == local
+    assert column(shards, "source", "label")[::3] == [
+        ("laion/00000/000000000.jpg", "cat"),
+        ("laion/00001/000010000.jpeg", "3"),
+    ]
+    assert column(few, "source", "status") == [
+        ("few/classes/0/scene00.jpg", "no_boxes"), ("few/classes/9/gone.jpg", "unreadable")
+    ]  # fmt: skip
     expected = sorted((f"{name[-5]}/{name}", name[-5], data) for name, data in files(drawn_folder))
     assert column(folder, "source", "label", "data") == [(f"classes/{p}", label, data) for p, label, data in expected]
     assert report.ignored == {".txt": 1}

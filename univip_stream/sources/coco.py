@@ -40,16 +40,22 @@ class Annotations:
 
 
 def find_annotations(folder: str) -> str | None:
-    """The annotation file where COCO has it: `../annotations/instances_<name>.json`, or `image_info_<name>.json`."""
+    """The annotation file where COCO has it: `../annotations/instances_<name>.json`, or `image_info_<name>.json`.
+
+    One folder further up counts too.
+    """
     if storage.scheme_of(folder) in storage.WEB:
         return None
     folder = folder.rstrip("/") if storage.is_remote(folder) else os.path.abspath(folder)
-    beside = storage.join(storage.parent(folder), "annotations")
-    for kind in ("instances", "image_info"):
-        location = storage.join(beside, f"{kind}_{storage.name_of(folder)}.json")
-        with contextlib.suppress(OSError):  # a place that may not be looked at has none
-            if storage.size_of(location) is not None:
-                return location
+    beside = storage.parent(folder)
+    for place in (beside, storage.parent(beside)):  # coco/train2017 and coco/images/train2017
+        if storage.is_remote(place) != storage.is_remote(folder):
+            continue
+        for kind in ("instances", "image_info"):
+            location = storage.join(storage.join(place, "annotations"), f"{kind}_{storage.name_of(folder)}.json")
+            with contextlib.suppress(OSError):  # a place that may not be looked at has none
+                if storage.size_of(location) is not None:
+                    return location
     return None
 
 
@@ -144,6 +150,7 @@ class _Reader:
     def _image(self, name: Any, number: Any) -> None:
         if not isinstance(name, str) or not name or "\0" in name or not _whole(number):
             raise ValueError(f"an image has file_name {name!r} and id {number!r}; expected a path and a whole number")
+        name.encode()  # half a surrogate pair is no text
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"the image {name!r} leads out of its folder")
         if self.ids.setdefault(name, number) != number:

@@ -105,7 +105,7 @@ def _table(location: str, path: Path) -> Iterator[tuple[str, str, str | None]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", _path(location, number, row[column]), _label(row.get("label"))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{location}: not a Parquet file that can be read ({error})") from error
 
 

@@ -1,6 +1,7 @@
 """From what people write after `--src` to the images: what kind of source it is is found by looking."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,14 @@ class _Source:
     def pattern(self) -> bool:
         """Whether it is a range or a glob of tars."""
         there = not self.remote and os.path.lexists(self.text)
-        return any(mark in self.text for mark in "*<{[") and self.text.endswith(".tar") and not there
+        return self._fixed_folder != self.text and storage.name_of(self.text).endswith(".tar") and not there
+
+    @property
+    def _fixed_folder(self) -> str:
+        """The part of a pattern before its first range or wildcard, up to a slash; all of it where there is none."""
+        web = self.remote and storage.scheme_of(self.text) in storage.WEB
+        head, *rest = re.split(r"[*<{\[]" if web else r"[*?<{\[]", self.text, maxsplit=1)
+        return head.rpartition("/")[0] if rest else self.text
 
     @cached_property
     def kind(self) -> str:
@@ -115,14 +123,14 @@ class _Source:
     def stem(self) -> str:
         """Its place without an ending; a pattern's folder. The last parts are a name for it."""
         if self.pattern:
-            return storage.parent(self.place)
+            return self._fixed_folder if self.remote else os.path.realpath(self._fixed_folder)
         return os.path.splitext(self.place.partition("?")[0])[0] if self.kind in ("tars", "list") else self.place
 
     def images(self, name: str, ignored: Counter[str], annotations: str | None, with_boxes: bool) -> Iterator[SourceImage]:
         """Its images, in a fixed order."""
         tars: list[tuple[str, str]] = []
         if self.pattern:
-            tars = [(tar, f"{_stem(tar)}/") for tar in expand_shards(self.text)]
+            tars = [(tar, self._folder_of(tar)) for tar in expand_shards(self.text)]
         elif self.kind == "tars":
             tars = [(self.text, "")]
         elif self.kind == "folder" and not self._has_images():
@@ -135,6 +143,8 @@ class _Source:
                 read = read_annotations(found, with_boxes=with_boxes)
                 yield from coco_images(self.text, name, ignored, read)
                 return
+        if annotations:
+            raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is no folder of images")
         if with_boxes:
             raise InputError(
                 f"{self.text} has no annotations, so no ground-truth boxes; expected a folder of images with "
@@ -151,6 +161,12 @@ class _Source:
 
     def _has_images(self) -> bool:
         return any(map(is_image, files_below(self.text)))
+
+    def _folder_of(self, tar: str) -> str:
+        """The folder that the members of one of a pattern's tars are in."""
+        web = self.remote and storage.scheme_of(tar) in storage.WEB
+        path = tar.partition("?")[0] if web else tar
+        return path.removeprefix(f"{self._fixed_folder}/").removesuffix(".tar") + "/"
 
     def _tar(self, lower: str) -> str:
         if lower.endswith(_COMPRESSED):
@@ -200,10 +216,6 @@ def _names(sources: list[_Source]) -> list[str]:
             if len(set(names)) == len(names):
                 return [text_of(name) for name in names]
     return [text_of(place) for place in places]
-
-
-def _stem(location: str) -> str:
-    return storage.name_of(location).removesuffix(".tar")
 
 
 def _no_image(source: str, ignored: Counter[str]) -> InputError:

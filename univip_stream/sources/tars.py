@@ -86,7 +86,7 @@ def members(location: str) -> Iterator[Member]:
             with open(location, "rb", buffering=0) as file:
                 yield from _members(location, 0, size, cast(BinaryIO, file))
     except (InputError, OSError) as error:
-        raise InputError(f"{location}: {error}") from error
+        raise InputError(f"{location}: {str(error).removeprefix(f'{location}: ')}") from error
 
 
 def read_member(location: str, member: Member) -> bytes:
