@@ -9,7 +9,7 @@ from univip_stream.shards.verify import verify_folder
 
 
 def mined(out, *sources, **changes):
-    """Rows of the index in order, each with its image's bytes in the tar as `data`; and the report."""
+    """Rows of the index in order, each with its members' bytes in the tar as `data` and `json`; and the report."""
     settings = {"proposals": "none", "inline": True, "num_shards": 2, "max_failures": "100%"} | changes
     report = mine(MiningConfig(sources=sources, out=out, **settings))
     assert verify_folder(out) == []
@@ -17,8 +17,12 @@ def mined(out, *sources, **changes):
     for path in sorted(Path(out).glob("*.parquet")):
         tar = path.with_suffix(".tar").read_bytes()
         for row in pq.read_table(path).to_pylist():
-            held = row["offset"] is not None
-            rows.append({**row, "data": tar[row["offset"] : row["offset"] + row["size"]] if held else None})
+            row |= {"data": None, "json": None}
+            if row["offset"] is not None:
+                end = row["offset"] + row["size"]
+                row["data"] = tar[row["offset"] : end]
+                row["json"] = tar[-(-end // 512) * 512 + 512 :].split(b"\0", 1)[0]  # the member after it
+            rows.append(row)
     assert len(rows) == report.manifest["totals"]["images"]
     return rows, report
 

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 from mined import column, mined
 from PIL import Image
 
+from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
+from univip_stream.mining import RefilterConfig, refilter
 from univip_stream.sources import list_sources
 
 
@@ -65,6 +67,12 @@ def test_ground_truth_boxes_are_the_candidates_and_the_filter_applies(coco, tmp_
     assert found[100] == ([[200, 100, 120, 140], [0, 1, 77, 80], [10, 10, 5, 5]], [[200, 100, 120, 140], [0, 1, 77, 80]])
     assert found[102] == ([], [])
     assert found[None] == ([], [])
+    refilter(RefilterConfig(shards=tmp_path / "out", out=tmp_path / "new", inline=True, min_scale=5))
+    again, _ = mined(tmp_path / "again", coco, proposals="ground-truth", filter=BoxFilter(min_scale=5))
+    for name in ("000.tar", "001.tar"):
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert [row["boxes"] for row in again if row["image_id"] == 100] == [found[100][0]]
+    assert json.loads(again[1]["json"])["image_id"] == 100
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import os
 import stat
 import tempfile
@@ -62,7 +63,7 @@ class Spool:
     def __init__(self) -> None:
         self.count = 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finalize
-        self.close = weakref.finalize(self, self._file.close)
+        self._close_file = weakref.finalize(self, self._file.close)
         self._writer = pa.ipc.new_file(self._file, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd"))
         self._reader: Any = None
         self._rows: list[SourceImage] = []
@@ -79,12 +80,20 @@ class Spool:
         if self._reader is None:
             self._flush()
             self._writer.close()
-            self._reader = pa.ipc.open_file(self._file)
+            self._file.flush()
+            # Mapped, so that threads and forked processes read without sharing a position in the file.
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._reader = pa.ipc.open_file(pa.py_buffer(mapped))
         while first < last:
             number, row = divmod(first, _ROWS)
             batch = self._reader.get_batch(number).slice(row, min(last - first, _ROWS - row))
             yield from map(_image, batch.to_pylist())
             first += batch.num_rows
+
+    def close(self) -> None:
+        """Let go of the file; nothing can be read after."""
+        self._reader = None
+        self._close_file()
 
     def _flush(self) -> None:
         if self._rows:
