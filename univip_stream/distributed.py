@@ -87,17 +87,27 @@ def pick_device(name: str, place: Place) -> torch.device:
 
 @contextmanager
 def joined(place: Place, device: torch.device) -> Iterator[None]:
-    """Within: the processes of the job can talk to each other."""
+    """Within: the processes of the job can talk to each other.
+
+    Raises:
+        InputError: another process is gone, so that this one cannot go on.
+
+    """
     if place.world_size == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if gone := ended_by_others(error, place):
+            raise InputError(gone) from error
+        raise
 
 
 def mean_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
@@ -138,7 +148,7 @@ def ended_by_others(error: RuntimeError, place: Place) -> str | None:
     )
     return (
         f"rank {place.rank} of {place.world_size} {what}: a rank died or was stopped, and the log of the first that did says why. "
-        f"({text.splitlines()[0]}) Run the same command again, it continues from the last checkpoint"
+        f"({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it continues from the last checkpoint"
     )
 
 

@@ -92,10 +92,8 @@ def pretrain(
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
         except RuntimeError as error:
-            if gone := ended_by_others(error, place):
-                raise InputError(gone) from error
             # torch tells of a loader worker's death in whatever call the main process happens to be in.
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker" not in str(error) or ended_by_others(error, place):
                 raise
             raise InputError(
                 f"a loader worker died ({str(error).splitlines()[0]}); often memory: fewer --workers or a smaller stream.prefetch "
