@@ -162,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         shards = make_shards(options.images, Path(place))
         index = open_index(expand_shards(shards))
-        batches = len(index) // BATCH
+        batches = 3 * len(index) // BATCH  # the worker is a batch or two ahead when it is stopped: that is to weigh little
         rows: dict[str, Callable[[], Iterator[int]]] = {
             "usual: webdataset, PIL, torchvision": lambda: usual(shards, torchvision_blur),
             "usual, PIL's blur": lambda: usual(shards, pil_blur),

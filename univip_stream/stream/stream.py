@@ -5,16 +5,17 @@ What resumes is one number, the step. World size, workers and prefetch decide wh
 
 import copy
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
@@ -224,8 +225,8 @@ class _Batches(Dataset[Batch | InputError]):
         first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
         views, B = self.views, self.size
         K, A = views.instances, views.instance_augmentations
-        scenes = torch.empty((2, B, views.scene_size, views.scene_size, 3), dtype=torch.uint8)
-        instances = torch.empty((B, K, views.instance_size, views.instance_size, 3), dtype=torch.uint8)
+        scenes = _pixels(2, B, views.scene_size, views.scene_size, 3)
+        instances = _pixels(B, K, views.instance_size, views.instance_size, 3)
         scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
         instance_draws = np.empty((A, B, K, augmentation.DRAW_SIZE), np.float32)
         scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
@@ -278,6 +279,15 @@ class _Batches(Dataset[Batch | InputError]):
                     raise
                 skipped.append(str(error))
         raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
+
+
+def _pixels(*shape: int) -> torch.Tensor:
+    """An empty uint8 tensor; in a worker, in memory that it shares with the main process, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared: Any = torch.UntypedStorage
+    pixels: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(shared._new_shared(math.prod(shape)), 0, shape)
+    return pixels
 
 
 def _be_one_thread(worker: int) -> None:
