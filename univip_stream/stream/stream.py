@@ -286,8 +286,8 @@ def _pixels(*shape: int) -> torch.Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     shared: Any = torch.UntypedStorage
-    pixels: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(shared._new_shared(math.prod(shape)), 0, shape)
-    return pixels
+    pixels: Any = torch.empty(0, dtype=torch.uint8)
+    return torch.as_tensor(pixels.set_(shared._new_shared(math.prod(shape)), 0, shape))
 
 
 def _be_one_thread(worker: int) -> None:
