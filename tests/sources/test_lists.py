@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 import tracemalloc
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from mined import column, mined
 from servers import web_server
 
 from univip_stream.errors import InputError
-from univip_stream.sources import folder, list_sources, listing
+from univip_stream.sources import folder, list_sources, listing, read_bytes
 
 
 def test_a_text_list_names_files_relative_absolute_and_missing(drawn_folder, tmp_path):
@@ -55,6 +56,17 @@ def test_a_list_of_addresses_is_read_from_the_web(drawn_folder, tmp_path):
     assert "FileNotFoundError" in rows[2]["reason"]
     assert report.manifest["classes"] == ["5", "6"]
     assert [row["data"] for row in text] == [*data, None]
+
+
+def test_a_tar_is_read_from_the_web(drawn_folder, tmp_path):
+    images = sorted(drawn_folder.iterdir())
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for path in images:
+            tar.add(path, f"set/{path.name}")
+    with web_server(tmp_path) as server, list_sources([f"{server.url}/web.tar?key=1.5"]) as found:
+        assert found.sources == ["web"]
+        assert [image.source for image in found] == [f"web/set/{path.name}" for path in images]
+        assert [read_bytes(image) for image in found] == [path.read_bytes() for path in images]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.sources.folder import files_below, folder_image, has_labels, is_image, suffix_of
+from univip_stream.sources.folder import files_below, folder_image, is_image, suffix_of
 from univip_stream.sources.listing import Boxes, SourceImage
 
 
@@ -92,13 +92,14 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=_outwards(boxes))
 
 
-def coco_images(folder: str, name: str, ignored: Counter[str], annotations: Annotations) -> Iterator[SourceImage]:
+def coco_images(
+    folder: str, name: str, ignored: Counter[str], annotations: Annotations, *, labelled: bool
+) -> Iterator[SourceImage]:
     """Images of a folder and those that its annotation file names, sorted by the bytes of their paths.
 
     An image that the file does not name has no id; one that it names and that is not there has a fault. Its place in the
     order is the same either way, so that a file put back later can be mined alone.
     """
-    labelled = has_labels(folder)
     named = ((path.encode("utf-8", "surrogateescape"), path, False) for path in sorted(annotations.ids, key=_bytes))
     there = ((_bytes(path), path, True) for path in files_below(folder))
     last, met = None, 0

@@ -17,18 +17,16 @@ _NAMES_AT_ONCE = 50_000
 """Names of one folder that are sorted in memory; more are merged from disk."""
 
 
-def folder_images(folder: str, name: str, ignored: Counter[str]) -> Iterator[SourceImage]:
+def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bool) -> Iterator[SourceImage]:
     """Images below a folder, sorted by the bytes of their paths.
-
-    Where images lie only in subfolders, the first folder below the source is the label (`n01440764/x.JPEG`).
 
     Args:
         folder: local, or in an object store.
         name: what the source is called.
         ignored: gets the files that are no images by their name, counted by suffix.
+        labelled: whether the first folder below the source is the label (`n01440764/x.JPEG`): see `is_flat`.
 
     """
-    labelled = has_labels(folder)
     for relative in files_below(folder):
         if is_image(relative):
             yield folder_image(folder, name, relative, labelled=labelled)
@@ -42,12 +40,12 @@ def folder_image(folder: str, name: str, relative: str, *, labelled: bool) -> So
     return SourceImage(source=f"{name}/{text_of(relative)}", path=storage.join(folder, relative), label=label)
 
 
-def has_labels(folder: str) -> bool:
-    """Whether its images lie in subfolders only."""
+def is_flat(folder: str) -> bool:
+    """Whether images lie in the folder itself. Where they lie only in its subfolders, these are classes."""
     if storage.is_remote(folder):
-        return not any(is_image(name) for name in storage.names_in(folder) if not name.endswith("/"))
+        return any(is_image(name) for name in storage.names_in(folder) if not name.endswith("/"))
     with os.scandir(folder) as entries:
-        return not any(is_image(entry.name) and not _is_folder(entry) for entry in entries)
+        return any(is_image(entry.name) and not _is_folder(entry) for entry in entries)
 
 
 def is_image(name: str) -> bool:

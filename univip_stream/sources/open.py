@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import coco_images, find_annotations, read_annotations
-from univip_stream.sources.folder import files_below, folder_images, is_image
+from univip_stream.sources.folder import files_below, folder_images, is_flat, is_image
 from univip_stream.sources.listing import Listing, SourceImage, text_of
 from univip_stream.sources.lists import TABLES, TEXTS, list_images
 from univip_stream.sources.tars import tar_images
@@ -66,11 +66,14 @@ class _Source:
 
     text: str
     """As the user wrote it."""
-    _tars: list[str] = field(default_factory=list)
 
     @cached_property
     def remote(self) -> bool:
         return storage.is_remote(self.text)
+
+    @property
+    def _web(self) -> bool:
+        return storage.scheme_of(self.text) in storage.WEB
 
     @cached_property
     def pattern(self) -> bool:
@@ -81,8 +84,7 @@ class _Source:
     @property
     def _fixed_folder(self) -> str:
         """The part of a pattern before its first range or wildcard, up to a slash; all of it where there is none."""
-        web = self.remote and storage.scheme_of(self.text) in storage.WEB
-        head, *rest = re.split(r"[*<{\[]" if web else r"[*?<{\[]", self.text, maxsplit=1)
+        head, *rest = re.split(r"[*<{\[]" if self._web else r"[*?<{\[]", self.text, maxsplit=1)
         return head.rpartition("/")[0] if rest else self.text
 
     @cached_property
@@ -101,7 +103,7 @@ class _Source:
                 return self._tar(lower)
             if lower.endswith(TEXTS + TABLES):
                 return "list"
-            if storage.scheme_of(self.text) in storage.WEB:
+            if self._web:
                 raise InputError(f"{self.text}: a web server lists no folder; expected a .tar, a range of tars or a list")
             return "folder"
         if not os.path.exists(self.text):
@@ -124,48 +126,45 @@ class _Source:
         """Its place without an ending; a pattern's folder. The last parts are a name for it."""
         if self.pattern:
             return self._fixed_folder if self.remote else os.path.realpath(self._fixed_folder)
-        return os.path.splitext(self.place.partition("?")[0])[0] if self.kind in ("tars", "list") else self.place
+        path = self.place.partition("?")[0] if self._web else self.place
+        return os.path.splitext(path)[0] if self.kind in ("tars", "list") else path
 
     def images(self, name: str, ignored: Counter[str], annotations: str | None, with_boxes: bool) -> Iterator[SourceImage]:
         """Its images, in a fixed order."""
         tars: list[tuple[str, str]] = []
+        flat = self.kind == "folder" and is_flat(self.text)
         if self.pattern:
             tars = [(tar, self._folder_of(tar)) for tar in expand_shards(self.text)]
         elif self.kind == "tars":
             tars = [(self.text, "")]
-        elif self.kind == "folder" and not self._has_images():
+        elif self.kind == "folder" and not flat and not any(map(is_image, files_below(self.text))):
             tars = list(_tars_below(self.text, ignored))
             if not tars:
                 ignored.clear()  # counted again below
-        if self.kind == "folder" and not tars:
-            found = annotations or find_annotations(self.text)
-            if found:
-                read = read_annotations(found, with_boxes=with_boxes)
-                yield from coco_images(self.text, name, ignored, read)
-                return
-        if annotations:
+        of_files = self.kind == "folder" and not tars
+        if annotations and not of_files:
             raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is no folder of images")
-        if with_boxes:
+        found = (annotations or find_annotations(self.text)) if of_files else None
+        if with_boxes and not found:
             raise InputError(
                 f"{self.text} has no annotations, so no ground-truth boxes; expected a folder of images with "
                 f"../annotations/instances_{name.rpartition('/')[2]}.json, or the file by --annotations"
             )
-        if self.kind == "list":
+        if found:
+            read = read_annotations(found, with_boxes=with_boxes)
+            yield from coco_images(self.text, name, ignored, read, labelled=not flat)
+        elif of_files:
+            yield from folder_images(self.text, name, ignored, labelled=not flat)
+        elif self.kind == "list":
             yield from list_images(self.text, name)
-        elif not tars:
-            yield from folder_images(self.text, name, ignored)
         elif is_webdataset(tars[0][0]):
             yield from webdataset_images(tars, name, ignored)
         else:
             yield from tar_images(tars, name, ignored)
 
-    def _has_images(self) -> bool:
-        return any(map(is_image, files_below(self.text)))
-
     def _folder_of(self, tar: str) -> str:
         """The folder that the members of one of a pattern's tars are in."""
-        web = self.remote and storage.scheme_of(tar) in storage.WEB
-        path = tar.partition("?")[0] if web else tar
+        path = tar.partition("?")[0] if self._web else tar
         return path.removeprefix(f"{self._fixed_folder}/").removesuffix(".tar") + "/"
 
     def _tar(self, lower: str) -> str:
