@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -140,3 +141,21 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_sh
     # In float32 the rounding of another order of sums grows about tenfold a step in so small a network, so only the first.
     assert len(losses(run)) == 8
     torch.testing.assert_close(torch.tensor(losses(run)[:3]), torch.tensor(losses(tmp_path / "alone")[:3]), atol=5e-5, rtol=0)
+
+
+def test_sigterm_to_the_job_saves_at_one_step_of_all_ranks(drawn_shards, tmp_path):
+    run = tmp_path / "preempted"
+    command = job(2, drawn_shards, run, "checkpoint_every=4000", "steps=4000")
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 90
+    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2):
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=60)
+    # Rank 0 speaks for all; a rank that stopped at another step would leave the other waiting for it, and that says so.
+    (step,) = re.findall(r"stopped after step (\d+) of 4000, saved", said)
+    assert "lost the connection" not in said
+    assert "was told to stop" not in said
+    assert (run / "checkpoints" / f"step-{int(step):09d}.pt").exists()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -136,16 +137,42 @@ def test_killed_by_the_system_then_started_again_is_the_undisturbed_run(undistur
     assert losses(run) == losses(undisturbed)
 
 
-def test_sigterm_saves_and_leaves_with_its_own_status(drawn_shards, tmp_path):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_sigterm_saves_and_leaves_with_its_own_status(send, drawn_shards, tmp_path):
     run = tmp_path / "preempted"
     slow = command(drawn_shards, run, "steps=4000", "checkpoint_every=4000")
     process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
-    process.send_signal(signal.SIGTERM)
+    send(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "saved; run the same command to continue" in said
     assert len(list((run / "checkpoints").glob("*.pt"))) == 1
+
+
+def test_a_killed_run_leaves_no_workers(drawn_shards, tmp_path):
+    run = tmp_path / "killed"
+    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert workers
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(drawn_shards, tmp_path):
+    run = tmp_path / "burst"
+    done = subprocess.run(
+        command(drawn_shards, run, "optim.lr=1e38", "optim.warmup_epochs=0", "steps=1"), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "the weights are no longer finite" in done.stderr
+    assert not list((run / "checkpoints").glob("*.pt"))
+    assert not (run / "backbone.safetensors").exists()
 
 
 def test_a_dead_loader_worker_ends_the_run_with_words(drawn_shards, tmp_path):

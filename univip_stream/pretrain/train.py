@@ -176,7 +176,7 @@ class _Trainer:
         batches = iter(self.stream)
         began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
         for step in range(self.first, self.total):
-            losses = self._gradient(batches, step)
+            losses = self._gradient(batches, step, asked)
             rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()
@@ -202,13 +202,14 @@ class _Trainer:
                 self.recorder.write(values)
                 began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                 yield values
-            if finished % config.checkpoint_every == 0 or finished == self.total or asked.is_set():
+            stop = losses["stop"] > 0  # of any rank, so that all stop after the same step
+            if finished % config.checkpoint_every == 0 or finished == self.total or stop:
                 self._save(finished)
-            if asked.is_set() and finished < self.total:
+            if stop and finished < self.total:
                 raise Interrupted(f"stopped after step {finished} of {self.total}, saved; run the same command to continue")
 
-    def _gradient(self, batches: Iterator[Batch], step: int) -> dict[str, float]:
-        """Add up the gradient of a step; return the mean of its terms over parts and ranks."""
+    def _gradient(self, batches: Iterator[Batch], step: int, asked: threading.Event) -> dict[str, float]:
+        """Add up the gradient of a step; return the mean of its terms over parts and ranks, and `stop`: above 0 if one is asked."""
         totals = torch.zeros(len(TERMS) + 1)
         for _ in range(self.config.accumulate):
             batch = next(batches)
@@ -220,8 +221,9 @@ class _Trainer:
             (losses["loss"] / self.config.accumulate).backward()
             filled = batch.filled.float().mean() / max(self.config.views.instances, 1)
             totals += torch.cat([terms, filled[None]]) / self.config.accumulate
+        totals = torch.cat([totals, torch.tensor([float(asked.is_set())])])
         totals = mean_over_ranks(totals.to(self.device), self.place).cpu()
-        return dict(zip([*TERMS, "filled"], totals.tolist(), strict=True))
+        return dict(zip([*TERMS, "filled", "stop"], totals.tolist(), strict=True))
 
     def _stop_if_not_finite(self, terms: Tensor, step: int, batch: Batch) -> None:
         """Before the weights are touched: a loss that is no number ends the run and leaves on disk what caused it."""
@@ -243,6 +245,13 @@ class _Trainer:
         )
 
     def _save(self, finished: int) -> None:
+        bad = [name for name, values in self.method.state_dict().items() if not torch.isfinite(values).all()]
+        if bad:
+            raise InputError(
+                f"after step {finished} the weights are no longer finite ({len(bad)} tensors, such as {bad[0]}): nothing is saved, "
+                f"checkpoints before it in {self.run / 'checkpoints'} are as they were. A smaller optim.lr or precision=fp32 are "
+                "what usually helps; it begins with another --out"
+            )
         if self.place.is_first:
             self.checkpoints.save(
                 finished,

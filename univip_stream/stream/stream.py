@@ -6,6 +6,7 @@ What resumes is one number, the step. World size, workers and prefetch decide wh
 import copy
 import itertools
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -291,6 +292,11 @@ def _pixels(*shape: int) -> torch.Tensor:
 
 
 def _be_one_thread(worker: int) -> None:
-    """Workers are the parallelism; OpenCV's pool would not survive the fork."""
+    """Workers are the parallelism; OpenCV's pool would not survive the fork.
+
+    They leave the process group: what a terminal, torchrun or a scheduler sends to the group is the trainer's to answer, which
+    needs them for the step it is in. They end with their loader, and within five seconds where the trainer was killed.
+    """
+    os.setsid()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
