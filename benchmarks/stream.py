@@ -105,7 +105,8 @@ def usual(shards: str, blur: Callable[[int], Callable[[Image.Image], Image.Image
 
 
 def ours(index: ShardIndex, batches: int, *, on_cpu: bool = False, **settings: object) -> Iterator[int]:
-    stream = Stream(index, ViewConfig(), AugmentConfig(), StreamConfig(batch_size=BATCH, workers=1, prefetch=1, **settings))
+    config = StreamConfig(batch_size=BATCH, workers=1, prefetch=1, **settings)
+    stream = Stream(index, ViewConfig(), AugmentConfig(), config, reuse=True)
     iterator = iter(stream)
     for _ in range(batches):
         batch = next(iterator)

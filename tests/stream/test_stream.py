@@ -1,4 +1,5 @@
 import shutil
+import time
 from itertools import islice
 
 import numpy as np
@@ -99,6 +100,20 @@ def test_workers_change_nothing(drawn_shards, workers):
     alone = batches(str(drawn_shards), 7)
     helped = batches(str(drawn_shards), 7, workers=workers, prefetch=3)
     for one, other in zip(alone, helped, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(("workers", "prefetch", "parts"), [(1, 1, 1), (3, 2, 2)])
+def test_memory_used_again_holds_the_two_newest_batches(drawn_shards, workers, prefetch, parts):
+    alone = batches(str(drawn_shards), 24, start_step=2, parts=parts)
+    config = StreamConfig(batch_size=4, seed=5, workers=workers, prefetch=prefetch)
+    stream = Stream(str(drawn_shards), VIEWS, AugmentConfig(), config, start_step=2, parts=parts, reuse=True)
+    given = []
+    for one, other in zip(alone, islice(stream, len(alone)), strict=True):
+        given.append(other)
+        time.sleep(0.05)  # the workers go on as far as they may
+        for expected, held in zip(alone[: len(given)][-2:], given[-2:], strict=True):
+            assert_same(expected, held)
         assert_same(one, other)
 
 

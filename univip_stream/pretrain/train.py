@@ -117,7 +117,7 @@ class _Trainer:
             )
         stream = Stream(
             shards, config.views, config.augment, config.stream,
-            rank=place.rank, world_size=place.world_size, parts=config.accumulate,
+            rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
         )  # fmt: skip
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)

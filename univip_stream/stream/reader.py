@@ -33,11 +33,13 @@ class Reader:
 
         """
         index = self.index
-        data = self._bytes(sample)
-        if hashlib.sha256(data).hexdigest() != index.text("sha256", sample):
+        data, wanted = self._bytes(sample), index.text("sha256", sample)
+        whole = hashlib.sha256(data).hexdigest() == wanted
+        if not whole:
             data = self._fetched_again(sample, data)
+            whole = hashlib.sha256(data).hexdigest() == wanted
         try:
-            if hashlib.sha256(data).hexdigest() != index.text("sha256", sample):
+            if not whole:
                 raise InputError("its bytes changed since it was mined (SHA-256 differs)")
             # Other programs keep images that have to be turned upright.
             foreign = index.foreign[int(index.shard[sample])]

@@ -28,8 +28,10 @@ from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
 from univip_stream.stream.order import Order, view_generator
 from univip_stream.stream.reader import Reader
+from univip_stream.stream.ring import Ring
 from univip_stream.views import ViewConfig, draw_views
 
+_NO_PIXELS = torch.empty((1, 1, 0, 0, 3), dtype=torch.uint8)
 _STAND_INS = 100
 """Images that may be tried in a bad one's place before the data is called hopeless."""
 
@@ -84,6 +86,9 @@ class Stream:
         world_size: how many slices.
         start_step: the first global batch; the state to resume from.
         parts: batches each step's slice is cut into, one after the other (gradient accumulation).
+        reuse: let workers write pixels into memory that they used before: a batch's pixels are then good until the batch after
+            the next is asked for. Fresh memory costs the system a fifth of a decode an image. With a GPU nothing is reused,
+            because batches are copied to page-locked memory in the background.
 
     Raises:
         InputError: shards that are missing or broken, or fewer images than a batch.
@@ -102,6 +107,7 @@ class Stream:
         world_size: int = 1,
         start_step: int = 0,
         parts: int = 1,
+        reuse: bool = False,
     ):
         if isinstance(shards, ShardIndex):
             self.index = shards
@@ -123,6 +129,7 @@ class Stream:
         self.steps_per_epoch = self.images / config.batch_size
         self.wait_seconds = 0.0
         self._batches = _Batches(self.index, views, augment, config, rank, world_size, parts)
+        self._reuse = reuse and config.workers > 0 and not torch.cuda.is_available()
         self._first = start_step * parts
 
     def starting_at(self, step: int) -> "Stream":
@@ -137,9 +144,10 @@ class Stream:
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             # Python 3.12 warns of any fork beside threads. The workers touch neither CUDA nor the parent's thread pools.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            ring = self._batches.ring = self._new_ring()  # before the workers are forked: they write into it
             batches = iter(self._loader())
         try:
-            while True:
+            for number in itertools.count(self._first):
                 began = time.perf_counter()
                 try:
                     batch = next(batches)
@@ -149,11 +157,17 @@ class Stream:
                 self.wait_seconds += time.perf_counter() - began
                 if isinstance(batch, InputError):
                     raise batch
-                yield batch
+                yield ring.with_pixels(batch, number) if ring else batch
         finally:
             # An error's traceback holds this frame: the workers must not wait for the garbage collector, then take 5 s to end.
             del batches
             self._batches.reader.close()
+
+    def _new_ring(self) -> Ring | None:
+        if not self._reuse:
+            return None
+        # As many batches as can be under way, and the two newest that were given.
+        return Ring(self._batches.shapes(), self.config.workers * self.config.prefetch + 2)
 
     def _loader(self) -> "DataLoader[Batch | InputError]":
         workers = self.config.workers
@@ -212,6 +226,13 @@ class _Batches(Dataset[Batch | InputError]):
         self.reader = Reader(index)
         self.size = config.batch_size // (world_size * parts)
         self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.ring: Ring | None = None
+
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of a batch's scenes and instances, as they lie in memory."""
+        views, B = self.views, self.size
+        scene, instance = views.scene_size, views.instance_size
+        return (2, B, scene, scene, 3), (B, views.instances, instance, instance, 3)
 
     def __getitem__(self, number: int) -> Batch | InputError:
         try:
@@ -226,8 +247,7 @@ class _Batches(Dataset[Batch | InputError]):
         first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
         views, B = self.views, self.size
         K, A = views.instances, views.instance_augmentations
-        scenes = _pixels(2, B, views.scene_size, views.scene_size, 3)
-        instances = _pixels(B, K, views.instance_size, views.instance_size, 3)
+        scenes, instances = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
         scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
         instance_draws = np.empty((A, B, K, augmentation.DRAW_SIZE), np.float32)
         scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
@@ -249,6 +269,8 @@ class _Batches(Dataset[Batch | InputError]):
                 self._cut(image, drawn.instances[k], instances[b, k])
                 for a in range(A):
                     instance_draws[a, b, k] = augmentation.draw(rng, self.augment, a)
+        if self.ring:
+            scenes = instances = _NO_PIXELS  # the main process has them
         return Batch(
             scenes=scenes.permute(0, 1, 4, 2, 3),
             instances=instances.permute(0, 1, 4, 2, 3),
@@ -282,7 +304,7 @@ class _Batches(Dataset[Batch | InputError]):
         raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
 
 
-def _pixels(*shape: int) -> torch.Tensor:
+def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
     """An empty uint8 tensor; in a worker, in memory that it shares with the main process, so that sending it copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
@@ -298,5 +320,8 @@ def _be_one_thread(worker: int) -> None:
     needs them for the step it is in. They end with their loader, and within five seconds where the trainer was killed.
     """
     os.setsid()
+    # glibc gives blocks of this size back to the system, and asks for each page again, until it has seen a larger one freed:
+    # 225 pages a decoded image. Elsewhere this line does nothing.
+    np.empty(24 << 20, np.uint8)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,0 +1,36 @@
+"""Pixels of batches in memory that all processes of a loader share, used again and again."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from univip_stream.stream.batch import Batch
+
+
+class Ring:
+    """Places for the pixels of so many batches. Made before workers are forked, so that they write where the parent reads.
+
+    Args:
+        shapes: of a batch's scenes and instances, channels last.
+        places: batch n uses place n % places.
+
+    """
+
+    def __init__(self, shapes: tuple[tuple[int, ...], ...], places: int):
+        self._places = [tuple(map(_shared, shapes)) for _ in range(places)]
+
+    def place(self, number: int) -> tuple[Tensor, ...]:
+        """Where batch `number` is written: uint8, scenes (2, B, S, S, 3) and instances (B, K, I, I, 3)."""
+        return self._places[number % len(self._places)]
+
+    def with_pixels(self, batch: Batch, number: int) -> Batch:
+        """Batch `number`, as a worker sent it without them."""
+        scenes, instances = self.place(number)
+        return replace(batch, scenes=scenes.permute(0, 1, 4, 2, 3), instances=instances.permute(0, 1, 4, 2, 3))
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    pixels.share_memory_()  # type: ignore[no-untyped-call]
+    return pixels
