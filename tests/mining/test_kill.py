@@ -6,12 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 from killed import STAGES
 
 from univip_stream.mining import MiningConfig, mine
+from univip_stream.shards.verify import verify_folder
+
+SECONDS = "UNIVIP_TEST_SECONDS"
+"""Variable that says how long `propose_slowly` takes."""
+OURS = f"UNIVIP_TEST_RUN={uuid.uuid4().hex}"
+"""Told to processes by their environment, so that no other's worker is killed."""
 
 
 def config(source, out, **changes):
@@ -34,7 +41,7 @@ def calm(drawn_folder, tmp_path_factory):
 
 
 def propose_slowly(image):
-    time.sleep(0.3)
+    time.sleep(float(os.environ.get(SECONDS, "0.3")))
     height, width = image.shape[:2]
     return [[0, 0, width // 2, height], [width // 2, 0, width - width // 2, height]]
 
@@ -50,21 +57,25 @@ def test_killed_at_any_stage_then_run_again(stage, drawn_folder, calm, tmp_path)
     assert contents(out) == calm["naive"]
 
 
-def command(source, out, *more):
+def command(source, out, *more, seconds=0.3):
     arguments = ["mine", "--src", source, "--out", out, "--num-shards", "3", "--proposals", "test_kill:propose_slowly", *more]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    name, _, value = OURS.partition("=")
+    ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: str(seconds), name: value}
     return subprocess.Popen(
-        [sys.executable, "-m", "univip_stream", *map(str, arguments)], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "univip_stream", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | ours,
     )
 
 
-def mining_workers(driver):
-    """Processes of Ray that mine, below a driver's session."""
+def mining_workers():
+    """Processes of Ray that mine for this test run."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            words = (entry / "cmdline").read_bytes()
-            if entry.name.isdigit() and words.startswith(b"ray::_mine") and f"session_{driver}".encode() not in words:
+            mines = entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::_mine")
+            if mines and OURS.encode() in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
         except OSError:
             continue  # gone meanwhile
@@ -96,31 +107,33 @@ def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
 def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
     out = tmp_path / "out"
     process = command(drawn_folder, out)
-    victim = wait_for(lambda: mining_workers(process.pid))[0]
+    victim = wait_for(mining_workers)[0]
     os.kill(victim, signal.SIGKILL)
     assert process.wait(120) == 0
     process.communicate()
     assert contents(out) == calm["test_"]
 
 
-def test_ctrl_c_says_how_to_go_on(drawn_folder, calm, tmp_path):
+def test_ctrl_c_says_how_to_go_on(drawn_folder, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / number.name
-        process = command(drawn_folder, out)
+        process = command(drawn_folder, out, "--num-shards", "12", seconds=2)
         wait_for(lambda out=out: list(out.glob("*.parquet")))
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "run the same command again" in said
         assert "Traceback" not in said
-    mine(config(drawn_folder, out, proposals="test_kill:propose_slowly"))
-    assert contents(out) == calm["test_"]
+    report = mine(config(drawn_folder, out, proposals="test_kill:propose_slowly", num_shards=12))
+    assert 0 < report.mined < 12
+    assert verify_folder(out) == []
 
 
 def test_a_node_removed_while_mining(drawn_folder, calm, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setenv(*OURS.split("="))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=2)
@@ -128,7 +141,7 @@ def test_a_node_removed_while_mining(drawn_folder, calm, tmp_path, monkeypatch):
         out = tmp_path / "out"
 
         def remove():
-            wait_for(lambda: len(mining_workers("")) > 1)
+            wait_for(lambda: len(mining_workers()) > 1)
             cluster.remove_node(second, allow_graceful=False)
             removed.set()
 

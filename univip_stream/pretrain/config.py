@@ -107,6 +107,8 @@ HARMLESS = frozenset(
         "stream.prefetch",
         "stream.cache",
         "stream.cache_bytes",
+        "stream.decoded_cache",
+        "stream.decoded_bytes",
         "compile",
     }
 )

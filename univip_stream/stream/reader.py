@@ -11,6 +11,7 @@ from univip_stream.images import MAX_BYTES, MAX_PIXELS, decode, read_picture
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Remote
 from univip_stream.stream.ahead import Ahead
+from univip_stream.stream.decoded import Decoded
 
 _OPEN_SHARDS = 64
 """Files a reader keeps open: more than a shuffle window touches, fewer than any process may have."""
@@ -19,8 +20,8 @@ _OPEN_SHARDS = 64
 class Reader:
     """Reads samples of an index. One a process: file positions are not shared, because reads name their offset."""
 
-    def __init__(self, index: ShardIndex):
-        self.index = index
+    def __init__(self, index: ShardIndex, decoded: Decoded | None = None):
+        self.index, self.decoded = index, decoded
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ahead: Ahead | None = None
         self._present: frozenset[int] = frozenset()
@@ -32,6 +33,14 @@ class Reader:
             InputError: the shard is gone or its bytes are not those that were mined, by name.
 
         """
+        pixels = self.decoded.get(sample) if self.decoded else None
+        if pixels is None:
+            pixels = self._decode(sample)
+            if self.decoded:
+                self.decoded.put(sample, pixels)
+        return pixels
+
+    def _decode(self, sample: int) -> np.ndarray:
         index = self.index
         data, wanted = self._bytes(sample), index.text("sha256", sample)
         whole = hashlib.sha256(data).hexdigest() == wanted
@@ -87,6 +96,8 @@ class Reader:
             self._ahead.close()
         self._ahead = None
         self._present = frozenset()
+        if self.decoded:
+            self.decoded.close()
         while self._open:
             os.close(self._open.popitem()[1])
 
