@@ -27,6 +27,7 @@ FIRST_WAIT = 0.25
 SILENCE = 60.0
 """Seconds without a byte after which a web server's answer counts as an error."""
 _PIECE = 1 << 20
+_S3_HINT = " (keys and server come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL)"
 _Result = TypeVar("_Result")
 
 
@@ -259,10 +260,11 @@ def _tried(location: str | Path, request: Callable[[], _Result]) -> _Result:
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
         except Exception as error:  # each client has its own kinds
-            if left == 0 or isinstance(error, TypeError | AttributeError):
-                if isinstance(error, OSError | TypeError | AttributeError):
-                    raise
-                raise OSError(f"{location}: {type(error).__name__}: {error}") from error
+            if isinstance(error, TypeError | AttributeError):
+                raise
+            if left == 0:
+                hint = _S3_HINT if scheme_of(location) == "s3" else ""
+                raise OSError(f"{location}: {type(error).__name__}: {error}{hint}") from error
             time.sleep(wait)
             wait *= 2
     raise AssertionError("the loop returns or raises")

@@ -121,7 +121,14 @@ def test_grey_alpha_and_sixteen_bits_are_images_too(scene):
     assert len(propose(grey)) > 1
 
 
-NO_IMAGES = (np.zeros((3, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3)), np.zeros(5, np.uint8))
+NO_IMAGES = (
+    np.zeros((3, 4, 2), np.uint8),
+    np.zeros((0, 4, 3), np.uint8),
+    np.zeros((4, 4, 3)),
+    np.zeros(5, np.uint8),
+    None,
+    "x",
+)
 
 
 @pytest.mark.parametrize("bad", NO_IMAGES)
@@ -135,8 +142,12 @@ def test_unknown_engines_and_options_are_said(scene):
         propose(scene, "selectivesearch")
     with pytest.raises(UsageError, match="no such option"):
         propose(scene, "selective-search", colour="blue")
-    with pytest.raises(InputError, match="expected at least 16 pixels"):
-        propose(scene, working_resolution=3)
+    for nonsense in (3, 10**9, float("nan"), 300.5, "300", None):
+        with pytest.raises(InputError, match="expected 16 to 32767 whole pixels"):
+            propose(scene, working_resolution=nonsense)
+    for nonsense in (-1, 2**63, 1.5, "x", None):
+        with pytest.raises(UsageError, match="seed is"):
+            propose(scene, "naive", seed=nonsense)
 
 
 def test_ten_boxes_hold_separate_blocks(rng):

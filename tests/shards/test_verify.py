@@ -96,7 +96,7 @@ def test_on_ray_and_in_an_object_store_it_finds_the_same(shards, rng):
     ]
 
 
-@pytest.mark.parametrize(("name", "words"), [("nowhere", "no such shard"), ("", "no manifest.json")])
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "no such folder of shards"), ("", "no manifest.json")])
 def test_a_folder_that_is_none_is_said(tmp_path, name, words):
     result = CliRunner().invoke(cli, ["verify", str(tmp_path / name)])
     assert result.exit_code == 1

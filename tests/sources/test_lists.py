@@ -31,7 +31,9 @@ def test_a_text_list_names_files_relative_absolute_and_missing(drawn_folder, tmp
     ]
     path.write_bytes(b"\xef\xbb\xbf" + os.fsencode("\r\n".join(lines)))
     rows, _ = mined(tmp_path / "out", path)
-    said = [f"mine/{line}" for line in ["images/scene02.jpg", "./images/\\xff.jpg", lines[4], "gone.jpg", "images"]]
+    said = [
+        f"mine/{line.lstrip('/')}" for line in ["images/scene02.jpg", "./images/\\xff.jpg", lines[4], "gone.jpg", "images"]
+    ]
     data = [(drawn_folder / f"scene{n:02d}.jpg").read_bytes() for n in (2, 0, 1)]
     assert column(rows, "source", "data") == list(zip(said, [*data, None, None], strict=True))
     assert [row["reason"] for row in rows[3:]] == [

@@ -38,3 +38,19 @@ def stop_on_sigterm(what: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
         raise SystemExit(1) from None
+
+
+def counted(count: int, what: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """A manifest in one line: images by what became of them, boxes, bytes."""
+    totals, shards = manifest["totals"], manifest["shards"]
+    reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
+    boxes = sum(entry["boxes"] for entry in shards) / max(totals["samples"], 1)
+    return (
+        f"{counted(totals['images'], 'image')}: {reasons}; {boxes:.1f} boxes each; {totals['bytes'] / 1e6:.1f} MB in "
+        f"{counted(len(shards), 'shard')}"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from univip_stream.boxes import BoxFilter
-from univip_stream.cli.jobs import stop_on_sigterm, where_options
+from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
@@ -58,7 +58,7 @@ from univip_stream.proposals import ENGINES
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.  [default: all]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of engines that use chance.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of engines that use chance.")
 @click.option(
     "--max-pixels",
     default=100_000_000,
@@ -161,19 +161,19 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _print_plan(plan: Plan, finished: int, out: str) -> None:
-    shards = len(plan.job.names)
     kept = f", {finished} of them mined before" if finished else ""
-    click.echo(f"{plan.job.images} images{kept} -> {shards} shard{'s' * (shards > 1)} in {out}", err=True)
+    click.echo(f"{counted(plan.job.images, 'image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True)
+    if classes := plan.listing.classes:
+        names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+        click.echo(f"labels: {len(classes)} ({names})", err=True)
     if plan.listing.ignored:
         others = ", ".join(f"{count} {suffix}" for suffix, count in plan.listing.ignored.items())
         click.echo(f"not images by their name, left out: {others}", err=True)
 
 
 def _print_report(report: MiningReport, out: str) -> None:
-    totals = report.manifest["totals"]
-    reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
+    click.echo(summary(report.manifest))
     shards = report.manifest["shards"]
-    click.echo(f"{totals['images']} images: {reasons}; {totals['bytes'] / 1e6:.1f} MB in {len(shards)} shards")
     for source, status, reason in report.failures[:10]:
         click.echo(f"  {source}: {status}: {reason}")
     if len(report.failures) > 10:

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from univip_stream.cli.jobs import stop_on_sigterm, where_options
+from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.mining import RefilterConfig
 from univip_stream.mining import refilter as run_refilter
@@ -56,7 +56,7 @@ def refilter(
     bar: list[Progress] = []
 
     def planned(job: Job, finished: int) -> None:
-        click.echo(f"{job.images} images in {len(job.names)} shards -> {out}", err=True)
+        click.echo(f"{counted(job.images, 'image')} in {counted(len(job.names), 'shard')} -> {out}", err=True)
         bar.append(Progress("refiltering", job.images, unit="images", done=finished))
 
     with stop_on_sigterm("refilter"):
@@ -65,11 +65,7 @@ def refilter(
         finally:
             for line in bar:
                 line.__exit__(None, None, None)
-    totals = manifest["totals"]
     if as_json:
-        click.echo(json.dumps({"out": out, **totals}))
+        click.echo(json.dumps({"out": out, **manifest["totals"]}))
     else:
-        reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
-        click.echo(
-            f"{totals['images']} images: {reasons}; {totals['bytes'] / 1e6:.1f} MB in {len(manifest['shards'])} shards"
-        )
+        click.echo(summary(manifest))

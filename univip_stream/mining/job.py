@@ -137,7 +137,7 @@ def _stop_if_hopeless(job: Job, entries: dict[str, dict[str, Any]]) -> None:
     seen = sum(entry["images"] for entry in entries.values())
     raise InputError(
         f"{failed} of {seen} images could not be used; --max-failures allows {job.allowed_text} of {job.images}:\n"
-        f"{lines}{more}\nEach is a row of its shard's .parquet, and the {len(entries)} finished shards are kept. Mend "
+        f"{lines}{more}\nEach is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
         "the files and run again with --retry-failed, or accept them with a larger --max-failures."
     )
 

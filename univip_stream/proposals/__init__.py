@@ -69,6 +69,8 @@ def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, 
     found = _engine(engine)
     function: Proposer = getattr(importlib.import_module(found.module), found.function)
     pixels = as_rgb(image)
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed is {seed!r}; expected a whole number from 0 to 2 ** 63 - 1")
     try:
         boxes = function(pixels, seed=seed, **options)
     except TypeError as error:
@@ -96,7 +98,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
-        raise InputError(f"image has shape {image.shape} and type {image.dtype}; expected uint8 height x width x 3, RGB")
+        raise InputError(f"image has shape {pixels.shape} and type {pixels.dtype}; expected uint8 height x width x 3, RGB")
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.shape[2] == 4:

@@ -60,8 +60,8 @@ def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: in
         int32, N x 4 x, y, w, h in pixels of the image: those that most others agree with first, larger first among equals.
 
     """
-    if working_resolution < 16:
-        raise InputError(f"working_resolution is {working_resolution}; expected at least 16 pixels")
+    if not isinstance(working_resolution, int | np.integer) or not 16 <= working_resolution < 1 << 15:
+        raise InputError(f"working_resolution is {working_resolution!r}; expected 16 to {(1 << 15) - 1} whole pixels")
     height, width = image.shape[:2]
     small = working_copy(image, working_resolution)
     settings = scaled(AT_256, working_resolution / 256)

@@ -39,6 +39,8 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
     shards = list(dict.fromkeys(shard for spec in listed for shard in _expand(str(spec))))
     missing = _missing(shards)
     if missing:
+        if len(shards) == 1 and not missing[0].partition("?")[0].endswith(".tar"):
+            raise InputError(f"{missing[0]}: no such folder of shards, shard or manifest")
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
             f"{', '.join(missing[:3])}{more}: no such shard (of {len(shards)} that {' '.join(map(str, listed))!r} names); "

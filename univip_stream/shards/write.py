@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream.files import written_atomically
@@ -44,6 +45,7 @@ class _Rows:
     def __init__(self) -> None:
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self.totals: Counter[str] = Counter()
+        self.boxes = 0
 
     def __len__(self) -> int:
         return len(self.columns["key"])
@@ -58,6 +60,7 @@ class _Rows:
         self.columns["boxes"].append(sample.boxes if held else None)
         self.columns["candidates"].append(sample.candidates if held else None)
         self.totals[sample.status] += 1
+        self.boxes += len(sample.boxes) if held and sample.boxes is not None else 0
 
     def taken(self) -> pa.Table:
         table = pa.table([_column(name, values) for name, values in self.columns.items()], schema=SCHEMA)
@@ -91,7 +94,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> 
         digest = hashed.sha256.hexdigest()
         facts = {"format": FORMAT, "fingerprint": fingerprint, "tar_bytes": str(hashed.size), "tar_sha256": digest}
         index.add_key_value_metadata(facts)
-    return _entry(tar_path.name, rows.totals, index_path.read_bytes(), {"bytes": hashed.size, "sha256": digest})
+    return _entry(tar_path.name, rows.totals, rows.boxes, index_path.read_bytes(), {"bytes": hashed.size, "sha256": digest})
 
 
 def _index_writer(file: BinaryIO) -> pq.ParquetWriter:
@@ -115,22 +118,24 @@ def finished_shard(name: str, index: bytes | None, tar_bytes: int | None, finger
     if index is None or tar_bytes is None:
         return None
     try:
-        table = pq.read_table(io.BytesIO(index), columns=["status"])
+        table = pq.read_table(io.BytesIO(index), columns=["status", "boxes"])
     except (pa.ArrowException, OSError, KeyError):
         return None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
     if metadata.get("fingerprint") != fingerprint or metadata.get("tar_bytes") != str(tar_bytes):
         return None
     totals = Counter(table.column("status").to_pylist())
-    return _entry(name, totals, index, {"bytes": tar_bytes, "sha256": metadata["tar_sha256"]})
+    boxes = int(pc.sum(pc.list_value_length(table.column("boxes"))).as_py() or 0)
+    return _entry(name, totals, boxes, index, {"bytes": tar_bytes, "sha256": metadata["tar_sha256"]})
 
 
-def _entry(name: str, totals: Counter[str], index: bytes, tar_entry: dict[str, Any]) -> dict[str, Any]:
+def _entry(name: str, totals: Counter[str], boxes: int, index: bytes, tar_entry: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of a shard: its files' bytes and hashes, and the images by what became of them."""
     return {
         "name": name,
         "images": totals.total(),
         "samples": sum(totals[status] for status in HELD),
+        "boxes": boxes,
         **tar_entry,
         "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
         "totals": dict(sorted(totals.items())),

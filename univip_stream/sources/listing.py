@@ -185,6 +185,7 @@ def read_bytes(image: SourceImage) -> bytes:
         _check_size(status.st_size)
         return storage.read(image.path)
     except OSError as error:
+        # Not where it was looked for: the reason is a part of the shard, whose bytes do not depend on where the source lies.
         raise BadImageError("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
     except BadImageError:
         raise

@@ -74,7 +74,7 @@ def _entries(location: str, path: Path, name: str) -> Iterator[tuple[str, Source
         except InputError as error:
             raise InputError(f"{location}: {place}: {error}") from error
         at = text if remote else os.path.normpath(text) if os.path.isabs(text) else _below(folder, text)
-        yield place, SourceImage(source=f"{name}/{text_of(text)}", path=at, label=label)
+        yield place, SourceImage(source=f"{name}/{text_of(text).lstrip('/')}", path=at, label=label)
 
 
 def _below(folder: str, text: str) -> str:
