@@ -300,6 +300,16 @@ def test_a_users_own_proposer_is_used_and_its_nonsense_is_named(drawn_folder, tm
         mine(config(drawn_folder, tmp_path / "bad", proposals="test_mine:propose_outside"))
 
 
+def propose_badly(image):
+    raise RuntimeError("no weights")
+
+
+def test_a_users_own_error_names_image_and_line(drawn_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    with pytest.raises(InputError, match=r"scene00\.jpg: .* raised RuntimeError: no weights \(.*test_mine\.py, line"):
+        mine(config(drawn_folder, tmp_path / "out", proposals="test_mine:propose_badly"))
+
+
 def test_no_proposals_keep_the_images_without_boxes(drawn_folder, tmp_path):
     totals = mine(config(drawn_folder, tmp_path / "out", proposals="none")).manifest["totals"]
     assert (totals["samples"], totals["no_boxes"]) == (12, 12)
@@ -320,6 +330,8 @@ def test_failures_may_be_a_share_or_a_number():
         (["--src", "{tmp}"], 1, "holds no image"),
         (["--src", "{drawn}", "--proposals", "opencv-quick"], 2, "unknown --proposals 'opencv-quick'"),
         (["--src", "{drawn}", "--proposals", "nowhere:f"], 2, "No module named 'nowhere'"),
+        (["--src", "{drawn}", "--proposals", ":"], 2, "--proposals :"),
+        (["--src", "{drawn}", "--option", "seed=3"], 2, "the seed is --seed"),
         (["--src", "{drawn}", "--proposals", "naive", "--option", "cuont=3"], 2, "no such option"),
         (["--src", "{drawn}", "--option", "count"], 2, "expected KEY=VALUE"),
         (["--src", "{drawn}", "--min-scale", "0"], 2, "--min-scale"),

@@ -33,7 +33,7 @@ def test_two_ranges_multiply(tmp_path):
 
 
 def test_a_manifest_and_its_folder_name_its_shards_alone(folder):
-    entry = {"images": 1, "samples": 1, "bytes": 0, "totals": {"ok": 1}}
+    entry = {"images": 1, "samples": 1, "bytes": 0, "sha256": "", "index": {"bytes": 0, "sha256": ""}, "totals": {"ok": 1}}
     entries = [{"name": "003.tar", **entry}, {"name": "001.tar", **entry}]
     manifest = make_manifest(entries, {"fingerprint": "", "parameters": {}})
     (folder / "manifest.json").write_bytes(manifest_bytes(manifest))

@@ -67,6 +67,27 @@ def test_totals_that_do_not_add_up_are_found(shards):
     assert any("add up to" in problem for problem in problems(shards))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: manifest.pop("parameters"), "parameters is missing"),
+        (lambda manifest: manifest.update(totals=[]), "totals: found list"),
+        (lambda manifest: manifest["totals"].update(images="12"), "images is '12', expected a whole number"),
+        (lambda manifest: manifest["shards"][1].pop("index"), "shard 1: index is missing"),
+        (lambda manifest: manifest["shards"][2].update(bytes=-1), "shard 2: bytes is '-1'"),
+        (lambda manifest: manifest["shards"].append(7), "shard 3: found int"),
+        (lambda manifest: manifest["shards"][0].update(name="../x.tar"), "expected a file of its own folder"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_said(shards, change, words):
+    manifest = json.loads((shards / "manifest.json").read_text())
+    change(manifest)
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["verify"], ["refilter", "--inline", "--out", str(shards / "new")]):
+        done = CliRunner().invoke(cli, [*command, str(shards)])
+        assert (done.exit_code, words in done.output) == (1, True), done.output
+
+
 def test_the_command_says_what_it_found_and_exits_1(shards):
     good = CliRunner().invoke(cli, ["verify", str(shards)])
     assert (good.exit_code, "0 findings" in good.output) == (0, True)

@@ -26,6 +26,8 @@ def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
     """
     if name in (NONE, GROUND_TRUTH):
         return lambda image: np.empty((0, 4), np.int32)
+    if taken := {"image", "engine", "seed"} & options.keys():
+        raise UsageError(f"--option {min(taken)}=... is no option of {name}; the seed is --seed")
     if name in ENGINES:
         return lambda image: propose(image, name, seed, **options)
     module_name, colon, attribute = name.partition(":")
@@ -34,8 +36,10 @@ def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
         raise UsageError(f"unknown --proposals {name!r}; expected one of: {known}, or your own as module:function")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--proposals {name}: {error}; the module must be importable on every node") from error
+    except Exception as error:  # also whatever the module does when it is imported
+        raise UsageError(
+            f"--proposals {name}: {type(error).__name__}: {error}; every node must be able to import it"
+        ) from error
     if not callable(function):
         raise UsageError(f"--proposals {name} is a {type(function).__name__}; expected a function image -> boxes")
     return lambda image: function(image)

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -104,7 +105,7 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
         if task.proposals == GROUND_TRUTH:
             candidates = ground_truth(image.boxes or (), width, height, orientation_of(data))
         else:
-            candidates = as_boxes(proposer(picture.pixels))
+            candidates = as_boxes(_proposed(proposer, picture.pixels))
         validate_boxes(candidates, width, height)
     except InputError as error:
         raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
@@ -146,6 +147,16 @@ def ground_truth(boxes: Boxes, width: int, height: int, orientation: int) -> np.
     low, high = np.clip(low, 0, size), np.clip(high, 0, size)
     kept = (high > low).all(axis=1)
     return as_boxes(np.concatenate([low, high - low], axis=1)[kept])
+
+
+def _proposed(proposer: Proposer, pixels: np.ndarray) -> np.ndarray:
+    try:
+        return proposer(pixels)
+    except (InputError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a user's own function may raise anything, or leave
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(f"it raised {type(error).__name__}: {error} ({last.filename}, line {last.lineno})") from error
 
 
 def status_of(boxes: np.ndarray, candidates: np.ndarray) -> tuple[str, str | None]:

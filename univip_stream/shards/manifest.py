@@ -14,6 +14,22 @@ from univip_stream.shards.format import FORMAT
 MANIFEST = "manifest.json"
 MOST_BYTES = 1 << 28
 """A manifest has about 400 bytes a shard; a larger file than this is none."""
+_FIELDS: dict[str, type | dict[str, type]] = {
+    "shards": list,
+    "totals": {"images": int, "samples": int, "bytes": int},
+    "parameters": dict,
+    "fingerprint": str,
+}
+_ENTRY: dict[str, type | dict[str, type]] = {
+    "name": str,
+    "images": int,
+    "samples": int,
+    "bytes": int,
+    "sha256": str,
+    "index": {"bytes": int, "sha256": str},
+    "totals": dict,
+}
+_WORDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 _NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar")
 
 
@@ -66,18 +82,41 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.read(path))
         found = manifest["format"]
-        names = [entry["name"] for entry in manifest["shards"]]
-        manifest["totals"], manifest["fingerprint"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no manifest of shards ({type(error).__name__}: {error}); mine again") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
-    for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
+    wrong = _wrong(manifest, _FIELDS) or next(
+        (f"shard {at}: {found}" for at, entry in enumerate(manifest["shards"]) if (found := _wrong(entry, _ENTRY))), None
+    )
+    if wrong:
+        raise InputError(f"{path} is no manifest of shards: {wrong}; it was changed or damaged: delete it and mine again")
+    for entry in manifest["shards"]:
+        if not _NAME.fullmatch(entry["name"]):
+            raise InputError(
+                f"{path} names the shard {entry['name']!r}; expected a file of its own folder, such as '000.tar'"
+            )
     return dict(manifest)
+
+
+def _wrong(fields: Any, expected: dict[str, type | dict[str, type]]) -> str | None:
+    """What is not as `expected` says: a type, or for an object its fields' types; None if all is."""
+    if not isinstance(fields, dict):
+        return f"found {type(fields).__name__}, expected an object"
+    for name, kind in expected.items():
+        if name not in fields:
+            return f"{name} is missing"
+        value: Any = fields[name]
+        if isinstance(kind, dict):
+            if problem := _wrong(value, kind):
+                return f"{name}: {problem}"
+        elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"
+        elif name == "totals" and not all(isinstance(count, int) for count in value.values()):
+            return f"{name} holds something that is no number"
+    return None
 
 
 def has_manifest(folder: str | Path) -> bool:
