@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from univip_stream.shards.format import FORMAT
 MANIFEST = "manifest.json"
 MOST_BYTES = 1 << 28
 """A manifest has about 400 bytes a shard; a larger file than this is none."""
-_FIELDS: dict[str, type | dict[str, type]] = {
+_FIELDS: Mapping[str, Any] = {
     "shards": list,
     "totals": {"images": int, "samples": int, "bytes": int},
     "parameters": dict,
     "fingerprint": str,
 }
-_ENTRY: dict[str, type | dict[str, type]] = {
+_ENTRY: Mapping[str, Any] = {
     "name": str,
     "images": int,
     "samples": int,
@@ -101,7 +101,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _wrong(fields: Any, expected: dict[str, type | dict[str, type]]) -> str | None:
+def _wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
     """What is not as `expected` says: a type, or for an object its fields' types; None if all is."""
     if not isinstance(fields, dict):
         return f"found {type(fields).__name__}, expected an object"
@@ -114,8 +114,8 @@ def _wrong(fields: Any, expected: dict[str, type | dict[str, type]]) -> str | No
                 return f"{name}: {problem}"
         elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"
-        elif name == "totals" and not all(isinstance(count, int) for count in value.values()):
-            return f"{name} holds something that is no number"
+        if name == "totals" and not all(isinstance(count, int) for count in dict(value).values()):
+            return "totals holds something that is no number"
     return None
 
 
