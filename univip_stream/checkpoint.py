@@ -85,6 +85,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or "step" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int) or state["step"] < 0:
         raise InputError(f"{path} is no checkpoint of a run; expected a file that `univip-stream train` saved")
     return state

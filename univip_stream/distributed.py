@@ -79,6 +79,8 @@ def pick_device(name: str, place: Place) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise InputError(f"--device {name}: this machine has {found} GPUs that torch can use; --device cpu trains without")

@@ -44,11 +44,11 @@ class Recorder:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 continue  # half a line, cut off when the run was killed
         with written_atomically(self.path) as file:
             file.write("".join(line + "\n" for line in kept).encode())

@@ -55,6 +55,9 @@ class ViewConfig:
         for name, least in (("scene_size", 8), ("instance_size", 8), ("instances", 0), ("tries", 1), ("min_scale", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at least {least}")
+        for name in ("scene_size", "instance_size"):
+            if getattr(self, name) > 4096:
+                raise UsageError(f"views.{name} is {getattr(self, name)}; expected at most 4096 pixels")
         for name, allowed in (
             ("regions", ("mined", "naive", "none")),
             ("interpolation", ("bilinear", "bicubic")),

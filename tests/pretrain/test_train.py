@@ -150,6 +150,44 @@ def test_sigterm_saves_and_leaves_with_its_own_status(send, drawn_shards, tmp_pa
     assert len(list((run / "checkpoints").glob("*.pt"))) == 1
 
 
+def test_two_trainings_do_not_share_a_folder(drawn_shards, tmp_path):
+    run = tmp_path / "shared"
+    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
+    second = subprocess.run(command(drawn_shards, run, "steps=4000"), capture_output=True, text=True, timeout=100)
+    process.kill()
+    process.wait()
+    assert second.returncode == 1
+    assert "another training writes here" in second.stderr
+    # The kernel let go of the lock with the process, though its loader workers may live for some seconds yet.
+    third = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.PIPE, text=True)
+    seen = len(records(run))
+    wait_for(lambda: len(records(run)) > seen, third)
+    third.kill()
+    third.communicate()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: {"step": 1}, "does not fit this run: KeyError: 'method'"),
+        (lambda state: state | {"step": "1"}, "no checkpoint of a run"),
+        (lambda state: state | {"step": -1}, "no checkpoint of a run"),
+        (lambda state: state | {"step": 10**9}, "does not fit this run"),
+        (lambda state: state | {"rng": torch.zeros(3)}, "does not fit this run"),
+        (lambda state: state | {"method": {k: v.flatten()[:1] for k, v in state["method"].items()}}, "does not fit this run"),
+        (lambda state: state | {"optimizer": {}}, "does not fit this run"),
+    ],
+)
+def test_a_checkpoint_that_is_none_of_this_run_is_said(undisturbed, drawn_shards, tmp_path, change, words):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    path = max((run / "checkpoints").glob("*.pt"))
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    result = CliRunner().invoke(cli, command(drawn_shards, run)[3:])
+    assert (result.exit_code, words in result.output) == (1, True), result.output
+
+
 def test_a_killed_run_leaves_no_workers(drawn_shards, tmp_path):
     run = tmp_path / "killed"
     process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.DEVNULL)

@@ -1,9 +1,12 @@
 """`univip-stream eval`: the protocols that judge a run."""
 
 import json
+import math
 from pathlib import Path
 
 import click
+
+from univip_stream.errors import UsageError
 
 
 @click.group()
@@ -28,7 +31,7 @@ def evaluate() -> None:
               help="Votes weigh exp(cosine / temperature).")  # fmt: skip
 @click.option(
     "--image-size",
-    type=click.IntRange(min=8),
+    type=click.IntRange(8, 4096),
     help="Pixels of the square centre crop.  [default: the run's scene size]",
 )
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images a forward pass.")
@@ -60,7 +63,10 @@ def knn(
     """
     from univip_stream.evaluation.knn import KnnConfig
     from univip_stream.evaluation.protocols import knn_protocol
+    from univip_stream.files import written_atomically
 
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature is {temperature}; expected a number above 0")
     result = knn_protocol(
         run,
         train,
@@ -73,7 +79,8 @@ def knn(
     )
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        with written_atomically(out) as file:
+            file.write((json.dumps(result, indent=2) + "\n").encode())
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -41,7 +41,7 @@ from univip_stream.pretrain.settings import with_settings
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]"
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of everything random.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: the recipe's]")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as optim.lr=0.2; may be repeated."
 )

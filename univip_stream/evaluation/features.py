@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from univip_stream.errors import InputError
+
 # ImageNet's channel statistics, as every torchvision and BYOL recipe uses them (RGB, images in 0..1).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -85,7 +87,10 @@ def extract(
     vectors, labels, keys = [], [], []
     for batch in _batches(images, batch_size):
         crops_B3SS = torch.stack([centre_crop(item.image, size) for item in batch]).to(device)
-        vectors.append(backbone((crops_B3SS.float() / 255 - mean) / std).float().cpu().numpy())
+        found = backbone((crops_B3SS.float() / 255 - mean) / std).float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise InputError("the backbone's features are not finite: its weights are damaged, or training had burst")
+        vectors.append(found)
         labels += [item.label for item in batch]
         keys += [item.key for item in batch]
     width = vectors[0].shape[1] if vectors else 0

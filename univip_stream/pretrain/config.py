@@ -89,6 +89,8 @@ class PretrainConfig:
             raise UsageError(f"steps is {self.steps} and epochs {self.epochs}; expected more than none")
         if self.epochs is not None and self.epochs == float("inf"):
             raise UsageError("epochs is infinite; expected a number")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed is {self.seed}; expected 0 to 2 ** 63 - 1")
         if not 0 <= self.ema <= 1:
             raise UsageError(f"ema is {self.ema}; expected 0 to 1")
 

@@ -1,6 +1,7 @@
 """Load what a run saved: its configuration and its backbone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,15 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{run}: the checkpoint's configuration cannot be read ({error})") from error
     torch.manual_seed(config.seed)
-    method = build_method(config.method, instances=config.views.instances)
+    # Nothing is downloaded: the weights are in the checkpoint. What a pretrained network began with is not, so `untrained` is
+    # the same network with random weights.
+    method = build_method(replace(config.method, pretrained=False), instances=config.views.instances)
     if not untrained:
-        method.load_state_dict(state["method"])
+        try:
+            method.load_state_dict(state["method"])
+        except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+            first = " ".join(str(error).split())[:200]
+            raise InputError(f"{run}: the checkpoint's weights are not those of its configuration: {first}") from error
     return method.backbone.eval(), config
 
 

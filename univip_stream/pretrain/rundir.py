@@ -1,6 +1,8 @@
 """The run folder: made once, and opened again only for the run it belongs to."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CONFIG
 from univip_stream.pretrain.settings import flat, flat_dict, to_dict
 from univip_stream.shards import ShardIndex
+
+LOCK = ".lock"
+"""In the run folder; held by the process that trains."""
 
 
 def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, place: Place) -> None:
@@ -40,17 +45,37 @@ def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, p
         file.write((json.dumps(facts, indent=1) + "\n").encode())
 
 
+def hold(run: Path) -> int:
+    """A descriptor that keeps other trainings out of the run folder until it is closed or this process ends.
+
+    The lock is the process's: loader workers that it forked do not hold it on.
+
+    Raises:
+        InputError: another process trains here.
+
+    """
+    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InputError(f"{run}: another training writes here; wait for it, or choose another --out") from error
+    return descriptor
+
+
 def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, steps: int) -> None:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         there, shards, total = found["config"], found["shards"], found["steps"]
-    except (ValueError, KeyError, TypeError) as error:
+        theirs = flat_dict(there)
+        their_images, their_fingerprint = shards["images"], shards["fingerprint"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
-    theirs, ours = flat_dict(there), flat(config)
+    ours = flat(config)
     names = [name for name in ours if name not in HARMLESS and theirs.get(name) != ours[name]]
     differences = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in names]
-    if shards["fingerprint"] != index.fingerprint:
-        differences.append(f"other shards ({shards['images']} images there, {len(index)} here)")
+    if their_fingerprint != index.fingerprint:
+        differences.append(f"other shards ({their_images} images there, {len(index)} here)")
     if not differences and total != steps:
         differences.append(f"{total} steps there, {steps} here")
     if differences:

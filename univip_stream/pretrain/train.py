@@ -5,6 +5,7 @@ Shape letters: B images, K instances an image, S and I sides, A instance augment
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -36,7 +37,7 @@ from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
 from univip_stream.pretrain.optim import build_optimizer, set_learning_rate
-from univip_stream.pretrain.rundir import open_run
+from univip_stream.pretrain.rundir import hold, open_run
 from univip_stream.pretrain.settings import to_dict
 from univip_stream.record import Recorder
 from univip_stream.schedules import cosine_lr, ema_momentum
@@ -91,6 +92,7 @@ def pretrain(
         try:
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
+            trainer.export()
         except RuntimeError as error:
             # torch tells of a loader worker's death in whatever call the main process happens to be in.
             if "DataLoader worker" not in str(error) or ended_by_others(error, place):
@@ -100,8 +102,7 @@ def pretrain(
                 "help. Run the same command again, it continues from the last checkpoint"
             ) from error
         finally:
-            trainer.recorder.close()
-        trainer.export()
+            trainer.close()
         return values
 
 
@@ -125,6 +126,7 @@ class _Trainer:
         self.boxes, self.notes = len(stream.index.boxes), stream.notes
         with after_the_first(place):
             open_run(run, config, stream.index, self.total, place)
+            self.lock = hold(run) if place.is_first else None
 
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
@@ -267,10 +269,24 @@ class _Trainer:
         state = self.checkpoints.load_latest()
         if state is None:
             return 0
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        return int(state["step"])
+        step = int(state["step"])
+        try:
+            if step > self.total:
+                raise ValueError(f"it is of step {step}, and the run has {self.total}")
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            path = self.checkpoints.path(step)
+            why = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} does not fit this run: {why}; delete it to continue from the one before") from error
+        return step
+
+    def close(self) -> None:
+        """Let go of the files, and of the run folder."""
+        self.recorder.close()
+        if self.lock is not None:
+            os.close(self.lock)
 
     def export(self) -> None:
         """Write the backbone alone, under the names its library uses."""

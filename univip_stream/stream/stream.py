@@ -77,6 +77,8 @@ class StreamConfig:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.seed >= 1 << 63:
+            raise UsageError(f"seed is {self.seed}; expected less than 2 ** 63")
         if self.on_bad_sample not in ("raise", "skip"):
             raise UsageError(f"on_bad_sample is {self.on_bad_sample!r}; expected raise or skip")
 
