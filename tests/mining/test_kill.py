@@ -66,6 +66,8 @@ def command(source, out, *more, seconds=0.3):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | ours,
+        # A suite started in the background (`make test &`) ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
