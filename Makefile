@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check docs bench clean
 
 help: ## list the jobs
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -31,10 +31,13 @@ demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole roa
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) ## style, formatting and types
+check: $(READY) docs ## style, formatting, types, and that the documentation builds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy univip_stream pipelines/demo_images.py
+
+docs: $(READY) ## the documentation as a site in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY) ## every benchmark, ratios against a peer measured in the same run
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

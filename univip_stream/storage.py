@@ -53,6 +53,11 @@ def is_remote(location: str | Path) -> bool:
     return scheme_of(location) is not None
 
 
+def absolute(location: str | Path) -> str:
+    """The location as another process finds it, wherever that was started."""
+    return str(location) if is_remote(location) else os.path.join(os.getcwd(), location)
+
+
 def join(folder: str | Path, name: str) -> str:
     """The location of a file in a folder; a web address keeps what follows its `?`."""
     if scheme_of(folder) in WEB:

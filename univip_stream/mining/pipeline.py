@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ def plan_job(config: MiningConfig) -> Plan:
             out=out.location,
             name=names[number],
             first=first,
-            images=listing.slice(first, last),
+            # Workers of a cluster were started in other folders.
+            images=[replace(image, path=storage.absolute(image.path)) for image in listing.slice(first, last)],
             fingerprint=fingerprint,
             proposals=config.proposals,
             options=config.options,

@@ -69,7 +69,7 @@ def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda i
 def check_tasks(folder: str | Path, manifest: dict[str, Any]) -> list[CheckTask]:
     """The shards that a manifest names; each is checked by `check_shard`, in any process."""
     fingerprint = manifest["fingerprint"]
-    return [CheckTask(folder=str(folder), entry=entry, fingerprint=fingerprint) for entry in manifest["shards"]]
+    return [CheckTask(folder=storage.absolute(folder), entry=entry, fingerprint=fingerprint) for entry in manifest["shards"]]
 
 
 def check_totals(folder: str | Path, manifest: dict[str, Any]) -> list[Finding]:

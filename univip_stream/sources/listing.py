@@ -173,7 +173,8 @@ def read_bytes(image: SourceImage) -> bytes:
             _check_size(size)
             data = storage.read(image.path, image.offset, size)
             if len(data) != size:
-                raise BadImageError("unreadable", f"{image.path} ends inside it: {len(data)} of {size} bytes are there")
+                where = storage.name_of(image.path)
+                raise BadImageError("unreadable", f"{where} ends inside it: {len(data)} of {size} bytes are there")
             return data
         if storage.is_remote(image.path):
             data = storage.read(image.path, 0, MAX_BYTES + 1)

@@ -1,0 +1,47 @@
+"""MkDocs calls these while it builds the site: pages made from what the code and the repository already say."""
+
+import re
+from pathlib import Path
+
+import click
+from mkdocs.structure.files import File, Files
+
+from univip_stream.cli import COMMANDS, cli
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def on_files(files: Files, config) -> Files:
+    """Add the pages that no one writes by hand."""
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    files.append(File.generated(config, "format.md", content=format_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Point links that leave docs/ at the repository's files, which are not part of the site, by name."""
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!how-to|reference|decisions)[\w./#-]+\)", r"\1", markdown)
+
+
+def commands_page() -> str:
+    """Every command with its own help text."""
+    lines = ["# Commands", "", "What `--help` prints. Exit status everywhere: 0 done, 1 failed, 2 called wrongly."]
+    context = click.Context(cli, info_name="univip-stream")
+    for name in COMMANDS:
+        lines += help_of(cli.get_command(context, name), f"univip-stream {name}", 2)
+    return "\n".join(lines) + "\n"
+
+
+def help_of(command: click.Command, name: str, level: int) -> list[str]:
+    """The help of a command and of those below it."""
+    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    lines = ["", f"{'#' * level} {name}", "", "```text", command.get_help(context), "```"]
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            lines += help_of(command.get_command(context, child), f"{name} {child}", level + 1)
+    return lines
+
+
+def format_page() -> str:
+    """shards/README.md, where the format is described once."""
+    return (REPOSITORY / "shards" / "README.md").read_text()

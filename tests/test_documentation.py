@@ -1,0 +1,132 @@
+"""Every command in the documentation runs, and the errors it explains are those of the code."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import boto3
+import cv2
+import numpy as np
+import pytest
+from demo_images import SHAPES, draw_scene
+from servers import BUCKET, s3_server
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([DOCS / "tutorial.md", *(DOCS / "how-to").glob("*.md")])
+SHORT = (
+    " --steps 2 --batch-size 4 --backbone resnet18 --device cpu --workers 0 --set method.hidden=32 --set method.width=16"
+    " --set views.scene_size=64 --set views.instance_size=32 --set accumulate=1"
+)
+"""Added to every training, which as the page gives it would take minutes to weeks; the last of equal options wins."""
+
+
+def as_tried(line: str) -> str:
+    """A command of a page for drawn images and two cores: a training of two steps, one shard, two ranks."""
+    if line.startswith("export AWS"):
+        return ""  # the test's own server has set them
+    line = line.replace("<000..127>", "<000..000>").replace("--nproc-per-node 8", "--nproc-per-node 2 --standalone")
+    line += SHORT if re.search(r"univip.stream train ", line) else ""
+    # Ray's start for each command is what other tests are for; the page about Ray keeps it.
+    return line + " --inline" if re.search(r"univip-stream mine (?!.*(--dry-run|--address))", line) else line
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The folders of images that the pages speak of, drawn and small."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(3)
+    places = {"photos": 12, "coco/train2017": 8, "coco/unlabeled2017": 4}
+    for top in ("labelled", "imagenet"):
+        places |= {f"{top}/{part}/{shape}": 4 for part in ("train", "val") for shape in SHAPES[:2]}
+    for place, count in places.items():
+        (folder / place).mkdir(parents=True)
+        for at in range(count):
+            scene = cv2.cvtColor(draw_scene(SHAPES[at % len(SHAPES)], rng, 200, 160), cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(folder / place / f"scene{at:02d}.jpg"), scene)
+    boxes = [{"id": at + 1, "image_id": at, "category_id": 1, "bbox": [20, 20, 90, 90], "iscrowd": 0} for at in range(8)]
+    named = [{"id": at, "file_name": f"scene{at:02d}.jpg", "width": 200, "height": 160} for at in range(8)]
+    (folder / "coco/annotations").mkdir()
+    content = {"images": named, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "coco/annotations/instances_train2017.json").write_text(json.dumps(content))
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as whole:
+        for label in sorted((folder / "imagenet/train").iterdir()):
+            inner = folder / f"{label.name}.tar"
+            with tarfile.open(inner, "w") as part:
+                for image in sorted(label.iterdir()):
+                    part.add(image, image.name)
+            whole.add(inner, inner.name)
+            inner.unlink()
+    return folder
+
+
+@pytest.fixture
+def surroundings(request):
+    """What a page needs beside images: a server, a cluster; as variables of the environment."""
+    if request.param == "object-stores":
+        with s3_server():
+            yield {}
+    elif request.param == "cluster":
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        yield {"RAY_ADDRESS": cluster.address}
+        cluster.shutdown()
+    else:
+        yield {}
+
+
+@pytest.mark.parametrize(("page", "surroundings"), [(page, page.stem) for page in PAGES], ids=lambda x: getattr(x, "stem", ""),
+                         indirect=["surroundings"])  # fmt: skip
+def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
+    desk = tmp_path / "desk"
+    shutil.copytree(images, desk)
+    (desk / "pipelines").symlink_to(ROOT / "pipelines")
+    for code in blocks(page, "python"):
+        if name := re.match(r"# (\w+\.py)\n", code):
+            (desk / name[1]).write_text(code)
+    commands = [as_tried(line) for block in blocks(page, "bash") for line in block.splitlines()]
+    if not any("--out shards" in command for command in commands) or page.stem == "resume":
+        commands.insert(0, "univip-stream mine --src photos --out shards --inline")
+    if page.stem == "object-stores":
+        for image in (desk / "photos").iterdir():
+            boto3.client("s3").upload_file(str(image), BUCKET, f"photos/{image.name}")
+    script = "\n".join(["set -ex", *commands])
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=desk, env=os.environ | paths | surroundings, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for code in blocks(page, "python"):
+        subprocess.run([sys.executable, "-c", code], cwd=desk, check=True, capture_output=True)
+
+
+def messages() -> list[str]:
+    """What the code can say: its texts, with ... for what is filled in."""
+    found = []
+    for path in (ROOT / "univip_stream").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_errors_that_are_explained_are_those_of_the_code():
+    said = messages()
+    headings = re.findall(r"^### (.+)$", (DOCS / "faq.md").read_text(), re.MULTILINE)
+    assert len(headings) > 10
+    unknown = [text for text in headings if not any(text.strip(". ") in message for message in said)]
+    assert not unknown
