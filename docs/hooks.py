@@ -34,7 +34,7 @@ def commands_page() -> str:
 
 def help_of(command: click.Command, name: str, level: int) -> list[str]:
     """The help of a command and of those below it."""
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
     lines = ["", f"{'#' * level} {name}", "", "```text", command.get_help(context), "```"]
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
