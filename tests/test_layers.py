@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "univip_stream"
 LAYERS = [
     {"cli", "__main__"},
     {"pretrain", "mining", "evaluation", "export", "report"},
-    {"methods", "stream", "sources"},
+    {"methods", "stream", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "proposals"},
-    {"boxes", "shards", "images", "schedules", "checkpoint", "distributed", "record"},
+    {"boxes", "shards", "images", "schedules", "checkpoint", "distributed"},
     {"errors", "shapes", "files", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}

@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from univip_stream.augment import AugmentConfig
 from univip_stream.files import written_atomically
 
 METRICS = "metrics.jsonl"
@@ -33,6 +37,18 @@ class Recorder:
             for name, value in values.items():
                 if name != "step" and isinstance(value, int | float):
                     self._board.add_scalar(name, value, values["step"])
+
+    def pictures(self, scenes: Tensor, instances: Tensor | None, config: AugmentConfig, step: int) -> None:
+        """Show normalised views, float (2, B, 3, S, S) and (A, B, K, 3, I, I), in TensorBoard: a row an image."""
+        if self._board is None:
+            return
+        rows = {"scenes": scenes.transpose(0, 1)}
+        if instances is not None:
+            rows["instances"] = instances.transpose(0, 1).flatten(1, 2)
+        for name, shown in rows.items():
+            grid = shown.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # 3, B * S, views * S
+            mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+            self._board.add_image(name, (grid * std + mean).clamp(0, 1), step)
 
     def close(self) -> None:
         """Flush and close."""

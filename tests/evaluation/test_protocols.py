@@ -10,13 +10,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from univip_stream.cli import cli
-from univip_stream.evaluation.features import extract
-from univip_stream.evaluation.labelled import open_labelled
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.networks import build_backbone
 from univip_stream.pretrain import pretrain
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
+from univip_stream.probe.features import extract
+from univip_stream.probe.labelled import open_labelled
 
 
 @pytest.fixture(scope="module")

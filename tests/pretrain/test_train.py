@@ -251,7 +251,7 @@ def test_every_ablation_trains_and_switches_exactly_its_terms(settings, terms, d
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(drawn_shards, tmp_path, monkeypatch):
-    from univip_stream.pretrain import train as module
+    from univip_stream.pretrain import update as module
 
     real = module.views_on
     calls = []
@@ -334,3 +334,87 @@ def test_a_damaged_checkpoint_is_not_passed_over(undisturbed, drawn_shards, tmp_
     path.unlink()
     pretrain(tiny(), str(drawn_shards), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_a_gpu_is_looked_at_now_and_then_and_what_went_wrong_between_is_still_found(
+    undisturbed, drawn_shards, tmp_path, monkeypatch
+):
+    """On a CPU with a GPU's habit of looking at every fifth step only: the same losses, and the same words, later."""
+    from univip_stream.pretrain import update
+
+    monkeypatch.setitem(update.LOOK_EVERY, "cpu", 5)
+    seldom = tiny("record_every=4", "checkpoint_every=100")
+    pretrain(seldom, str(drawn_shards), tmp_path / "calm")
+    assert losses(tmp_path / "calm") == [row for row in losses(undisturbed) if row[0] in (4, 8)]
+
+    real = update.views_on
+    calls = []
+
+    def poisoned(device, batch, config):
+        scenes, instances = real(device, batch, config)
+        calls.append(batch.keys)
+        return (scenes * float("nan"), instances) if len(calls) == 2 else (scenes, instances)
+
+    monkeypatch.setattr(update, "views_on", poisoned)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match="the loss of step 2 is nan, seen 2 steps later"):
+        pretrain(seldom, str(drawn_shards), run)
+    assert json.loads((run / "not-finite-step-2-rank-0.json").read_text())["keys"] == calls[1]
+    assert not list((run / "checkpoints").glob("*.pt"))
+    assert not records(run)
+
+
+def test_knn_while_training_is_the_commands_and_changes_nothing(undisturbed, drawn_shards, labelled_folder, tmp_path):
+    run = tmp_path / "run"
+    sources = [f"knn.train={labelled_folder}", f"knn.val={labelled_folder}"]
+    pretrain(tiny("knn.every=3", "knn.k=5", *sources), str(drawn_shards), run)
+    assert losses(run) == losses(undisturbed)
+    seen = {row["step"]: row["knn_top1"] for row in records(run) if "knn_top1" in row}
+    assert list(seen) == [3, 6, 8]
+    arguments = [
+        "eval",
+        "knn",
+        str(run),
+        "--train",
+        str(labelled_folder),
+        "--val",
+        str(labelled_folder),
+        "--k",
+        "5",
+        "--json",
+    ]
+    result = CliRunner().invoke(cli, arguments)
+    assert json.loads(result.stdout)["top1"] == seen[8]
+
+
+COMPILED = """
+import json, sys
+from pathlib import Path
+import torch
+from torch._dynamo.utils import counters
+from univip_stream.pretrain import pretrain
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.settings import with_settings
+
+shards, out, *settings = sys.argv[1:]
+real = torch.compile
+torch.compile = lambda module: real(module, backend="eager")  # the tracing without the code generation, which takes minutes
+losses = []
+for at, compiled in enumerate(("false", "true")):
+    config = with_settings(recipe("cpu-demo"), [*settings, f"compile={compiled}"])
+    losses.append(pretrain(config, shards, Path(out, str(at)))["loss"])
+print(json.dumps([losses, counters["frames"]["total"], dict(counters["graph_break"])]))
+"""
+
+
+def test_compiled_without_a_break_and_to_the_same_losses(drawn_shards, tmp_path):
+    """A break would send every step back to Python. In a process of its own: the shape checks of the tests are breaks too."""
+    settings = [*TINY, "steps=2", "stream.workers=0"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(drawn_shards), str(tmp_path), *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (plain, compiled), frames, breaks = json.loads(done.stdout.splitlines()[-1])
+    assert frames > 0
+    assert breaks == {}
+    assert compiled == pytest.approx(plain, abs=1e-5)

@@ -61,9 +61,9 @@ def knn(
     \b
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
     """
-    from univip_stream.evaluation.knn import KnnConfig
     from univip_stream.evaluation.protocols import knn_protocol
     from univip_stream.files import written_atomically
+    from univip_stream.probe.knn import KnnConfig
 
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature is {temperature}; expected a number above 0")

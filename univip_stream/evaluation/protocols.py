@@ -5,11 +5,11 @@ from typing import Any
 
 from univip_stream.distributed import ALONE, pick_device
 from univip_stream.errors import InputError
-from univip_stream.evaluation.features import Features, extract
-from univip_stream.evaluation.knn import KnnConfig, accuracy, chance, classify
-from univip_stream.evaluation.labelled import LabelledSource, open_labelled
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import load_backbone
+from univip_stream.probe.features import Features, extract
+from univip_stream.probe.knn import KnnConfig, accuracy, chance, classify
+from univip_stream.probe.labelled import LabelledSource, open_labelled
 
 
 def knn_protocol(

@@ -39,6 +39,25 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineKnnConfig:
+    """kNN on labelled images while the run trains, recorded as `knn_top1`. It changes nothing of the training."""
+
+    train: str | None = None
+    """Labelled images that vote: a folder of class folders, or shards. None: no kNN."""
+    val: str | None = None
+    """Labelled images to classify."""
+    every: int = 1000
+    """Steps between two times; the end of the run is one too."""
+    k: int = 20
+    """Neighbours that vote."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "k"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"knn.{name} is {getattr(self, name)}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Everything a run depends on beside the shards."""
 
@@ -54,6 +73,8 @@ class PretrainConfig:
     """Batch size, workers, shuffling."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Learning rate and its like."""
+    knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
+    """A look at the features now and then."""
     epochs: float | None = 800
     """How long, in passes over the images; or say `steps`."""
     steps: int | None = None
@@ -112,6 +133,10 @@ HARMLESS = frozenset(
         "stream.decoded_cache",
         "stream.decoded_bytes",
         "compile",
+        "knn.train",
+        "knn.val",
+        "knn.every",
+        "knn.k",
     }
 )
 """Settings that a run may change when it continues: they decide how, never what."""

@@ -1,12 +1,10 @@
-"""The training loop: build, resume, step, record, save.
-
-Shape letters: B images, K instances an image, S and I sides, A instance augmentations.
-"""
+"""The training loop: build, resume, step, record, save."""
 
 import json
-import math
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from univip_stream.augment import AugmentConfig, augment
+from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import (
     ALONE,
@@ -27,7 +25,6 @@ from univip_stream.distributed import (
     ended_by_others,
     in_parallel,
     joined,
-    mean_over_ranks,
     pick_device,
 )
 from univip_stream.errors import InputError, UsageError
@@ -36,15 +33,14 @@ from univip_stream.methods import Method, build_method
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
-from univip_stream.pretrain.optim import build_optimizer, set_learning_rate
+from univip_stream.pretrain.online import OnlineKnn
+from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.rundir import hold, open_run
 from univip_stream.pretrain.settings import to_dict
+from univip_stream.pretrain.update import TERMS, Updates
 from univip_stream.record import Recorder
 from univip_stream.schedules import cosine_lr, ema_momentum
-from univip_stream.stream import Batch, Stream
-
-TERMS = ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "feature_std")
-"""What a method returns of a step, in this order."""
+from univip_stream.stream import Stream
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -116,6 +112,8 @@ class _Trainer:
                 f"batch size {config.stream.batch_size} over {place.world_size} ranks x {config.accumulate} parts leaves less than "
                 "2 images at a time; batch normalisation needs at least 2"
             )
+        if (config.knn.train is None) != (config.knn.val is None):
+            raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
         stream = Stream(
             shards, config.views, config.augment, config.stream,
             rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
@@ -139,10 +137,15 @@ class _Trainer:
         self.first = self._resume()
         agree(self.first, place, "the step to continue from")
 
-        self.model: nn.Module = in_parallel(self.method, place, device)
-        if config.compile:
-            self.model = torch.compile(self.model)  # type: ignore[assignment]
         self.precision, self.why = pick_precision(config.precision, device)
+        parallel = in_parallel(self.method, place, device)
+        model: nn.Module = torch.compile(parallel) if config.compile else parallel  # type: ignore[assignment]
+        self.updates = Updates(
+            self.method, model, parallel, self.optimizer,
+            accumulate=config.accumulate, precision=self.precision, config=config.augment,
+            instances=config.views.instances, device=device, place=place, run=run,
+        )  # fmt: skip
+        self.knn = OnlineKnn(config.knn, config.views.scene_size) if config.knn.train and place.is_first else None
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
 
@@ -178,16 +181,20 @@ class _Trainer:
         batches = iter(self.stream)
         began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
         for step in range(self.first, self.total):
-            losses = self._gradient(batches, step, asked)
-            rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            momentum = ema_momentum(step, self.total, config.ema)
-            self.method.update_target(momentum)
-
             finished = step + 1
-            if finished % config.record_every == 0 or finished == self.total:
+            last = finished == self.total
+            record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
+            judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
+            self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
+            losses: dict[str, float] = {}
+            stop = False
+            if record or save or judge or self.updates.look_due(finished):
+                losses, stop = self.updates.look(asked)
+            rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
+            momentum = ema_momentum(step, self.total, config.ema)
+            self.updates.apply(rate, momentum)
+
+            if record or judge:
                 seconds = time.perf_counter() - began
                 values = {
                     "step": finished,
@@ -198,53 +205,20 @@ class _Trainer:
                     "filled": losses["filled"],
                     "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
                     "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
+                    **memory(self.device),
                 }
-                if self.device.type == "cuda":
-                    values["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+                if judge and self.knn is not None:
+                    values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
                 self.recorder.write(values)
                 began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                 yield values
-            stop = losses["stop"] > 0  # of any rank, so that all stop after the same step
-            if finished % config.checkpoint_every == 0 or finished == self.total or stop:
+            if self.updates.views is not None:
+                self.recorder.pictures(*self.updates.views, config.augment, finished)
+                self.updates.views = None
+            if save or stop:
                 self._save(finished)
-            if stop and finished < self.total:
+            if stop and not last:
                 raise Interrupted(f"stopped after step {finished} of {self.total}, saved; run the same command to continue")
-
-    def _gradient(self, batches: Iterator[Batch], step: int, asked: threading.Event) -> dict[str, float]:
-        """Add up the gradient of a step; return the mean of its terms over parts and ranks, and `stop`: above 0 if one is asked."""
-        totals = torch.zeros(len(TERMS) + 1)
-        for _ in range(self.config.accumulate):
-            batch = next(batches)
-            scenes, instances = views_on(self.device, batch, self.config.augment)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                losses = self.model(scenes, instances)
-            terms = torch.stack([losses[name].detach().float() for name in TERMS]).cpu()
-            self._stop_if_not_finite(terms, step, batch)
-            (losses["loss"] / self.config.accumulate).backward()
-            filled = batch.filled.float().mean() / max(self.config.views.instances, 1)
-            totals += torch.cat([terms, filled[None]]) / self.config.accumulate
-        totals = torch.cat([totals, torch.tensor([float(asked.is_set())])])
-        totals = mean_over_ranks(totals.to(self.device), self.place).cpu()
-        return dict(zip([*TERMS, "filled", "stop"], totals.tolist(), strict=True))
-
-    def _stop_if_not_finite(self, terms: Tensor, step: int, batch: Batch) -> None:
-        """Before the weights are touched: a loss that is no number ends the run and leaves on disk what caused it."""
-        if math.isfinite(float(terms[0])):
-            return
-        left = self.run / f"not-finite-step-{step + 1}-rank-{self.place.rank}.json"
-        found = dict(zip(TERMS, terms.tolist(), strict=True))
-        with written_atomically(left) as file:
-            facts = {
-                "step": step + 1,
-                "losses": {k: str(v) for k, v in found.items()},
-                "keys": batch.keys,
-                "sources": batch.sources,
-            }
-            file.write(json.dumps(facts, indent=1).encode())
-        raise InputError(
-            f"the loss of step {step + 1} is {found['loss']}, before its update: {found}. The samples' keys are in {left}; the "
-            "last checkpoint is whole. A smaller optim.lr or precision=fp32 are what usually helps"
-        )
 
     def _save(self, finished: int) -> None:
         bad = [name for name, values in self.method.state_dict().items() if not torch.isfinite(values).all()]
@@ -310,20 +284,19 @@ class _Silent:
     def write(self, values: dict[str, Any]) -> None:
         """Say nothing."""
 
+    def pictures(self, scenes: Tensor, instances: Tensor | None, config: AugmentConfig, step: int) -> None:
+        """Show nothing."""
+
     def close(self) -> None:
         """Close nothing."""
 
 
-def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
-    """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
-    on = batch.to(device, non_blocking=True)
-    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config)
-    scenes = scenes.reshape(on.scenes.shape)
-    if on.instances.shape[1] == 0:
-        return scenes, None
-    crops = on.instances.flatten(0, 1)
-    instances = [augment(crops, draws.flatten(0, 1), config).reshape(on.instances.shape) for draws in on.instance_draws]
-    return scenes, torch.stack(instances)
+def memory(device: torch.device) -> dict[str, int]:
+    """Most bytes that were in use so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return {"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
 
 
 def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from univip_stream.errors import InputError
-from univip_stream.evaluation.knn import KnnConfig, accuracy, chance, classify
+from univip_stream.probe.knn import KnnConfig, accuracy, chance, classify
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (50, 1.0)])

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from univip_stream.errors import InputError
-from univip_stream.evaluation.features import LabelledImage
 from univip_stream.images import decode
+from univip_stream.probe.features import LabelledImage
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.sources import list_sources, read_bytes
 from univip_stream.stream import ShardDataset

@@ -1,0 +1,169 @@
+"""One update: forward, backward and step, and the look at what came out.
+
+The host waits for a GPU only where it looks; between two looks it runs ahead, so that the GPU never waits for it.
+
+Shape letters: B images, K instances an image, S and I sides, A instance augmentations.
+"""
+
+import contextlib
+import json
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from univip_stream.augment import AugmentConfig, augment
+from univip_stream.distributed import Place, mean_over_ranks
+from univip_stream.errors import InputError
+from univip_stream.files import written_atomically
+from univip_stream.methods import Method
+from univip_stream.pretrain.optim import set_learning_rate
+from univip_stream.stream import Batch
+
+TERMS = ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "feature_std")
+"""What a method returns of a step, in this order."""
+LOOK_EVERY = {"cpu": 1, "cuda": 10}
+"""Steps between two looks at the losses, by device. On a CPU they are at hand; on a GPU a look makes the host wait."""
+_SHOWN = 8
+"""Images of a batch whose views are kept to be looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unseen:
+    """A step that nobody has looked at."""
+
+    step: int
+    values: Tensor
+    """TERMS and the share of filled instances, means over the step's parts, on the device."""
+    keys: list[str]
+    sources: list[str]
+
+
+class Updates:
+    """The updates of a run on this rank: `gradient`, `look` where one is due, `apply`.
+
+    Args:
+        method: what is trained.
+        model: the same as it is called: in parallel with other ranks, compiled.
+        parallel: the module whose gradients are averaged over the ranks; the method itself where there is one rank.
+        optimizer: of the method's online parameters.
+        accumulate: parts of a step.
+        precision: of the networks' arithmetic.
+        config: of the augmentations.
+        instances: instances an image.
+        run: folder for what is left of a loss that is no number.
+
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        parallel: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accumulate: int,
+        precision: torch.dtype,
+        config: AugmentConfig,
+        instances: int,
+        device: torch.device,
+        place: Place,
+        run: Path,
+    ) -> None:
+        self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
+        self.accumulate, self.precision, self.config, self.instances = accumulate, precision, config, instances
+        self.device, self.place, self.run = device, place, run
+        self._unseen: list[_Unseen] = []
+        self.views: tuple[Tensor, Tensor | None] | None = None
+        """The first images of the last batch as the networks saw them, where they were asked for."""
+
+    def look_due(self, finished: int) -> bool:
+        """Whether to look before the update that makes `finished`: the same answer on every rank."""
+        return finished % LOOK_EVERY[self.device.type] == 0
+
+    def gradient(self, batches: Iterator[Batch], step: int, *, keep_views: bool = False) -> None:
+        """Add up the gradient of a step over its parts; `keep_views` leaves some of what the networks saw in `views`."""
+        totals = torch.zeros(len(TERMS) + 1, device=self.device)
+        keys: list[str] = []
+        sources: list[str] = []
+        for part in range(self.accumulate):
+            batch = next(batches)
+            scenes, instances = views_on(self.device, batch, self.config)
+            if keep_views:
+                self.views = scenes[:, :_SHOWN].cpu(), None if instances is None else instances[:, :_SHOWN].cpu()
+            with self._alone(last=part == self.accumulate - 1):
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                    losses = self.model(scenes, instances)
+                (losses["loss"] / self.accumulate).backward()
+            filled = batch.filled.float().mean() / max(self.instances, 1)
+            terms = [losses[name].detach().float() for name in TERMS]
+            totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
+            keys += batch.keys
+            sources += batch.sources
+        self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
+
+    def apply(self, rate: float, momentum: float) -> None:
+        """Follow the gradient, and let the target follow."""
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.update_target(momentum)
+
+    def look(self, asked: threading.Event) -> tuple[dict[str, float], bool]:
+        """The last step's terms and `filled`, means over parts and ranks; and whether any rank is asked to stop.
+
+        Raises:
+            InputError: the loss of a step since the last look is no number.
+
+        """
+        unseen, self._unseen = self._unseen, []
+        mine = torch.stack([step.values for step in unseen])
+        stop = torch.full((1, mine.shape[1]), float(asked.is_set()), device=self.device)
+        *values, stops = mean_over_ranks(torch.cat([mine, stop]), self.place).cpu()
+        for step, theirs in zip(unseen, values, strict=True):
+            if not torch.isfinite(theirs[0]):
+                self._stop_at(step, late=unseen[-1].step - step.step)
+        return dict(zip([*TERMS, "filled"], values[-1].tolist(), strict=True)), bool(stops[0] > 0)
+
+    def _alone(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are summed over the ranks once a step, with its last part."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[None] = self.parallel.no_sync()
+        return context
+
+    def _stop_at(self, step: _Unseen, late: int) -> None:
+        """A loss that is no number ends the run and leaves on disk what caused it."""
+        left = self.run / f"not-finite-step-{step.step + 1}-rank-{self.place.rank}.json"
+        found = dict(zip(TERMS, step.values.tolist(), strict=False))
+        with written_atomically(left) as file:
+            facts = {
+                "step": step.step + 1,
+                "losses": {name: str(value) for name, value in found.items()},
+                "keys": step.keys,
+                "sources": step.sources,
+            }
+            file.write(json.dumps(facts, indent=1).encode())
+        when = f"seen {late} steps later" if late else "before its update"
+        whose = "" if math.isnan(found["loss"]) or math.isinf(found["loss"]) else " here, and no number on another rank"
+        raise InputError(
+            f"the loss of step {step.step + 1} is {found['loss']}{whose}, {when}: {found}. The samples' keys are in {left}; the "
+            "last checkpoint is whole. A smaller optim.lr or precision=fp32 are what usually helps"
+        )
+
+
+def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
+    """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
+    on = batch.to(device, non_blocking=True)
+    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config)
+    scenes = scenes.reshape(on.scenes.shape)
+    if on.instances.shape[1] == 0:
+        return scenes, None
+    crops = on.instances.flatten(0, 1)
+    instances = [augment(crops, draws.flatten(0, 1), config).reshape(on.instances.shape) for draws in on.instance_draws]
+    return scenes, torch.stack(instances)
