@@ -100,12 +100,15 @@ def joined(place: Place, device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    ours = not dist.is_initialized()  # Ray Train has joined them already
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if ours:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         try:
             yield
         finally:
-            dist.destroy_process_group()
+            if ours:
+                dist.destroy_process_group()
     except RuntimeError as error:
         if gone := ended_by_others(error, place):
             raise InputError(gone) from error

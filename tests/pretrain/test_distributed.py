@@ -143,6 +143,22 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_sh
     torch.testing.assert_close(torch.tensor(losses(run)[:3]), torch.tensor(losses(tmp_path / "alone")[:3]), atol=5e-5, rtol=0)
 
 
+def test_parts_of_ranks_add_up_to_the_parts_of_one_process(drawn_shards, tmp_path):
+    """Gradients meet once a step, with its last part."""
+    from click.testing import CliRunner
+
+    from univip_stream.cli import cli
+
+    parts = ["accumulate=2", "steps=3"]
+    done = subprocess.run(job(2, drawn_shards, tmp_path / "two", *parts), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    alone = CliRunner().invoke(cli, job(1, drawn_shards, tmp_path / "one", *parts)[8:])
+    assert alone.exit_code == 0, alone.output
+    torch.testing.assert_close(
+        torch.tensor(losses(tmp_path / "two")), torch.tensor(losses(tmp_path / "one")), atol=5e-5, rtol=0
+    )
+
+
 def test_sigterm_to_the_job_saves_at_one_step_of_all_ranks(drawn_shards, tmp_path):
     run = tmp_path / "preempted"
     command = job(2, drawn_shards, run, "checkpoint_every=4000", "steps=4000")

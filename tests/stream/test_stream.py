@@ -89,7 +89,7 @@ def test_ranks_and_parts_together_see_the_global_batches(drawn_shards, world_siz
         batches(str(drawn_shards), 5 * parts, rank=rank, world_size=world_size, parts=parts) for rank in range(world_size)
     ]
     for step, batch in enumerate(whole):
-        pieces = [slices[rank][step * parts + part] for rank in range(world_size) for part in range(parts)]
+        pieces = [slices[rank][step * parts + part] for part in range(parts) for rank in range(world_size)]
         assert torch.equal(torch.cat([piece.scenes for piece in pieces], dim=1), batch.scenes)
         assert torch.equal(torch.cat([piece.instance_draws for piece in pieces], dim=1), batch.instance_draws)
         assert sum((piece.keys for piece in pieces), []) == batch.keys

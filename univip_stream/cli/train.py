@@ -16,6 +16,7 @@ from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrai
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
 from univip_stream.pretrain.recipes import recipe as recipe_named
+from univip_stream.pretrain.results import last_record
 from univip_stream.pretrain.settings import with_settings
 
 
@@ -52,6 +53,18 @@ from univip_stream.pretrain.settings import with_settings
 @click.option(
     "--decoded-cache", metavar="DIR", help="Keep decoded images here: half the CPU of later epochs, 0.9 MB an image."
 )
+@click.option(
+    "--launcher",
+    type=click.Choice(["torchrun", "ray"]),
+    default="torchrun",
+    show_default=True,
+    help="Who starts the ranks: torchrun around this command (or nobody: one rank), or Ray Train from inside.",
+)
+@click.option("--ranks", type=click.IntRange(min=1), help="With --launcher ray.  [default: one a GPU of the cluster, or one]")
+@click.option(
+    "--address", metavar="ADDRESS", help="With --launcher ray: of a running cluster.  [default: a local one is started]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")
 def train(
     shards: tuple[str, ...],
@@ -69,6 +82,10 @@ def train(
     workers: int | None,
     cache: str | None,
     decoded_cache: str | None,
+    launcher: str,
+    ranks: int | None,
+    address: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train from SHARDS into a run folder. Run again, it continues where it stopped.
@@ -77,6 +94,7 @@ def train(
     univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
     univip-stream train --shards shards/ --out runs/small --recipe cpu-demo --set optim.lr=0.02
     torchrun --nproc-per-node 8 -m univip_stream train --shards shards/ --out runs/coco
+    univip-stream train --shards s3://bucket/shards --out /shared/runs/coco --launcher ray --address auto
 
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
     backbone.safetensors. SIGTERM saves and leaves with status 75.
@@ -84,19 +102,28 @@ def train(
     caches = (cache, decoded_cache)
     config = _configuration(recipe, ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
     place = place_from_environment()
+    if launcher == "torchrun" and (ranks is not None or address is not None):
+        raise UsageError("--ranks and --address are for --launcher ray; torchrun has --nproc-per-node")
 
     def say(line: str) -> None:
-        if place.is_first:
+        if place.is_first and not quiet:
             click.echo(line, err=True)
 
     try:
-        values = pretrain(config, list(shards), out, device=device, place=place, say=say, progress=_Line(say))
+        if launcher == "ray":
+            from univip_stream.pretrain.on_ray import pretrain_on_ray
+
+            values = pretrain_on_ray(
+                config, list(shards), out, ranks=ranks, address=address, device=device, say=say, progress=_Line(say)
+            )
+        else:
+            values = pretrain(config, list(shards), out, device=device, place=place, say=say, progress=_Line(say))
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(Interrupted.exit_status) from None
     if place.is_first:
         if as_json:
-            click.echo(json.dumps({"run": str(out), **values}))
+            click.echo(json.dumps({"run": str(out), **(values or last_record(out) or {})}))
         else:
             click.echo(f"done: {out}" if values else f"{out} was finished before: nothing to do")
 

@@ -38,6 +38,12 @@ def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return rows
 
 
+def last_record(run: Path) -> dict[str, Any] | None:
+    """The last line of a run's metrics; None where there is none yet."""
+    records = _records(run / METRICS)
+    return records[-1] if records else None
+
+
 def _row(run: Path) -> dict[str, Any]:
     try:
         facts = json.loads((run / CONFIG).read_bytes())

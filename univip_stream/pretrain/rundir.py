@@ -30,7 +30,8 @@ def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, p
     if path.exists():
         _refuse_other_run(path, config, index, steps)
         return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # What begins with a dot is ours or Ray's.
+    if run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
         raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
     if not place.is_first:
         return

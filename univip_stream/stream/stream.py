@@ -254,7 +254,8 @@ class _Batches(Dataset[Batch | InputError]):
 
     def _batch(self, number: int) -> Batch:
         step, part = divmod(number, self.parts)
-        first = step * self.config.batch_size + (self.rank * self.parts + part) * self.size
+        # A part's images are the same for any world size, and so are its batch statistics over all ranks.
+        first = step * self.config.batch_size + (part * self.world_size + self.rank) * self.size
         views, B = self.views, self.size
         K, A = views.instances, views.instance_augmentations
         scenes, instances = self.ring.place(number) if self.ring else map(_pixels, self.shapes())

@@ -1,0 +1,188 @@
+"""Training with Ray Train as the launcher: `train --launcher ray`, inside a Ray cluster or on a Ray of its own."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from univip_stream import storage
+from univip_stream.distributed import PATIENCE, Place
+from univip_stream.errors import InputError, UsageError
+from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.results import last_record
+from univip_stream.pretrain.settings import from_dict, to_dict
+from univip_stream.pretrain.train import pretrain
+
+_LISTEN_EVERY = 0.5
+"""Seconds between two times that the driver asks what was said."""
+_LISTEN_WITHIN = 10.0
+"""Seconds that an answer may take."""
+
+
+def pretrain_on_ray(
+    config: PretrainConfig,
+    shards: list[str],
+    run: Path,
+    *,
+    ranks: int | None = None,
+    address: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int, dict[str, Any]], None] = lambda step, steps, values: None,
+) -> dict[str, Any]:
+    """`pretrain` on several ranks that Ray places: one CPU each, and one GPU each where the cluster has any.
+
+    Every rank must reach shards and run folder under the same names. A rank that dies ends the job; called again it
+    continues from the last checkpoint.
+
+    Args:
+        config: as for `pretrain`.
+        shards: as for `pretrain`.
+        run: folder of the run.
+        ranks: processes; None is one a GPU of the cluster, or one.
+        address: of a running Ray; None starts a local one.
+        device: auto, cpu or cuda.
+        say: gets the lines a person wants to read.
+        progress: called for each recorded step, soon after it.
+
+    Returns:
+        The last recorded values.
+
+    Raises:
+        InputError: what `pretrain` raises, by a rank; Ray that is not installed or cannot be reached.
+
+    """
+    try:
+        import ray as ray_module
+        from ray import train as ray_train
+        from ray.train import torch as ray_torch
+    except ImportError as error:
+        raise InputError(f"--launcher ray needs Ray Train ({error}); pip install 'ray[train]'") from error
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: Ray gives every rank its GPU; expected auto, cpu or cuda")
+    ray: Any = ray_module  # its stubs know little of what is made at run time
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else local))
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise InputError(f"--address {address}: {str(error).splitlines()[0]}; is a cluster running?") from error
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+        count = ranks or (gpus if on_gpu else 1)
+        _room(ray, count, on_gpu)
+        say(f"Ray: {count} ranks, each with one CPU{' and one GPU' if on_gpu else ''}")
+        mouth = ray.remote(num_cpus=0)(_Mouth).remote()
+        trainer = ray_torch.TorchTrainer(
+            _be_a_rank,
+            train_loop_config={
+                "config": json.dumps(to_dict(config)),
+                "shards": [storage.absolute(spec) for spec in shards],
+                "run": os.path.abspath(run),
+                "device": "cuda" if on_gpu else "cpu",
+                "folder": os.getcwd(),
+                "mouth": mouth,
+            },
+            torch_config=ray_torch.TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(PATIENCE.total_seconds())),
+            scaling_config=ray_train.ScalingConfig(num_workers=count, use_gpu=on_gpu, resources_per_worker=_each(on_gpu)),
+            run_config=ray_train.RunConfig(name=".ray", storage_path=os.path.abspath(run)),
+        )
+        try:
+            with _heard(ray, mouth, say, progress):
+                trainer.fit()
+        except ray_train.TrainingFailedError as error:
+            raise _told(error) from error
+    finally:
+        ray.shutdown()
+    return last_record(run) or {}
+
+
+def _each(on_gpu: bool) -> dict[str, float]:
+    return {"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}
+
+
+def _room(ray: Any, count: int, on_gpu: bool) -> None:
+    """Ray itself waits for ever for what a cluster has not."""
+    there = ray.cluster_resources()
+    for name, wanted in _each(on_gpu).items():
+        if count * wanted > there.get(name, 0):
+            raise InputError(
+                f"{count} ranks need {count * wanted:g} {name}s, and the cluster has {there.get(name, 0):g}; expected fewer "
+                "--ranks or more machines"
+            )
+
+
+def _be_a_rank(settings: dict[str, Any]) -> None:
+    """What Ray runs on every rank."""
+    from ray import train as ray_train
+
+    context = ray_train.get_context()
+    place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank())
+    if os.path.isdir(settings["folder"]):
+        os.chdir(settings["folder"])  # relative paths among the settings are meant from there
+
+    def say(*words: Any) -> None:
+        if place.is_first:
+            settings["mouth"].speak.remote(words)
+
+    config = from_dict(PretrainConfig, json.loads(settings["config"]))
+    run = Path(settings["run"])
+    pretrain(config, settings["shards"], run, device=settings["device"], place=place, say=say, progress=say)
+
+
+class _Mouth:
+    """What rank 0 says, kept until the driver asks: a line, or a recorded step."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def speak(self, words: tuple[Any, ...]) -> None:
+        self.said.append(words)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        taken, self.said = self.said, []
+        return taken
+
+
+@contextmanager
+def _heard(
+    ray: Any, mouth: Any, say: Callable[[str], None], progress: Callable[[int, int, dict[str, Any]], None]
+) -> Iterator[None]:
+    """Within: what rank 0 says is said here, by a thread, because the launcher waits in this one."""
+    done = threading.Event()
+
+    def listen() -> None:
+        last = False
+        while not last:
+            last = done.wait(_LISTEN_EVERY)
+            try:
+                said = ray.get(mouth.take.remote(), timeout=_LISTEN_WITHIN)
+            except ray.exceptions.RayError:  # its node is gone; the run itself will say so
+                continue
+            for words in said:
+                (say if len(words) == 1 else progress)(*words)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        done.set()
+        listener.join()
+
+
+def _told(error: Exception) -> InputError:
+    """What the ranks said: the first reason that is not another rank's leaving."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = [getattr(failure, "cause", None) or failure for failure in failures.values()]
+    ours = [cause for cause in causes if isinstance(cause, InputError)]
+    for cause in [*(cause for cause in ours if "rank died or was stopped" not in str(cause)), *ours]:
+        return type(cause)(str(cause))
+    first = str(causes[0]).strip().splitlines()[-1]
+    return InputError(f"a rank failed or died ({first}); run the same command again, it continues from the last checkpoint")
