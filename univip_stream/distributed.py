@@ -117,11 +117,16 @@ def joined(place: Place, device: torch.device) -> Iterator[None]:
 
 def mean_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
     """The mean of a tensor over all processes; the tensor itself where there is one."""
+    return summed_over_ranks(values, place) / place.world_size
+
+
+def summed_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+    """The sum of a tensor over all processes; the tensor itself where there is one."""
     if place.world_size == 1:
         return values
     summed = values.clone()
     dist.all_reduce(summed)
-    return summed / place.world_size
+    return summed
 
 
 def in_parallel(module: nn.Module, place: Place, device: torch.device) -> nn.Module:
@@ -201,3 +206,9 @@ def _from_the_first(text: str | None) -> str:
     said = [text]
     dist.broadcast_object_list(said, src=0)
     return said[0] or ""
+
+
+def wait_for_all(place: Place) -> None:
+    """Return when every process is here."""
+    if place.world_size > 1:
+        dist.barrier()

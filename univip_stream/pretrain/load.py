@@ -9,8 +9,8 @@ import torch
 
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
 from univip_stream.errors import InputError
-from univip_stream.methods import build_method
-from univip_stream.networks import Backbone
+from univip_stream.methods import MethodConfig, build_method
+from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.settings import from_dict
 
@@ -20,7 +20,7 @@ BACKBONE = "backbone.safetensors"
 
 
 def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone, PretrainConfig]:
-    """The backbone of a run folder (its newest checkpoint) or of one checkpoint, in evaluation mode on the CPU.
+    """The backbone of a run folder (its newest checkpoint), a checkpoint or a backbone.safetensors, in evaluation mode on the CPU.
 
     Args:
         run: folder or file.
@@ -33,6 +33,8 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
         InputError: no run there, no checkpoint yet, or a damaged one.
 
     """
+    if Path(run).suffix == ".safetensors" and Path(run).is_file():
+        return _exported(Path(run), untrained=untrained)
     state = _state(Path(run))
     try:
         config = from_dict(PretrainConfig, json.loads(state["config"]))
@@ -49,6 +51,30 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
             first = " ".join(str(error).split())[:200]
             raise InputError(f"{run}: the checkpoint's weights are not those of its configuration: {first}") from error
     return method.backbone.eval(), config
+
+
+def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]:
+    """A backbone alone: what made it is in the file, how it was trained is not."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    if "backbone" not in facts:
+        raise InputError(f"{path} does not say which network it is; expected a backbone.safetensors that `train` wrote")
+    config = PretrainConfig(method=MethodConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True"))
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.method.backbone, small_stem=config.method.small_stem)
+    if not untrained:
+        try:
+            backbone.trunk.load_state_dict(weights)
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: the weights are not those of {config.method.backbone}: {first}") from error
+    return backbone.eval(), config
 
 
 def _state(run: Path) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 import torch
 from torch import nn
 
-from univip_stream.errors import InputError
 from univip_stream.pretrain.config import OnlineKnnConfig
 from univip_stream.probe.features import extract
 from univip_stream.probe.knn import KnnConfig, accuracy, classify
-from univip_stream.probe.labelled import open_labelled
+from univip_stream.probe.labelled import LabelledSource, same_classes
 
 _BATCH = 64
 
@@ -25,9 +24,8 @@ class OnlineKnn:
     """
 
     def __init__(self, config: OnlineKnnConfig, size: int) -> None:
-        self.reference, self.queries = open_labelled(str(config.train)), open_labelled(str(config.val))
-        if unknown := sorted(self.queries.classes - self.reference.classes):
-            raise InputError(f"knn.val has classes that knn.train has not: {', '.join(unknown[:5])}")
+        self.reference, self.queries = LabelledSource(str(config.train)), LabelledSource(str(config.val))
+        same_classes(self.reference, self.queries)
         self.config, self.size = KnnConfig(k=config.k), size
 
     def top1(self, backbone: nn.Module, device: torch.device) -> float:

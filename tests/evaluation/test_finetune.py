@@ -1,0 +1,71 @@
+"""Fine-tuning on few labels: the draw, the published lists, the grid, and what it learns."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+from univip_stream.errors import InputError
+from univip_stream.evaluation import finetune as module
+from univip_stream.evaluation.finetune import FinetuneProtocol, protocol_for
+from univip_stream.evaluation.split import fraction_of, listed
+from univip_stream.probe.labelled import LabelledSource
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_a_fraction_is_drawn_of_every_class_by_the_seed(coloured):
+    source = LabelledSource(str(coloured / "train"))
+    for share, each in ((0.01, 1), (0.25, 3), (1.0, 12)):
+        drawn = fraction_of(source, share, 0)
+        assert np.bincount(source.numbers[drawn]).tolist() == [each] * 3
+    assert (fraction_of(source, 0.25, 0) == fraction_of(source, 0.25, 0)).all()
+    assert (fraction_of(source, 0.25, 0) != fraction_of(source, 0.25, 1)).any()
+
+
+def test_a_published_list_names_its_images(coloured, tmp_path):
+    source = LabelledSource(str(coloured / "train"))
+    path = tmp_path / "1percent.txt"
+    path.write_text("red03.png\nblue11.png\n")
+    assert [source.keys[number] for number in listed(source, path)] == ["train/blue/blue11.png", "train/red/red03.png"]
+    path.write_text("n01440764_10026.JPEG\n")
+    with pytest.raises(InputError, match=r"1 of 1 images that .* has not, such as n01440764_10026.JPEG"):
+        listed(source, path)
+
+
+def test_the_protocol_is_orls():
+    assert (protocol_for(0.01).weight_decay, protocol_for(0.1).weight_decay) == (5e-4, 1e-4)
+    protocol = FinetuneProtocol()
+    assert len(protocol.rates) * len(protocol.multipliers) == 9
+    assert [round(module.rate_at(1.0, epoch / 20, protocol.milestones, protocol.fall), 3) for epoch in (11, 12, 15, 16)] == [
+        1, 0.2, 0.2, 0.04,
+    ]  # fmt: skip
+
+
+def test_colours_are_learnt_from_half_of_the_labels_and_a_killed_grid_goes_on(run, coloured, tmp_path, monkeypatch):
+    out = tmp_path / "finetune.json"
+    sources = ["--fraction", "50%", "--train", coloured / "train", "--val", coloured / "val", "--workers", 0, "--out", out]
+    grid = ["--epochs", 30, "--rate", "0.1", "--rate", "0.01", "--multiplier", "1", "--batch-size", 5]
+    arguments = ["eval", "finetune", run, *sources, *grid]
+    real = module._Job.trained
+    calls = []
+
+    def dying(self, learn, rate, multiplier):
+        calls.append(rate)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, learn, rate, multiplier)
+
+    monkeypatch.setattr(module._Job, "trained", dying)
+    assert call(*arguments).exit_code != 0
+    assert call(*arguments).exit_code == 0
+    assert calls == [0.1, 0.01, 0.01]
+    result = json.loads(out.read_text())
+    assert result["labelled"] == 18
+    assert result["held_out"] == 3
+    assert [row["rate"] for row in result["pairs"]] == [0.1, 0.01]
+    assert result["top1"] > 0.8 > result["chance"]

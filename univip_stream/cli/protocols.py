@@ -1,0 +1,258 @@
+"""`univip-stream eval knn|linear|finetune`: parse, call, print."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from univip_stream.cli.judging import cache_folder, reading_workers, run_argument, running_options, source_options, write
+from univip_stream.distributed import Place, joined, pick_device, place_from_environment
+from univip_stream.errors import UsageError
+from univip_stream.evaluation.finetune import finetune as finetune_subject
+from univip_stream.evaluation.finetune import protocol_for as finetuning_for
+from univip_stream.evaluation.linear import PROTOCOLS, protocol_for
+from univip_stream.evaluation.linear import linear as linear_on
+from univip_stream.evaluation.nearest import knn as knn_on
+from univip_stream.evaluation.subject import open_subject
+from univip_stream.probe.knn import KnnConfig
+from univip_stream.probe.labelled import LabelledSource
+
+_CACHE = click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where features are kept that are made once.  [default: the run's folder]",
+)
+
+
+@click.command()
+@run_argument
+@source_options
+@click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Neighbours that vote.")
+@click.option("--temperature", default=0.07, show_default=True, type=click.FloatRange(min=0, min_open=True),
+              help="Votes weigh exp(cosine / temperature).")  # fmt: skip
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images a forward pass.")
+@click.option("--untrained", is_flag=True, help="Also score the same network untrained: the floor to compare with.")
+@_CACHE
+@running_options
+def knn(
+    run: Path,
+    train: str,
+    val: str,
+    k: int,
+    temperature: float,
+    batch_size: int,
+    untrained: bool,
+    cache: Path | None,
+    image_size: int | None,
+    workers: int | None,
+    device: str,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Classify --val images by their nearest --train images in the features of RUN.
+
+    RUN is a run folder, a checkpoint or a backbone.safetensors. The backbone is frozen, in evaluation mode; images are resized
+    so that the short side is 256/224 of --image-size and cut to the centre.
+
+    \b
+    univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
+    """
+    if not math.isfinite(temperature):
+        raise UsageError(f"--temperature is {temperature}; expected a number above 0")
+    sources = LabelledSource(train), LabelledSource(val)
+
+    def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
+        subject = open_subject(run, image_size=image_size, untrained=fresh)
+        where = pick_device(device, place)
+        return knn_on(
+            subject, *sources, KnnConfig(k=k, temperature=temperature), cache=cache_folder(run, cache),
+            batch_size=batch_size, workers=reading_workers(workers), device=where, place=place,
+        )  # fmt: skip
+
+    def both(place: Place) -> dict[str, Any]:
+        result = judged(place)
+        return result | ({"untrained": {"top1": judged(place, fresh=True)["top1"]}} if untrained else {})
+
+    result = _everywhere(both, device)
+    if result is None:
+        return
+    write(result, out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"kNN top-1 {result['top1']:.3f}  (chance {result['chance']:.3f}, {result['classes']} classes, "
+               f"{result['val_images']} images judged by {result['train_images']}, k {result['k']})")  # fmt: skip
+    if untrained:
+        click.echo(f"the same network untrained: {result['untrained']['top1']:.3f}")
+
+
+@click.command()
+@run_argument
+@source_options
+@click.option("--protocol", type=click.Choice([*PROTOCOLS]), help="[default: the paper's for RUN's recipe, else features]")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the protocol's]")
+@click.option("--rate", "rates", multiple=True, type=float, help="Learning rate to try, at a batch of 256; may be repeated.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: the protocol's]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@_CACHE
+@running_options
+def linear(
+    run: Path,
+    train: str,
+    val: str,
+    protocol: str | None,
+    epochs: int | None,
+    rates: tuple[float, ...],
+    batch_size: int | None,
+    seed: int,
+    cache: Path | None,
+    image_size: int | None,
+    workers: int | None,
+    device: str,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a linear classifier on the frozen features of RUN.
+
+    All learning rates are tried at once, each with its own classifier. The best is chosen on training images that are held
+    out, and only then judged by --val. Protocols: byol (the paper's for ImageNet), orl (for COCO), orl-last, features (central
+    crops, made once: minutes instead of hours). Killed with --out, the same command goes on from the last epoch.
+
+    \b
+    univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
+    univip-stream eval linear runs/mine --train labelled/train --val labelled/val --protocol features
+    """
+    _positive("--rate", rates)
+    sources = LabelledSource(train), LabelledSource(val)
+    subject = open_subject(run, image_size=image_size)
+    chosen = PROTOCOLS[protocol or protocol_for(subject)]
+    said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
+    chosen = replace(chosen, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
+    say = _teller(quiet)
+    say(f"protocol {chosen.name}: {chosen.source}")
+
+    def judged(place: Place) -> dict[str, Any]:
+        return linear_on(
+            subject, *sources, chosen, cache=cache_folder(run, cache), out=out, seed=seed, workers=reading_workers(workers),
+            device=pick_device(device, place), place=place, say=say,
+        )  # fmt: skip
+
+    result = _everywhere(judged, device)
+    if result is None:
+        return
+    write(result, out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"linear top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}  (rate {result['rate']:g}, chosen on "
+               f"{result['held_out']} held-out training images; chance {result['chance']:.3f})")  # fmt: skip
+    for row in result["rates"]:
+        click.echo(f"  rate {row['rate']:<8g} held out {row['held_out_top1']:.3f}  top-1 {row['top1']:.3f}")
+
+
+@click.command()
+@run_argument
+@source_options
+@click.option(
+    "--fraction", default="1%", show_default=True, metavar="SHARE", help="Of each class that has labels: 1%, 10%, 0.2."
+)
+@click.option("--subset", type=click.Path(path_type=Path, dir_okay=False), help="List of labelled images, SimCLR's, instead.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the labelled images.  [default: 20]")
+@click.option(
+    "--rate", "rates", multiple=True, type=float, help="Of the backbone; may be repeated.  [default: 0.1 0.01 0.001]"
+)
+@click.option("--multiplier", "multipliers", multiple=True, type=float,
+              help="Of the head's rate; may be repeated.  [default: 1 10 100]")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: 256]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@running_options
+def finetune(
+    run: Path,
+    train: str,
+    val: str,
+    fraction: str,
+    subset: Path | None,
+    epochs: int | None,
+    rates: tuple[float, ...],
+    multipliers: tuple[float, ...],
+    batch_size: int | None,
+    seed: int,
+    image_size: int | None,
+    workers: int | None,
+    device: str,
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune all of RUN's backbone on a share of the labels, once for each pair of rates.
+
+    The best pair is chosen on labelled images that are held out. Killed with --out, the same command goes on with the next pair.
+
+    \b
+    univip-stream eval finetune runs/in1k --fraction 1% --train imagenet/train --val imagenet/val
+    univip-stream eval finetune runs/in1k --fraction 10% --subset 10percent.txt --train imagenet/train --val imagenet/val
+    """
+    _positive("--rate", rates)
+    _positive("--multiplier", multipliers)
+    share = _share(fraction)
+    sources = LabelledSource(train), LabelledSource(val)
+    subject = open_subject(run, image_size=image_size)
+    said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
+    chosen = finetuning_for(share, **{name: value for name, value in said.items() if value is not None})
+
+    def judged(place: Place) -> dict[str, Any]:
+        return finetune_subject(
+            subject, *sources, share, chosen, subset=subset, out=out, seed=seed, workers=reading_workers(workers),
+            device=pick_device(device, place), place=place, say=_teller(quiet),
+        )  # fmt: skip
+
+    result = _everywhere(judged, device)
+    if result is None:
+        return
+    write(result, out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"fine-tuned top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on {result['labelled']} labelled images  "
+        f"(rate {result['rate']:g} x {result['multiplier']:g}, chosen by {result['chosen_by']}; chance {result['chance']:.3f})"
+    )
+
+
+def _everywhere(judged: Callable[[Place], dict[str, Any]], device: str) -> dict[str, Any] | None:
+    """The result, on the first of torchrun's ranks; None on the others."""
+    place = place_from_environment()
+    with joined(place, pick_device(device, place)):
+        result = judged(place)
+    return result if place.is_first else None
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if not quiet and place_from_environment().is_first:
+            click.echo(line, err=True)
+
+    return say
+
+
+def _positive(name: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{name} is {value}; expected a number above 0")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UsageError(f"--fraction is {text!r}; expected a share such as 1%, 10% or 0.2")
+    return share

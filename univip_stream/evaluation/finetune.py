@@ -1,0 +1,214 @@
+"""Semi-supervised classification: the whole network trained on the few images that have labels. The paper's Table 10.
+
+Shape letters: B images of a batch.
+"""
+
+import copy
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from univip_stream.augment import augment
+from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.errors import InputError, UsageError
+from univip_stream.evaluation.heads import Tally
+from univip_stream.evaluation.linear import FLIP_ONLY, rate_at
+from univip_stream.evaluation.partial import Partial
+from univip_stream.evaluation.split import fraction_of, hold_out, listed
+from univip_stream.evaluation.subject import Subject
+from univip_stream.networks import synchronise_batchnorm
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
+from univip_stream.probe.features import normalised
+from univip_stream.probe.knn import chance
+from univip_stream.probe.labelled import LabelledSource, same_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneProtocol:
+    """ORL's semi-supervised protocol (arXiv:2106.11952, its configurations): nothing frozen, SGD with momentum 0.9, random resized
+    crop and flip, SyncBN over the ranks; every rate of the backbone with every multiplier of the head's rate, the best chosen on
+    held-out labelled images."""
+
+    epochs: int = 20
+    """Passes over the labelled images."""
+    batch_size: int = 256
+    """Images of an update, over all ranks; fewer where there are fewer."""
+    rates: tuple[float, ...] = (0.1, 0.01, 0.001)
+    """Of the backbone."""
+    multipliers: tuple[float, ...] = (1.0, 10.0, 100.0)
+    """The head's rate is this times the backbone's."""
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Shares of the run after which the rate falls (12 and 16 of 20 epochs)."""
+    fall: float = 0.2
+    """Factor of each fall."""
+    weight_decay: float = 5e-4
+    """5e-4 for 1 % of ImageNet, 1e-4 for 10 %."""
+
+
+def protocol_for(share: float, **changes: Any) -> FinetuneProtocol:
+    """The protocol for a share of labels: weight decay 5e-4 for less than 5 %, else 1e-4."""
+    return FinetuneProtocol(weight_decay=5e-4 if share < 0.05 else 1e-4, **changes)
+
+
+def finetune(
+    subject: Subject,
+    train: LabelledSource,
+    val: LabelledSource,
+    share: float,
+    protocol: FinetuneProtocol,
+    *,
+    subset: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    device: torch.device,
+    place: Place = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Fine-tune on a share of the labelled images, once for each pair of rates, and judge the best by `val`.
+
+    Args:
+        subject: what is judged.
+        train: labelled images, of which `share` are used.
+        val: labelled images to judge by, of the same classes.
+        share: of each class that has labels, 0 to 1.
+        protocol: how.
+        subset: list of the images to use instead of a draw (SimCLR's).
+        out: where the result will go; beside it lies what a killed job goes on from, a pair at a time.
+        seed: of the draw, the order and the crops.
+        workers: processes that read images.
+        device: where it runs.
+        place: this process among those that work together.
+        say: gets a line a pair.
+
+    Returns:
+        top1 and top5 of the best pair, all pairs, chance, what was done.
+
+    """
+    same_classes(train, val)
+    if not 0 < share <= 1:
+        raise UsageError(f"--fraction is {share:.2%}; expected more than 0 and at most 100%")
+    few = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
+    try:
+        learn, choose = hold_out(few, train.numbers[few], seed)
+    except InputError:  # an image or two of each class: all are needed, and they choose themselves
+        learn = choose = few
+    facts = {
+        **subject.facts(train=train, val=val), "protocol": "finetune", "fraction": share,
+        "subset": None if subset is None else str(subset), "finetune": asdict(protocol), "seed": seed,
+        "labelled": len(few), "held_out": 0 if choose is few else len(choose), "classes": len(train.classes),
+    }  # fmt: skip
+    partial = Partial(out, json.dumps(facts, sort_keys=True))
+    state = partial.load()
+    pairs = list(itertools.product(protocol.rates, protocol.multipliers))
+    rows: list[dict[str, Any]] = json.loads(state["rows"]) if state else []
+    job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
+    for number, (rate, multiplier) in enumerate(pairs[len(rows) :], len(rows) + 1):
+        network = job.trained(learn, rate, multiplier)
+        held_out, judged = job.judged(network, train, choose), job.judged(network, val, np.arange(len(val)))
+        row = {
+            "rate": rate, "multiplier": multiplier, "held_out_top1": held_out.top1()[0],
+            "top1": judged.top1()[0], "top5": judged.top5()[0],
+        }  # fmt: skip
+        rows.append(row)
+        say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {row['held_out_top1']:.3f}")
+        if place.is_first:
+            partial.save(step=number, rows=json.dumps(rows))
+    best = max(rows, key=lambda row: row["held_out_top1"])
+    if place.is_first:
+        partial.clear()
+    return {
+        **facts,
+        "top1": best["top1"],
+        "top5": best["top5"],
+        "rate": best["rate"],
+        "multiplier": best["multiplier"],
+        "chosen_by": "top1 on "
+        + ("the labelled images themselves, too few to hold any out" if choose is few else "held-out ones"),
+        "pairs": rows,
+        "chance": chance(val.labels),
+    }
+
+
+class _Classifier(nn.Module):
+    def __init__(self, backbone: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(width, classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.backbone(images))
+        return logits
+
+
+@dataclass
+class _Job:
+    """What all pairs share."""
+
+    subject: Subject
+    train: LabelledSource
+    val: LabelledSource
+    protocol: FinetuneProtocol
+    seed: int
+    workers: int
+    device: torch.device
+    place: Place
+
+    def trained(self, learn: np.ndarray, rate: float, multiplier: float) -> _Classifier:
+        """A copy of the backbone with a new head, trained on the images `learn`."""
+        torch.manual_seed(self.seed)
+        protocol, ranks = self.protocol, self.place.world_size
+        network = _Classifier(copy.deepcopy(self.subject.backbone), self.subject.backbone.width, len(self.train.classes))
+        network.requires_grad_(True).to(self.device)
+        if ranks > 1:
+            synchronise_batchnorm(network, self.device.type)
+        model = in_parallel(network, self.place, self.device)
+        groups = [
+            {"params": list(network.backbone.parameters()), "peak": rate},
+            {"params": list(network.head.parameters()), "peak": rate * multiplier},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=protocol.weight_decay)
+        size = min(protocol.batch_size // ranks, len(learn) // ranks)
+        if size < 2:
+            raise InputError(
+                f"{len(learn)} labelled images over {ranks} ranks leave less than 2 a rank; batch normalisation needs 2"
+            )
+        steps = len(learn) // (size * ranks)
+        classes = torch.from_numpy(self.train.numbers)
+        model.train()
+        for epoch in range(protocol.epochs):
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
+            order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.place.rank].ravel()
+            crop = RandomCrop(self.subject.size, FLIP_ONLY, seed=self.seed, epoch=epoch)
+            parts = batches(self.train, order, crop, batch_size=size, workers=self.workers)
+            for step, crops in enumerate(parts):
+                share = (epoch + step / steps) / protocol.epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_at(group["peak"], share, protocol.milestones, protocol.fall)
+                images = augment(crops.images.to(self.device), crops.draws.to(self.device), FLIP_ONLY)
+                F.cross_entropy(model(images), classes[crops.numbers].to(self.device)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+        return network.eval()
+
+    @torch.inference_mode()
+    def judged(self, network: _Classifier, source: LabelledSource, numbers: np.ndarray) -> Tally:
+        """Count right answers over central crops."""
+        tally = Tally(1)
+        place = {label: number for number, label in enumerate(self.train.classes)}
+        classes = torch.tensor([place[label] for label in source.labels])
+        mine = numbers[self.place.rank :: self.place.world_size]
+        for crops in batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers):
+            logits = network(normalised(crops.images.to(self.device)))
+            # Weights that burst give no number, and no answer.
+            tally.add(torch.nan_to_num(logits)[None].cpu(), classes[crops.numbers])
+        return tally.over_ranks(self.device, self.place)

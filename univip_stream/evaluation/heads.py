@@ -1,0 +1,80 @@
+"""Several linear classifiers side by side on the same features: one for each learning rate, at the cost of one pass.
+
+Shape letters: B images of a batch, D width of a feature, C classes, R classifiers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from univip_stream.distributed import Place, summed_over_ranks
+
+
+class Heads(nn.Module):
+    """R linear layers of their own, each trained by its own rate: B x D features to R x B x C logits.
+
+    Args:
+        width: D.
+        classes: C.
+        count: R.
+        normalise: standardise the features over the batch first, without learnt scale and shift, as ORL does.
+
+    """
+
+    def __init__(self, width: int, classes: int, count: int, *, normalise: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False) if normalise else nn.Identity()
+        # The papers' initialisation for linear probes: weights of 0.01, no offset.
+        self.weights = nn.ParameterList(torch.randn(classes, width) * 0.01 for _ in range(count))
+        self.offsets = nn.ParameterList(torch.zeros(classes) for _ in range(count))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        features = self.norm(features_BD)
+        pairs = zip(self.weights, self.offsets, strict=True)
+        return torch.stack([F.linear(features, weight, offset) for weight, offset in pairs])
+
+    def groups(self, rates: Sequence[float], weight_decay: float) -> list[dict[str, object]]:
+        """An optimizer's parameter groups: classifier r at rates[r]."""
+        pairs = zip(self.weights, self.offsets, rates, strict=True)
+        return [
+            {"params": [weight, offset], "lr": rate, "peak": rate, "weight_decay": weight_decay}
+            for weight, offset, rate in pairs
+        ]
+
+
+def loss_of(logits_RBC: Tensor, classes_B: Tensor) -> Tensor:
+    """Sum over the classifiers of each one's mean cross-entropy, so that each has the gradient it would have alone."""
+    count = len(logits_RBC)
+    return F.cross_entropy(logits_RBC.flatten(0, 1), classes_B.repeat(count), reduction="mean") * count
+
+
+class Tally:
+    """Counts right answers, for R classifiers at once."""
+
+    def __init__(self, count: int) -> None:
+        self.right = torch.zeros(2, count, dtype=torch.float64)
+        self.seen = 0
+
+    def add(self, logits_RBC: Tensor, classes_B: Tensor) -> None:
+        """Count a batch."""
+        best = logits_RBC.topk(min(5, logits_RBC.shape[-1]), dim=-1).indices
+        hit = best == classes_B[None, :, None]
+        self.right += torch.stack([hit[..., 0].sum(1), hit.any(-1).sum(1)]).double().cpu()
+        self.seen += len(classes_B)
+
+    def over_ranks(self, device: torch.device, place: Place) -> "Tally":
+        """The counts of all processes together."""
+        counts = torch.cat([self.right.flatten(), torch.tensor([float(self.seen)], dtype=torch.float64)])
+        summed = summed_over_ranks(counts.to(device), place).cpu()
+        self.right, self.seen = summed[:-1].reshape(2, -1), int(summed[-1])
+        return self
+
+    def top1(self) -> list[float]:
+        """Shares of images whose class got the largest logit."""
+        return (self.right[0] / max(self.seen, 1)).tolist()
+
+    def top5(self) -> list[float]:
+        """Shares of images whose class is among the five largest."""
+        return (self.right[1] / max(self.seen, 1)).tolist()

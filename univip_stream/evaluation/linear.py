@@ -1,0 +1,296 @@
+"""Linear classification on frozen features: the paper's Tables 1 and 3 to 6.
+
+Shape letters: N images, B of a batch, D width of a feature, R learning rates tried at once, C classes.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from univip_stream.augment import AugmentConfig, augment
+from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.errors import UsageError
+from univip_stream.evaluation.embedding import features
+from univip_stream.evaluation.heads import Heads, Tally, loss_of
+from univip_stream.evaluation.partial import Partial
+from univip_stream.evaluation.split import hold_out
+from univip_stream.evaluation.subject import Subject
+from univip_stream.networks import synchronise_batchnorm
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
+from univip_stream.probe.features import normalised
+from univip_stream.probe.knn import chance
+from univip_stream.probe.labelled import LabelledSource, same_classes
+
+FLIP_ONLY = AugmentConfig(jitter_p=0.0, grey_p=0.0, blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0))
+"""Random resized crop and flip, nothing else."""
+ORL_AUGMENT = AugmentConfig(
+    jitter_p=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0, grey_p=0.0, blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0)
+)
+"""Crop, flip and ORL's colour jitter .4 .4 .4 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProtocol:
+    """A linear probe. The backbone is frozen, in evaluation mode, always; a single linear layer is trained on its pooled output."""
+
+    name: str
+    """For people and files."""
+    source: str
+    """Where the numbers come from."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images of an update, over all ranks."""
+    rates: tuple[float, ...]
+    """Peak learning rates at a batch of 256, each with its own classifier; they grow with the batch."""
+    milestones: tuple[float, ...] | None = None
+    """Shares of the run after which the rate falls to a tenth; None is a cosine to 0."""
+    weight_decay: float = 0.0
+    """Of the classifier."""
+    nesterov: bool = True
+    """Momentum 0.9, of this kind."""
+    normalise: bool = False
+    """Standardise features over the batch, without learnt scale and shift."""
+    augment: AugmentConfig | None = FLIP_ONLY
+    """What happens to training images after a random resized crop; None: the central crop, features made once."""
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        LinearProtocol(
+            name="byol",
+            source="BYOL, arXiv:2006.07733, appendix C.1: 80 epochs, SGD with Nesterov momentum, cosine, no weight decay, random "
+            "resized crop and flip, the best of five rates on 10,000 held-out training images. The paper's ImageNet models",
+            epochs=80, rates=(0.05, 0.1, 0.2, 0.3, 0.4),
+        ),
+        LinearProtocol(
+            name="orl",
+            source="ORL, arXiv:2106.11952, ImageNet linear probe: 28 epochs, rate 0.01 divided by ten after 8, 16 and 24, weight "
+            "decay 1e-4, affine-free batch normalisation, crop, flip, jitter. Not taken over: lighting noise, and the heads on "
+            "earlier layers. The paper's COCO models",
+            epochs=28, rates=(0.01,), milestones=(8 / 28, 16 / 28, 24 / 28), weight_decay=1e-4, normalise=True,
+            augment=ORL_AUGMENT,
+        ),
+        LinearProtocol(
+            name="orl-last",
+            source="ORL's r50_last, MoCo's setting (arXiv:1911.05722, section 4.1): 100 epochs, rate 30 divided by ten after 60 "
+            "and 80, no weight decay, random resized crop and flip",
+            epochs=100, rates=(30.0,), milestones=(0.6, 0.8), nesterov=False,
+        ),
+        LinearProtocol(
+            name="features",
+            source="ours: central crops, features made once, so that it costs one pass; for small sets and quick looks",
+            epochs=100, rates=(0.01, 0.03, 0.1, 0.3, 1.0), normalise=True, augment=None,
+        ),
+    )
+}  # fmt: skip
+"""Linear probes by name."""
+
+
+def protocol_for(subject: Subject) -> str:
+    """The protocol that the paper uses for what a network was trained on; `features` where the paper says nothing."""
+    recipe = subject.config.recipe
+    return "orl" if recipe.startswith("coco") else "byol" if recipe.startswith("imagenet") else "features"
+
+
+def linear(
+    subject: Subject,
+    train: LabelledSource,
+    val: LabelledSource,
+    protocol: LinearProtocol,
+    *,
+    cache: Path,
+    out: Path | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device,
+    place: Place = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
+
+    Args:
+        subject: what is judged.
+        train: labelled images to learn from; some of each class are held out to choose by.
+        val: labelled images to judge by, of the same classes.
+        protocol: how.
+        cache: folder for features that are made once.
+        out: where the result will go; beside it lies what a killed job goes on from, an epoch at a time.
+        seed: of the draw, the order, the crops and the classifiers.
+        batch_size: images a forward pass without training.
+        workers: processes that read images.
+        device: where it runs.
+        place: this process among those that work together.
+        say: gets a line an epoch.
+
+    Returns:
+        top1, top5 and rate of the best; all rates with their top1 on held-out and validation images; chance; what was done.
+
+    """
+    same_classes(train, val)
+    learn, choose = hold_out(np.arange(len(train)), train.numbers, seed)
+    if protocol.batch_size % place.world_size:
+        raise UsageError(f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a divisor")
+    facts = {
+        **subject.facts(train=train, val=val), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
+        "held_out": len(choose), "classes": len(train.classes),
+    }  # fmt: skip
+    classes_of = {"train": torch.from_numpy(train.numbers), "val": _numbers_in(val, train.classes)}
+    torch.manual_seed(seed)
+    heads = Heads(subject.backbone.width, len(train.classes), len(protocol.rates), normalise=protocol.normalise)
+    heads.to(device)
+    if place.world_size > 1:
+        synchronise_batchnorm(heads, device.type)
+    groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
+    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
+    seen: _Seen
+    if protocol.augment is None:
+        made = {
+            name: torch.from_numpy(
+                features(subject, source, cache, batch_size=batch_size, workers=workers, device=device, place=place)
+            )
+            for name, source in (("train", train), ("val", val))
+        }
+        seen = _Kept(made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed)
+    else:
+        seen = _Fresh(
+            subject, {"train": train, "val": val}, classes_of, learn, protocol.augment, device=device, place=place,
+            batch_size=protocol.batch_size, workers=workers, seed=seed,
+        )  # fmt: skip
+    partial = Partial(out, json.dumps(facts, sort_keys=True))
+    first = 0
+    if (state := partial.load()) is not None:
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = int(state["step"])
+    model = in_parallel(heads, place, device)
+    for epoch in range(first, protocol.epochs):
+        total = torch.zeros((), device=device)
+        count = 0
+        for count, (vectors, classes) in enumerate(seen.training(epoch), 1):
+            share = (epoch + (count - 1) / seen.steps) / protocol.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(group["peak"], share, protocol.milestones)
+            loss = loss_of(model(vectors), classes)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.detach()
+        say(f"epoch {epoch + 1}/{protocol.epochs}  loss {float(total) / count / len(protocol.rates):.3f}")
+        if place.is_first:
+            partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
+    heads.eval()
+    held_out = _judged(heads, seen.judging("train", choose), place)
+    judged = _judged(heads, seen.judging("val", np.arange(len(val))), place)
+    best = int(np.argmax(held_out.top1()))
+    if place.is_first:
+        partial.clear()
+    rows = zip(protocol.rates, held_out.top1(), judged.top1(), judged.top5(), strict=True)
+    return {
+        **facts,
+        "top1": judged.top1()[best],
+        "top5": judged.top5()[best],
+        "rate": protocol.rates[best],
+        "chosen_by": "top1 on held-out training images",
+        "rates": [{"rate": r, "held_out_top1": h, "top1": one, "top5": five} for r, h, one, five in rows],
+        "chance": chance(val.labels),
+    }
+
+
+def rate_at(peak: float, share: float, milestones: tuple[float, ...] | None, fall: float = 0.1) -> float:
+    """Learning rate when `share` of the run is done: a cosine to 0, or times `fall` after each milestone."""
+    if milestones is None:
+        return peak * (1 + math.cos(math.pi * share)) / 2
+    return peak * fall ** sum(share >= milestone for milestone in milestones)
+
+
+def _numbers_in(source: LabelledSource, classes: list[str]) -> Tensor:
+    place = {label: number for number, label in enumerate(classes)}
+    return torch.tensor([place[label] for label in source.labels])
+
+
+@torch.inference_mode()
+def _judged(heads: Heads, parts: Any, place: Place) -> Tally:
+    tally = Tally(len(heads.weights))
+    for vectors, classes in parts:
+        tally.add(heads(vectors), classes)
+    return tally.over_ranks(heads.weights[0].device, place)
+
+
+class _Seen:
+    """Where batches of features come from."""
+
+    def __init__(self, learn: np.ndarray, *, device: torch.device, place: Place, batch_size: int, seed: int) -> None:
+        self.learn, self.device, self.place, self.seed = learn, device, place, seed
+        self.size = min(batch_size // place.world_size, len(learn) // place.world_size)
+        self.steps = max(1, len(learn) // (self.size * place.world_size))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """This rank's images of an epoch, whole batches only."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
+        mixed = rng.permutation(self.learn)[: self.steps * self.size * self.place.world_size]
+        return mixed.reshape(self.steps, self.place.world_size, self.size)[:, self.place.rank].ravel()
+
+
+class _Kept(_Seen):
+    """Features that were made once."""
+
+    def __init__(self, made: dict[str, Tensor], classes: dict[str, Tensor], learn: np.ndarray, **more: Any) -> None:
+        super().__init__(learn, **more)
+        self.made, self.classes = made, classes
+
+    def training(self, epoch: int) -> Any:
+        order = torch.from_numpy(self.order(epoch))
+        for part in torch.split(order, self.size):  # type: ignore[no-untyped-call]
+            yield self.made["train"][part].to(self.device), self.classes["train"][part].to(self.device)
+
+    def judging(self, name: str, numbers: np.ndarray) -> Any:
+        mine = torch.from_numpy(numbers[self.place.rank :: self.place.world_size])
+        for part in torch.split(mine, 4096):  # type: ignore[no-untyped-call]
+            yield self.made[name][part].to(self.device), self.classes[name][part].to(self.device)
+
+
+class _Fresh(_Seen):
+    """Features of crops that are drawn anew each time: one pass of the backbone serves all rates."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        sources: dict[str, LabelledSource],
+        classes: dict[str, Tensor],
+        learn: np.ndarray,
+        config: AugmentConfig,
+        *,
+        workers: int,
+        **more: Any,
+    ) -> None:
+        super().__init__(learn, **more)
+        self.subject, self.sources, self.classes, self.config, self.workers = subject, sources, classes, config, workers
+        self.backbone: nn.Module = subject.backbone.to(self.device).eval()
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        found: Tensor = self.backbone(images).float()
+        return found
+
+    def training(self, epoch: int) -> Any:
+        crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
+        for crops in batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers):
+            images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
+            yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
+
+    def judging(self, name: str, numbers: np.ndarray) -> Any:
+        mine = numbers[self.place.rank :: self.place.world_size]
+        for crops in batches(
+            self.sources[name], mine, CentreCrop(self.subject.size), batch_size=self.size, workers=self.workers
+        ):
+            yield self._features(normalised(crops.images.to(self.device))), self.classes[name][crops.numbers].to(self.device)

@@ -1,0 +1,69 @@
+"""What is judged: a backbone, where its weights came from, and everything needed to say so again."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from univip_stream import __version__
+from univip_stream.networks import Backbone
+from univip_stream.pretrain import PretrainConfig, load_backbone
+from univip_stream.probe.labelled import ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A pre-trained network."""
+
+    run: str
+    """Run folder, checkpoint or backbone.safetensors, as the user named it."""
+    backbone: Backbone
+    """B x 3 x S x S normalised images -> B x D pooled features."""
+    config: PretrainConfig
+    """Of its pre-training, as far as known."""
+    size: int
+    """Side of the crops that it is judged on, pixels."""
+
+    def weights_hash(self) -> str:
+        """SHA-256 over names and bytes of the weights."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.backbone.state_dict().items()):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def facts(self, **sources: ImageSource) -> dict[str, Any]:
+        """What a result says of its subject and the images, to be repeated by."""
+        return {
+            "run": self.run,
+            "backbone": self.config.method.backbone,
+            "small_stem": self.config.method.small_stem,
+            "weights_sha256": self.weights_hash(),
+            "image_size": self.size,
+            **{
+                name: {"source": source.name, "images": len(source), "fingerprint": source.fingerprint}
+                for name, source in sources.items()
+            },
+            "made_by": {
+                "univip-stream": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
+            },
+        }  # fmt: skip
+
+
+def open_subject(run: Path, *, image_size: int | None = None, untrained: bool = False) -> Subject:
+    """Load what is judged.
+
+    Args:
+        run: run folder (its newest checkpoint), one checkpoint, or a backbone.safetensors of ours.
+        image_size: side of the crops, pixels; None is the size of the scenes it was trained with.
+        untrained: with the weights the run began with: the floor to compare with.
+
+    Raises:
+        InputError: no run there, no checkpoint yet, or a damaged one.
+
+    """
+    backbone, config = load_backbone(run, untrained=untrained)
+    return Subject(run=str(run), backbone=backbone, config=config, size=image_size or config.views.scene_size)
