@@ -61,3 +61,19 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             scene = cv2.cvtColor(draw_scene(shape, rng, 160, 120), cv2.COLOR_RGB2BGR)
             cv2.imwrite(str(folder / shape / f"{index}.jpg"), scene)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
+    """A run of two steps with a ResNet-18 on 32-pixel views. Read only: copy it before changing it."""
+    from univip_stream.pretrain import pretrain
+    from univip_stream.pretrain.recipes import recipe
+    from univip_stream.pretrain.settings import with_settings
+
+    small = [
+        "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0",
+        "stream.batch_size=4", "stream.workers=0", "steps=2",
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    pretrain(with_settings(recipe("cpu-demo"), small), str(drawn_shards), folder)
+    return folder

@@ -1,24 +1,14 @@
-"""A run to judge, and drawn classes that a random network can tell apart."""
+"""Drawn classes that a random network can tell apart."""
 
 import cv2
 import numpy as np
 import pytest
 
-from univip_stream.pretrain import pretrain
-from univip_stream.pretrain.recipes import recipe
-from univip_stream.pretrain.settings import with_settings
 
-SMALL = [
-    "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0",
-    "stream.batch_size=4", "stream.workers=0", "steps=2",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def run(drawn_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    pretrain(with_settings(recipe("cpu-demo"), SMALL), str(drawn_shards), folder)
-    return folder
+@pytest.fixture
+def run(run_folder):
+    """What is judged."""
+    return run_folder
 
 
 @pytest.fixture(scope="session")

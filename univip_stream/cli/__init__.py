@@ -16,6 +16,7 @@ COMMANDS = {
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
     "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations."),
     "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a representation: knn, linear, finetune, detect."),
+    "export": Command("univip_stream.cli.export:export", "Weights under the names of other libraries."),
     "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet."),
 }
 

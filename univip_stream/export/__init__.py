@@ -1,0 +1,1 @@
+"""What a run learnt, in the files that other software reads."""

@@ -1,0 +1,205 @@
+"""A trained backbone for torchvision, timm, Detectron2, MMDetection, or as safetensors."""
+
+import io
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from univip_stream.errors import InputError, UsageError
+from univip_stream.files import written_atomically
+from univip_stream.networks import Backbone
+from univip_stream.pretrain import PretrainConfig
+from univip_stream.pretrain.load import BACKBONE
+
+_RESNET = re.compile(r"resnet(18|34|50|101|152)")
+"""The depths that all five have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    files: list[Path]
+    """The weights first, then a configuration where the library has such."""
+    tensors: int
+    """How many."""
+    use: str
+    """A line of code that reads it."""
+
+
+def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out: Path) -> Exported:
+    """Write a backbone in the form that a library reads.
+
+    Args:
+        backbone: of a run.
+        config: of its pre-training: it names the architecture.
+        format: a name of `FORMATS`.
+        out: the file; a configuration goes beside it under the same name.
+
+    Raises:
+        UsageError: no such format, or one that has no such architecture.
+        InputError: nowhere to write.
+
+    """
+    if format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; expected the name of a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.trunk.state_dict().items()}
+    return FORMATS[format](weights, config, out)
+
+
+def detectron2_name(name: str) -> str:
+    """A torchvision ResNet's parameter under Detectron2's name (its tools/convert-torchvision-to-d2.py).
+
+    `layerN` is `res(N+1)`, a normalisation belongs to its convolution, a shortcut is called so, and the rest is the stem.
+    """
+    layer = re.match(r"layer(\d)\.(.*)", name)
+    place, rest = (f"res{int(layer[1]) + 1}", layer[2]) if layer else ("stem", name)
+    rest = re.sub(r"\bbn(\d)\b", r"conv\1.norm", rest)
+    rest = rest.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    return f"{place}.{rest}"
+
+
+def _torchvision(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    _plain_resnet(config, "torchvision", any_family=True)
+    name = config.method.backbone
+    use = f'torchvision.models.{name}().load_state_dict(torch.load("{out}"), strict=False)  # all but fc'
+    return _saved(weights, out, use)
+
+
+def _timm(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    _usual_stem(config, "timm")
+    name = config.method.backbone.removeprefix("timm/")
+    return _saved(weights, out, f'timm.create_model("{name}", num_classes=0).load_state_dict(torch.load("{out}"))')
+
+
+def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    from safetensors.torch import save
+
+    facts = {"backbone": config.method.backbone, "small_stem": str(config.method.small_stem)}
+    _write(out, save(weights, metadata={"format": "pt", **facts}))
+    return Exported(files=[out], tensors=len(weights), use=f'safetensors.torch.load_file("{out}")')
+
+
+def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    depth = _plain_resnet(config, "detectron2")
+    named = {
+        detectron2_name(name): value.numpy() for name, value in weights.items() if not name.endswith("num_batches_tracked")
+    }
+    # A pickle is what Detectron2 reads; it holds arrays and text alone.
+    _write(out, pickle.dumps({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
+    settings = out.with_suffix(".yaml")
+    _write(settings, DETECTRON2.format(weights=out.name, depth=depth, res2=64 if depth < 50 else 256).encode())
+    return Exported(files=[out, settings], tensors=len(named), use=f"tools/train_net.py --config-file {settings}")
+
+
+def _mmdet(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    depth = _plain_resnet(config, "mmdet")
+    channels = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": weights}, buffer)
+    _write(out, buffer.getvalue())
+    settings = out.with_suffix(".py")
+    _write(settings, MMDET.format(weights=out.name, depth=depth, channels=list(channels)).encode())
+    return Exported(files=[out, settings], tensors=len(weights), use=f"tools/train.py {settings}")
+
+
+FORMATS: dict[str, Callable[[dict[str, Tensor], PretrainConfig, Path], Exported]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "detectron2": _detectron2,
+    "mmdet": _mmdet,
+    "safetensors": _safetensors,
+}
+"""By the name of the library."""
+
+# The protocol of the paper's tables 2 and 4: nothing frozen, SyncBN in backbone, FPN and heads, a 4conv1fc box head; RGB
+# statistics and the stride in the 3 x 3 convolution, as torchvision's networks have it and Caffe's have not.
+DETECTRON2 = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing frozen. 2x: STEPS (120000, 160000), MAX_ITER 180000.
+MODEL:
+  META_ARCHITECTURE: GeneralizedRCNN
+  WEIGHTS: {weights}
+  PIXEL_MEAN: [123.675, 116.280, 103.530]
+  PIXEL_STD: [58.395, 57.120, 57.375]
+  MASK_ON: true
+  BACKBONE: {{NAME: build_resnet_fpn_backbone, FREEZE_AT: 0}}
+  RESNETS:
+    DEPTH: {depth}
+    RES2_OUT_CHANNELS: {res2}
+    STRIDE_IN_1X1: false
+    NORM: SyncBN
+    OUT_FEATURES: [res2, res3, res4, res5]
+  FPN: {{IN_FEATURES: [res2, res3, res4, res5], NORM: SyncBN}}
+  ANCHOR_GENERATOR: {{SIZES: [[32], [64], [128], [256], [512]], ASPECT_RATIOS: [[0.5, 1.0, 2.0]]}}
+  RPN:
+    IN_FEATURES: [p2, p3, p4, p5, p6]
+    PRE_NMS_TOPK_TRAIN: 2000
+    PRE_NMS_TOPK_TEST: 1000
+    POST_NMS_TOPK_TRAIN: 1000
+    POST_NMS_TOPK_TEST: 1000
+  ROI_HEADS: {{NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}}
+  ROI_BOX_HEAD: {{NAME: FastRCNNConvFCHead, NUM_CONV: 4, NUM_FC: 1, NORM: SyncBN, POOLER_RESOLUTION: 7}}
+  ROI_MASK_HEAD: {{NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 4, NORM: SyncBN, POOLER_RESOLUTION: 14}}
+INPUT: {{FORMAT: RGB, MIN_SIZE_TRAIN: [640, 672, 704, 736, 768, 800]}}
+DATASETS: {{TRAIN: [coco_2017_train], TEST: [coco_2017_val]}}
+SOLVER: {{IMS_PER_BATCH: 16, BASE_LR: 0.02, STEPS: [60000, 80000], MAX_ITER: 90000}}
+TEST: {{PRECISE_BN: {{ENABLED: true}}}}
+VERSION: 2
+"""
+MMDET = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing frozen. For MMDetection 3.
+_base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+norm_cfg = dict(type="SyncBN", requires_grad=True)
+model = dict(
+    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    backbone=dict(
+        depth={depth}, frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="{weights}"),
+    ),
+    neck=dict(in_channels={channels}, norm_cfg=norm_cfg),
+    roi_head=dict(
+        bbox_head=dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, norm_cfg=norm_cfg),
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+)
+"""
+
+
+def _saved(weights: dict[str, Tensor], out: Path, use: str) -> Exported:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    _write(out, buffer.getvalue())
+    return Exported(files=[out], tensors=len(weights), use=use)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with written_atomically(path) as file:
+        file.write(data)
+
+
+def _usual_stem(config: PretrainConfig, format: str) -> None:
+    if config.method.small_stem:
+        raise UsageError(
+            f"this run's {config.method.backbone} has the small stem (3 x 3, no pooling), which {format}'s has not; expected a run "
+            f"without method.small_stem, or --format safetensors ({BACKBONE} is that already)"
+        )
+
+
+def _plain_resnet(config: PretrainConfig, format: str, *, any_family: bool = False) -> int:
+    """The depth of a torchvision ResNet."""
+    _usual_stem(config, format)
+    name = config.method.backbone
+    found = _RESNET.fullmatch(name)
+    if found:
+        return int(found[1])
+    if any_family and re.match(r"(resnext|wide_resnet)", name):
+        return 0
+    raise UsageError(
+        f"this run's backbone is {name}; {format} takes a ResNet of torchvision's such as resnet50. --format timm has all"
+    )
