@@ -8,6 +8,7 @@ PROTOCOLS = {
     "knn": Command("univip_stream.cli.protocols:knn", "The nearest labelled images vote: quick, nothing is trained."),
     "linear": Command("univip_stream.cli.protocols:linear", "A linear classifier on frozen features."),
     "finetune": Command("univip_stream.cli.protocols:finetune", "The whole network, on few labels."),
+    "detect": Command("univip_stream.cli.detect:detect", "A detector around it, on COCO or VOC."),
 }
 
 

@@ -1,0 +1,241 @@
+"""Images with boxes and masks that people drew: COCO's JSON, and PASCAL VOC's folders brought into the same form."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from univip_stream.errors import InputError
+from univip_stream.files import sha256_of
+from univip_stream.images import read_picture
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
+    *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""PASCAL VOC's twenty (Everingham et al. 2010), in their usual order."""
+_MOST_XML = 1 << 20
+"""Bytes of an annotation of one image; a larger file is none."""
+
+
+class DetectionSet:
+    """Images and what is on them, in the order of their ids.
+
+    Args:
+        content: `images`, `annotations` and `categories`, as COCO's JSON has them.
+        folders: where the images lie; a file name is looked for in each.
+        name: of the annotations, for people.
+        sha256: of the file of annotations, if there is one.
+
+    Raises:
+        InputError: annotations that cannot be read, or of other images than those in the folders.
+
+    """
+
+    def __init__(self, content: dict[str, Any], folders: Sequence[Path], name: str, sha256: str | None = None) -> None:
+        self.content, self.name, self.sha256 = content, name, sha256
+        self.images = sorted(content["images"], key=lambda image: image["id"])
+        self.categories = sorted(content["categories"], key=lambda category: category["id"])
+        self.paths = [_found(folders, image["file_name"]) for image in self.images]
+        missing = [image["file_name"] for image, path in zip(self.images, self.paths, strict=True) if path is None]
+        if missing or not self.images:
+            places = ", ".join(map(str, folders))
+            raise InputError(
+                f"{name} names {len(self.images)} images, of which {len(missing)} are not in {places}"
+                f"{f', such as {missing[0]}' if missing else ''}; expected the annotations of these images"
+            )
+        of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in of_image:
+                raise InputError(
+                    f"{name}: annotation {annotation.get('id')} is of image {annotation['image_id']}, which it does not list"
+                )
+            of_image[annotation["image_id"]].append(annotation)
+        self.annotations = [of_image[image["id"]] for image in self.images]
+        self.label_of = {category["id"]: place for place, category in enumerate(self.categories)}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, number: int) -> np.ndarray:
+        """uint8, height x width x 3, RGB, of the size that the annotations are for."""
+        path, facts = self.paths[number], self.images[number]
+        assert path is not None
+        try:
+            found = read_picture(path.read_bytes(), min_side=1).pixels
+        except (InputError, OSError) as error:
+            raise InputError(f"{path}: {error}; detection needs every image: mend it") from error
+        if found.shape[:2] != (facts["height"], facts["width"]):
+            raise InputError(
+                f"{path} is {found.shape[1]} x {found.shape[0]} pixels, and {self.name} is for {facts['width']} x {facts['height']}"
+            )
+        return found
+
+    def target(self, number: int, *, masks: bool) -> dict[str, Tensor]:
+        """What a detector learns from: `boxes` float32 N x 4 (x1, y1, x2, y2 in pixels), `labels` int64 N from 0, `masks`
+        uint8 N x height x width. Crowds and boxes without area are left out; an image may have none."""
+        facts = self.images[number]
+        size = np.array([facts["width"], facts["height"]] * 2)
+        boxes, labels, pictures = [], [], []
+        for annotation in self.annotations[number]:
+            x, y, w, h = annotation["bbox"]
+            box = np.clip([x, y, x + w, y + h], 0, size)
+            if annotation.get("iscrowd") or (box[2:] - box[:2]).min() <= 0:
+                continue
+            boxes.append(box)
+            labels.append(self.label_of[annotation["category_id"]])
+            if masks:
+                pictures.append(self.truth.annToMask(annotation))
+        shape = (facts["height"], facts["width"])
+        target = {
+            "boxes": torch.tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+        }
+        if masks:
+            stacked = np.stack(pictures) if pictures else np.zeros((0, *shape), np.uint8)
+            target["masks"] = torch.from_numpy(stacked)
+        return target
+
+    @cached_property
+    def truth(self) -> Any:
+        """The same as pycocotools' COCO, which scores."""
+        from pycocotools.coco import COCO
+
+        coco = COCO()
+        coco.dataset = self.content
+        with redirect_stdout(StringIO()):
+            coco.createIndex()
+        return coco
+
+    @cached_property
+    def has_masks(self) -> bool:
+        """Whether every object has an outline."""
+        return all(annotation.get("segmentation") for image in self.annotations for annotation in image)
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of it."""
+        count = sum(map(len, self.annotations))
+        return {"annotations": self.name, "sha256": self.sha256, "images": len(self), "objects": count}
+
+
+def read_coco(annotations: Path, images: Path) -> DetectionSet:
+    """COCO's JSON with its folder of images.
+
+    Raises:
+        InputError: files that cannot be read, or do not belong together.
+
+    """
+    try:
+        content = json.loads(annotations.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{annotations} cannot be read as COCO annotations: {error}") from error
+    wrong = _wrong(content)
+    if wrong:
+        raise InputError(f"{annotations} is no COCO annotation file: {wrong}")
+    if not images.is_dir():
+        raise InputError(f"{images} is no folder; expected the images of {annotations}")
+    return DetectionSet(content, [images], str(annotations), sha256_of(annotations))
+
+
+def read_voc(devkit: Path, parts: Sequence[tuple[str, str]]) -> DetectionSet:
+    """PASCAL VOC: the images of some (year, list) such as ("2007", "test") of a VOCdevkit, or of one VOC folder.
+
+    Boxes become x - 1, y - 1 and widths that count both ends; "difficult" objects are crowds: not learnt from, and
+    detections on them do not count. VOC's own AP50 leaves them out the same way, but measures area, not its share.
+
+    Raises:
+        InputError: folders or annotations that are not there or cannot be read.
+
+    """
+    content: dict[str, Any] = {
+        "images": [], "annotations": [], "categories": [{"id": at, "name": name} for at, name in enumerate(VOC_CLASSES, 1)],
+    }  # fmt: skip
+    folders = []
+    for year, part in parts:
+        root = devkit / f"VOC{year}" if (devkit / f"VOC{year}").is_dir() else devkit
+        names = root / "ImageSets" / "Main" / f"{part}.txt"
+        try:
+            stems = [line.split()[0] for line in names.read_text().splitlines() if line.strip()]
+        except OSError as error:
+            raise InputError(
+                f"{names}: {error.strerror}; expected a VOCdevkit with VOC{year}/ImageSets/Main/{part}.txt"
+            ) from error
+        folders.append(root / "JPEGImages")
+        for stem in stems:
+            _add_voc(content, root / "Annotations" / f"{stem}.xml")
+    return DetectionSet(content, folders, f"{devkit} ({', '.join(' '.join(part) for part in parts)})")
+
+
+def _add_voc(content: dict[str, Any], path: Path) -> None:
+    try:
+        text = path.read_bytes()
+        if len(text) > _MOST_XML or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+            raise InputError(f"{path} is no annotation of VOC: too large, or it defines entities")
+        tree = ET.fromstring(text)
+        number = len(content["images"]) + 1
+        name = path.with_suffix(".jpg").name
+        width, height = (int(_text(tree, f"size/{side}")) for side in ("width", "height"))
+        content["images"].append({"id": number, "file_name": name, "width": width, "height": height})
+        for thing in tree.iter("object"):
+            x1, y1, x2, y2 = (float(_text(thing, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            label = VOC_CLASSES.index(_text(thing, "name")) + 1
+            box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1, "image_id": number, "category_id": label, "bbox": box,
+                    "area": box[2] * box[3], "iscrowd": int((thing.findtext("difficult") or "0").strip() == "1"),
+                }
+            )  # fmt: skip
+    except (OSError, ET.ParseError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as an annotation of VOC: {error}") from error
+
+
+def _text(node: ET.Element, place: str) -> str:
+    found = node.findtext(place)
+    if found is None:
+        raise ValueError(f"it has no {place}")
+    return found.strip()
+
+
+def _found(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _wrong(content: Any) -> str | None:
+    """What a file of annotations lacks."""
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name), list) for name in ("images", "annotations", "categories")
+    ):
+        return "expected an object with the lists images, annotations and categories"
+    for image in content["images"]:
+        named = isinstance(image, dict) and isinstance(image.get("file_name"), str) and isinstance(image.get("id"), int)
+        if not named or not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("width", "height")):
+            return f"the image {image!r:.100} has no file_name, id, width or height"
+        if image["file_name"].startswith("/") or ".." in image["file_name"].split("/"):
+            return f"the image {image['file_name']!r} leads out of its folder"
+    known = set()
+    for category in content["categories"]:
+        if not isinstance(category, dict) or not isinstance(category.get("id"), int):
+            return f"the category {category!r:.100} has no id"
+        known.add(category["id"])
+    for annotation in content["annotations"]:
+        box = annotation.get("bbox") if isinstance(annotation, dict) else None
+        known_box = (
+            isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+        )
+        if not known_box or not isinstance(annotation.get("image_id"), int) or annotation.get("category_id") not in known:
+            return f"the annotation {annotation!r:.150} has no image_id, no known category_id or no bbox of four numbers"
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    for place, annotation in enumerate(content["annotations"], 1):
+        annotation.setdefault("id", place)
+    return None if content["categories"] else "it has no category"

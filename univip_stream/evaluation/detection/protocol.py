@@ -1,0 +1,276 @@
+"""Fine-tuning a detector and scoring it.
+
+Shape letters: N objects of an image.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
+from univip_stream.errors import InputError, UsageError
+from univip_stream.evaluation.detection.data import DetectionSet
+from univip_stream.evaluation.detection.models import build_detector, first_label
+from univip_stream.evaluation.detection.score import average_precision, detections
+from univip_stream.evaluation.partial import Partial
+from univip_stream.evaluation.subject import Subject
+from univip_stream.networks import synchronise_batchnorm
+
+SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
+"""Iterations at batch 16 (Detectron2's; the paper's Tables 2, 3 and 5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionProtocol:
+    """Detectron2's and MoCo's COCO protocol (arXiv:1911.05722, section 4.2): nothing frozen, SGD with momentum 0.9 and weight decay
+    1e-4, rate 0.02 at batch 16, divided by ten twice, linear warm-up, horizontal flips, short side drawn from 640 to 800 pixels,
+    batch normalisation over all ranks in backbone, pyramid and heads."""
+
+    model: str = "mask-rcnn"
+    """One of `MODELS`."""
+    iterations: int = SCHEDULES["1x"]
+    """Updates."""
+    batch_size: int = 16
+    """Images of an update, over all ranks."""
+    rate: float = 0.02
+    """Peak learning rate, for the batch as it is."""
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Shares of the run after which the rate falls to a tenth: 60k and 80k of 90k. VOC: 18k and 22k of 24k."""
+    warmup: int = 1000
+    """Iterations of linear warm-up from a thousandth (Detectron2's default); never more than a tenth of the run."""
+    sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Short sides in pixels that training draws from; testing takes the last."""
+    longest: int = 1333
+    """Most pixels of the long side."""
+    weight_decay: float = 1e-4
+    """Of all parameters."""
+    seed: int = 0
+    """Of new layers, order and flips."""
+
+    def rate_at(self, iteration: int) -> float:
+        """Learning rate of an update, from 0."""
+        warmup = min(self.warmup, self.iterations // 10)
+        warm = 1e-3 + (1 - 1e-3) * iteration / warmup if iteration < warmup else 1.0
+        return self.rate * warm * 0.1 ** sum(iteration >= share * self.iterations for share in self.milestones)
+
+
+def voc(**changes: Any) -> DetectionProtocol:
+    """VOC07+12: Faster R-CNN, 24k iterations, falls after 18k and 22k, short side 480 to 800 (MoCo's; there with a C4 network,
+    here with a feature pyramid: compare only with runs of ours)."""
+    settings = {
+        "model": "faster-rcnn",
+        "iterations": 24_000,
+        "milestones": (18 / 24, 22 / 24),
+        "sides": tuple(range(480, 801, 32)),
+    }
+    return DetectionProtocol(**{**settings, **changes})
+
+
+def detect(
+    subject: Subject,
+    train: DetectionSet,
+    val: DetectionSet,
+    protocol: DetectionProtocol,
+    *,
+    out: Path | None = None,
+    save_every: int = 2500,
+    workers: int = 2,
+    device: torch.device,
+    place: Place = ALONE,
+    progress: Callable[[int, float], None] = lambda iteration, loss: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Fine-tune a detector on `train`, from a pre-trained backbone, and score it on `val` with pycocotools.
+
+    Args:
+        subject: whose backbone.
+        train: images to learn from.
+        val: images to score on, of the same categories.
+        protocol: how.
+        out: where the result will go; beside it lies what a killed job goes on from.
+        save_every: iterations between two such states.
+        workers: processes that read images.
+        device: where it runs.
+        place: this process among those that work together.
+        progress: called with each iteration's number and loss.
+        say: gets lines for people.
+
+    Returns:
+        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done.
+
+    Raises:
+        InputError: sets that do not fit each other or the model; a loss that is no number.
+
+    """
+    _check(train, val, protocol, place)
+    masks = protocol.model == "mask-rcnn"
+    facts = {
+        **subject.facts(), "protocol": "detect", "detect": asdict(protocol), "train": train.facts(), "val": val.facts(),
+    }  # fmt: skip
+    torch.manual_seed(protocol.seed)
+    network = build_detector(
+        protocol.model, subject, len(train.categories), sides=protocol.sides, longest=protocol.longest
+    ).to(device)
+    if place.world_size > 1:
+        network = synchronise_batchnorm(network, device.type).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=protocol.rate, momentum=0.9, weight_decay=protocol.weight_decay)
+    partial = Partial(out, json.dumps(facts, sort_keys=True))
+    first, losses = 0, [0.0] * 0
+    if (state := partial.load()) is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, losses = int(state["step"]), list(state["losses"])
+        say(f"continues after iteration {first} of {protocol.iterations}")
+    model = in_parallel(network, place, device)
+    network.train()
+    label = first_label(protocol.model)
+    parts = _batches(train, protocol, first, workers, place, masks=masks)
+    for iteration in range(first, protocol.iterations):
+        images, targets = next(parts)
+        # The detectors draw the side of an image, and which boxes to learn from, from torch's generator.
+        torch.manual_seed((protocol.seed * 1_000_003 + iteration) * place.world_size + place.rank)
+        on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
+        loss: Tensor = sum(model([image.to(device).float() / 255 for image in images], on).values())  # type: ignore[assignment]
+        losses.append(float(mean_over_ranks(loss.detach(), place)))
+        if not np.isfinite(losses[-1]):
+            raise InputError(
+                f"the loss of iteration {iteration + 1} is {losses[-1]}, before its update; a smaller --lr usually helps"
+                + (", and without the state beside --out it begins anew" if out else "")
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = protocol.rate_at(iteration)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        progress(iteration + 1, losses[-1])
+        if (iteration + 1) % save_every == 0 and place.is_first:
+            partial.save(
+                step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:]
+            )
+    found = _found(network, val, protocol, workers, device, place)
+    if place.is_first:
+        partial.clear()
+    tenth = max(1, len(losses) // 10)
+    scores = {kind: average_precision(val, found, kind) for kind in ("bbox", *(["segm"] if masks else []))}
+    return {
+        **facts,
+        **scores,
+        "detections": len(found),
+        "loss_first": float(np.mean(losses[:tenth])),
+        "loss_last": float(np.mean(losses[-tenth:])),
+    }
+
+
+def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, place: Place) -> None:
+    ours, theirs = ([category.get("name", category["id"]) for category in known.categories] for known in (train, val))
+    if ours != theirs:
+        differ = sorted(set(map(str, ours)) ^ set(map(str, theirs)))
+        raise InputError(
+            f"{train.name} has {len(ours)} categories and {val.name} {len(theirs)}; they differ in "
+            f"{', '.join(differ[:5]) or 'their order'}"
+        )
+    if protocol.model == "mask-rcnn":
+        for known in (train, val):
+            if not known.has_masks:
+                raise InputError(
+                    f"{known.name} has objects without an outline; expected `segmentation`s for mask-rcnn, or --model faster-rcnn"
+                )
+    if protocol.batch_size % place.world_size:
+        raise UsageError(
+            f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a multiple"
+        )
+    if not any(len(known) for known in train.annotations):
+        raise InputError(f"{train.name} has no object to learn from")
+
+
+class _Images(Dataset[Any]):
+    def __init__(self, known: DetectionSet, *, masks: bool | None) -> None:
+        self.known, self.masks = known, masks
+
+    def __getitem__(self, item: tuple[int, bool]) -> Any:
+        number, flip = item
+        image = torch.from_numpy(np.array(self.known.pixels(number))).permute(2, 0, 1)
+        if self.masks is None:
+            return number, image
+        target = self.known.target(number, masks=self.masks)
+        if flip:
+            width = image.shape[-1]
+            image = image.flip(-1)
+            target["boxes"] = torch.stack(
+                [width - target["boxes"][:, 2], target["boxes"][:, 1], width - target["boxes"][:, 0], target["boxes"][:, 3]],
+                1,
+            )
+            if self.masks:
+                target["masks"] = target["masks"].flip(-1)
+        return image, target
+
+
+class _Order:
+    """Batches of (image, flipped or not) without end, for one rank: a pure function of seed and iteration."""
+
+    def __init__(self, count: int, protocol: DetectionProtocol, first: int, place: Place) -> None:
+        self.count, self.protocol, self.first, self.place = count, protocol, first, place
+
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
+        protocol, epoch, order = self.protocol, -1, np.empty(0, np.int64)
+        flips = np.empty(0)
+        for iteration in range(self.first, protocol.iterations):
+            batch = []
+            for at in range(self.place.rank, protocol.batch_size, self.place.world_size):
+                turn, where = divmod(iteration * protocol.batch_size + at, self.count)
+                if turn != epoch:
+                    rng = np.random.Generator(np.random.Philox(key=[protocol.seed, turn]))
+                    epoch, order, flips = turn, rng.permutation(self.count), rng.random(self.count)
+                batch.append((int(order[where]), bool(flips[where] < 0.5)))
+            yield batch
+
+    def __len__(self) -> int:
+        return self.protocol.iterations - self.first
+
+
+def _batches(
+    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, place: Place, *, masks: bool
+) -> Iterator[Any]:
+    order: Any = _Order(len(known), protocol, first, place)
+    loader: DataLoader[Any] = DataLoader(
+        _Images(known, masks=masks), batch_sampler=order, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
+    )
+    return iter(loader)
+
+
+def _apart(items: list[Any]) -> Any:
+    return tuple(zip(*items, strict=True))
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+@torch.inference_mode()
+def _found(
+    network: nn.Module, known: DetectionSet, protocol: DetectionProtocol, workers: int, device: torch.device, place: Place
+) -> list[dict[str, Any]]:
+    """Detections on all images, of all ranks."""
+    network.eval()
+    numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
+    loader: DataLoader[Any] = DataLoader(
+        _Images(known, masks=None), batch_sampler=numbers, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
+    )
+    label = first_label(protocol.model)
+    rows: list[dict[str, Any]] = []
+    for (number,), (image,) in loader:
+        (found,) = network([image.to(device).float() / 255])
+        rows += detections(known, number, {**found, "labels": found["labels"] - label})
+    if place.world_size == 1:
+        return rows
+    everyones: list[Any] = [None] * place.world_size
+    dist.all_gather_object(everyones, rows)
+    return [row for theirs in everyones for row in theirs]
