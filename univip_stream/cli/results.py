@@ -8,7 +8,7 @@ import click
 
 from univip_stream.errors import UsageError
 from univip_stream.pretrain.ablations import ABLATIONS
-from univip_stream.pretrain.results import collect
+from univip_stream.pretrain.results import PAPER, collect
 
 _SHORT = {"scene": "S", "scene-instance": "SI", "instance": "I"}
 
@@ -22,7 +22,8 @@ def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
 
     RUNS are run folders, or folders of runs. Evaluations are the files that `eval ... --out RUN/eval/NAME.json` wrote.
     Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; runs
-    with other terms have other losses, so compare it only between runs with the same.
+    with other terms have other losses, so compare it only between runs with the same. Where runs were evaluated, the paper's
+    numbers for their recipe follow.
 
     \b
     univip-stream results runs/*
@@ -37,8 +38,13 @@ def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     protocols = sorted({name for row in rows for name in row["evaluations"]})
+    told = [[*_cells(row), *_scores(row, protocols)] for row in rows]
+    for recipe, method in dict.fromkeys((row["recipe"], row["method"]) for row in rows if protocols):
+        if (recipe, method) in PAPER:
+            blank = ["-"] * (len(_cells(rows[0])) - 2)
+            told.append([f"paper, {recipe}", method, *blank, *_scores({"evaluations": PAPER[recipe, method]}, protocols)])
     head = ["run", "method", "terms", "views", "regions", "K", "tries", "seed", "steps", "loss", "std", *protocols]
-    click.echo("\n".join(_table([head, *([*_cells(row), *_scores(row, protocols)] for row in rows)])))
+    click.echo("\n".join(_table([head, *told])))
 
 
 def _print_paper(as_json: bool) -> None:

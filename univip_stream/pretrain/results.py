@@ -16,11 +16,24 @@ EVALUATIONS = "eval"
 TERMS = {"scene": "method.scene", "scene-instance": "method.scene_instance", "instance": "method.instance"}
 
 
+PAPER: dict[tuple[str, str], dict[str, float]] = {
+    ("coco", "univip"): {"linear": 0.602, "detect bbox": 0.408, "detect segm": 0.368},
+    ("coco", "byol"): {"linear": 0.578, "detect bbox": 0.395, "detect segm": 0.356},
+    ("coco-plus", "univip"): {"linear": 0.630, "detect bbox": 0.411, "detect segm": 0.371},
+    ("coco-plus", "byol"): {"detect bbox": 0.400, "detect segm": 0.362},
+    ("imagenet-200", "univip"): {"linear": 0.731, "detect bbox": 0.416, "detect segm": 0.376},
+    ("imagenet-200", "byol"): {"linear": 0.706, "detect bbox": 0.407, "detect segm": 0.369},
+    ("imagenet-300", "univip"): {"linear": 0.742, "detect bbox": 0.422, "detect segm": 0.382},
+}
+"""What the paper says of a recipe and method: ImageNet top-1 of a linear probe (Table 1), COCO's box and mask AP of Mask R-CNN
+R50-FPN, 1x (Tables 2 and 4)."""
+
+
 def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """One row a run, in the order given; a folder of runs stands for those in it, by name.
 
-    A row has name, method, backbone, terms, views (overlap or random), regions, K, tries, seed, step, steps, loss (mean of
-    the last tenth of the records; None before the first), feature_std, and top1 by protocol in `evaluations`.
+    A row has name, recipe, method, backbone, terms, views (overlap or random), regions, K, tries, seed, step, steps, loss (mean of
+    the last tenth of the records; None before the first), feature_std, and top1 or AP by protocol in `evaluations`.
 
     Raises:
         InputError: a folder that is no run and holds none, or a run whose files cannot be read.
@@ -56,6 +69,7 @@ def _row(run: Path) -> dict[str, Any]:
         last = records[-max(1, len(records) // 10) :]
         return {
             "name": run.name,
+            "recipe": settings["recipe"],
             "method": settings["method.name"],
             "backbone": settings["method.backbone"],
             "terms": on,
@@ -86,6 +100,11 @@ def _evaluations(run: Path) -> dict[str, float]:
     found = {}
     for path in sorted([*run.glob("*.json"), *(run / EVALUATIONS).glob("*.json")]):
         result = json.loads(path.read_bytes())
-        if isinstance(result, dict) and "protocol" in result and "top1" in result:
+        if not isinstance(result, dict) or "protocol" not in result:
+            continue
+        if "top1" in result:
             found[str(result["protocol"])] = float(result["top1"])
+        for kind in ("bbox", "segm"):
+            if kind in result:
+                found[f"{result['protocol']} {kind}"] = float(result[kind]["AP"])
     return found

@@ -1,0 +1,30 @@
+"""Runs side by side, with what they scored, beside the paper's numbers for their recipe."""
+
+import json
+import shutil
+
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+
+
+def test_scores_stand_beside_the_papers(run_folder, tmp_path):
+    run = tmp_path / "mine"
+    shutil.copytree(run_folder, run)
+    facts = json.loads((run / "config.json").read_text())
+    facts["config"]["recipe"] = "coco"
+    (run / "config.json").write_text(json.dumps(facts))
+    (run / "eval").mkdir()
+    (run / "eval" / "linear.json").write_text(json.dumps({"protocol": "linear", "top1": 0.25}))
+    (run / "eval" / "boxes.json").write_text(
+        json.dumps({"protocol": "detect", "bbox": {"AP": 0.125}, "segm": {"AP": 0.0625}})
+    )
+    (row,) = json.loads(CliRunner().invoke(cli, ["results", str(run), "--json"]).output)
+    assert row["evaluations"] == {"linear": 0.25, "detect bbox": 0.125, "detect segm": 0.0625}
+    lines = CliRunner().invoke(cli, ["results", str(run)]).output.splitlines()
+    head, mine, paper = (line.split("  ") for line in lines)
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in (head, mine, paper)]
+    assert cells[0][-3:] == ["detect bbox", "detect segm", "linear"]
+    assert cells[1][-3:] == ["0.125", "0.062", "0.250"]
+    assert cells[2][0] == "paper, coco"
+    assert cells[2][-3:] == ["0.408", "0.368", "0.602"]  # Tables 2 and 1
