@@ -163,6 +163,17 @@ class Method(nn.Module, ABC):
         of each view, the two scenes and then the third; and `third`, (B, 3, T, T).
         """
 
+    def encode(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:
+        """Run every view through a network, batch statistics kept per view."""
+        return self._per_view(encoder, views)
+
+    def _per_view(self, module: nn.Module, views: Tensor) -> Tensor:
+        if not self.config.joint_views:
+            return torch.stack([module(view) for view in views])
+        with views_in_batch(module, len(views)):
+            joint: Tensor = module(views.flatten(0, 1))
+        return joint.reshape(*views.shape[:2], -1)
+
 
 class Bootstrap(Method):
     """A method with an online network, a predictor, and a target network that follows by moving average (Eq. 1).
@@ -181,20 +192,9 @@ class Bootstrap(Method):
     def target_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.target, self.online)]
 
-    def encode(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:
-        """Run every view through a network, batch statistics kept per view."""
-        return self._per_view(encoder, views)
-
     def predict(self, projections: Float[Tensor, "V B D"]) -> Float[Tensor, "V B D"]:
         """Run every view's projections through the predictor, batch statistics kept per view."""
         return self._per_view(self.predictor, projections)
-
-    def _per_view(self, module: nn.Module, views: Tensor) -> Tensor:
-        if not self.config.joint_views:
-            return torch.stack([module(view) for view in views])
-        with views_in_batch(module, len(views)):
-            joint: Tensor = module(views.flatten(0, 1))
-        return joint.reshape(*views.shape[:2], -1)
 
 
 UNIVIP_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")

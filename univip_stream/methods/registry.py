@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from univip_stream.errors import InputError, UsageError
 from univip_stream.methods.base import Method, MethodConfig, Wants
 from univip_stream.methods.byol import BYOL
+from univip_stream.methods.moco import MoCo
+from univip_stream.methods.simclr import SimCLR
 from univip_stream.methods.univip import UniVIP
 
 METHODS: dict[str, type[Method]] = {
     "univip": UniVIP,
     "byol": BYOL,
+    "simclr": SimCLR,
+    "moco-v2": MoCo,
 }
 """Name -> class, called with the settings and the number of instances K an image."""
 
@@ -114,7 +118,10 @@ def explained(error: Exception, method: Method) -> UsageError | None:
 
 def _kind(thing: object) -> str:
     """What a thing is, in words."""
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _place_of(error: BaseException) -> str:
