@@ -17,7 +17,7 @@ NAMES = sorted(METHODS.keys() - {"univip", "byol"})  # these two: tests/pretrain
 def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     """What two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
-    config = MethodConfig(name=name, backbone="resnet18", hidden=16, width=8, queue=10)
+    config = MethodConfig(name=name, backbone="resnet10t", hidden=16, width=8, queue=10)
     method = build_method(config, instances=K).double()
     model: torch.nn.Module = method
     if place.world_size > 1:

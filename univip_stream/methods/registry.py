@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from univip_stream.errors import InputError, UsageError
 from univip_stream.methods.base import Method, MethodConfig, Wants
 from univip_stream.methods.byol import BYOL
+from univip_stream.methods.densecl import DenseCL
 from univip_stream.methods.moco import MoCo
 from univip_stream.methods.simclr import SimCLR
 from univip_stream.methods.univip import UniVIP
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "simclr": SimCLR,
     "moco-v2": MoCo,
+    "densecl": DenseCL,
 }
 """Name -> class, called with the settings and the number of instances K an image."""
 
