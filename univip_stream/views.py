@@ -173,7 +173,7 @@ def draw_views(
 def jitter_boxes(
     boxes: Int32[np.ndarray, "K 4"], region: Int32[np.ndarray, "4"], rng: np.random.Generator, config: ViewConfig
 ) -> Float32[np.ndarray, "K 4"]:
-    """Shift and resize boxes by chance, as SoCo does (arXiv:2106.02637, section 3.3), and cut them off at the region.
+    """Shift and resize boxes by chance, as SoCo does (arXiv:2106.02637), and cut them off at the region.
 
     Of every box, with chance `box_jitter_p`, x and w change by r w, y and h by r h, each r uniform between -`box_jitter` and
     `box_jitter`. At least a pixel of a box remains.

@@ -10,14 +10,14 @@ from univip_stream.distributed import Place, in_parallel, joined
 from univip_stream.methods import METHODS, MethodConfig, build_method
 from univip_stream.networks import synchronise_batchnorm
 
-B, K, S, T = 8, 2, 32, 16
+B, K, S, T = 4, 2, 32, 16
 NAMES = sorted(METHODS.keys() - {"univip", "byol"})  # these two: tests/pretrain/test_distributed.py
 
 
 def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     """What two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
-    config = MethodConfig(name=name, backbone="resnet10t", hidden=16, width=8, queue=10)
+    config = MethodConfig(name=name, backbone="resnet10t", hidden=16, width=8, queue=6)
     method = build_method(config, instances=K).double()
     model: torch.nn.Module = method
     if place.world_size > 1:

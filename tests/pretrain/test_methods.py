@@ -1,6 +1,7 @@
 """Every method by its name: trained from the same shards with the paper's views, stopped, continued, exported."""
 
 import json
+import shutil
 
 import pytest
 import safetensors.torch
@@ -44,7 +45,7 @@ def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, dra
     assert len({row["loss"] for row in rows}) == 3
 
     # What a run that was killed after step 3, before its checkpoint, leaves behind.
-    assert train(drawn_shards, parts, name, *small(name)).exit_code == 0
+    shutil.copytree(whole, parts)
     (parts / "checkpoints" / "step-000000003.pt").unlink()
     kept = (parts / "metrics.jsonl").read_text().splitlines()[:2]
     (parts / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
@@ -79,3 +80,16 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
     assert config["ema"] == 0.999
     assert config["method"]["temperature"] == 0.5
     assert records(tmp_path / "run")[0]["momentum"] == 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
+        ("soco", "views.third_size=0", "soco looks at a third view, and views.third_size is 0"),
+        ("univip", "views.instance_crops=false", "univip looks at instances as images of their own"),
+    ],
+)
+def test_views_that_lack_what_a_method_wants_are_refused(name, setting, words, drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", name, setting)
+    assert (done.exit_code, words in done.output) == (2, True), done.output

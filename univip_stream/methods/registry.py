@@ -14,7 +14,9 @@ from univip_stream.methods.base import Method, MethodConfig, Wants
 from univip_stream.methods.byol import BYOL
 from univip_stream.methods.densecl import DenseCL
 from univip_stream.methods.moco import MoCo
+from univip_stream.methods.scrl import SCRL
 from univip_stream.methods.simclr import SimCLR
+from univip_stream.methods.soco import SoCo
 from univip_stream.methods.univip import UniVIP
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "moco-v2": MoCo,
     "densecl": DenseCL,
+    "scrl": SCRL,
+    "soco": SoCo,
 }
 """Name -> class, called with the settings and the number of instances K an image."""
 
