@@ -1,7 +1,7 @@
 """A method of one's own by module:Class: it trains like any other, and its mistakes are told in words."""
 
 import pytest
-from test_methods import records, train
+from test_every_method import records, train
 
 BASE = """
 import torch

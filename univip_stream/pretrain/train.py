@@ -173,13 +173,19 @@ class _Trainer:
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
             f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
-            f"target momentum {config.ema:g} to 1"
+            f"{self._momenta()}"
         )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
         if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"
+
+    def _momenta(self) -> str:
+        if not self.method.target_pairs():
+            return "no target network"
+        first, last = (self.method.target_momentum(step, self.total, self.config.ema) for step in (0, self.total))
+        return f"target momentum {first:g} to {last:g}"
 
     def steps(self, asked: threading.Event) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding what is recorded."""
@@ -205,7 +211,7 @@ class _Trainer:
                 values = {
                     "step": finished,
                     "epoch": round(finished / self.steps_per_epoch, 4),
-                    **{name: losses[name] for name in self.terms},
+                    **{name: losses[name] for name in self.updates.terms},
                     "lr": rate,
                     "momentum": momentum,
                     "filled": losses["filled"],

@@ -13,6 +13,7 @@ from univip_stream.cli import cli
 from univip_stream.methods import METHODS
 from univip_stream.pretrain import load_backbone
 
+UNLIKE = ("images_per_second", "data_wait", "memory_bytes")
 NEW = sorted(METHODS.keys() - {"univip", "byol"})
 SMALL = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "method.queue=10", "views.scene_size=32",
          "views.instance_size=32", "views.min_scale=32", "stream.batch_size=4", "stream.workers=0", "precision=fp32",
@@ -27,7 +28,7 @@ def train(shards, run, name, *settings, recipe="cpu-demo"):
 
 def records(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in ("images_per_second", "data_wait")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in UNLIKE} for row in rows]
 
 
 def small(name):
