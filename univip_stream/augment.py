@@ -17,8 +17,10 @@ from torch import Tensor
 from univip_stream.errors import UsageError
 from univip_stream.shapes import Float, Float32, UInt8
 
-# Columns of a draw.
-_FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _SIGMA, _SOLARIZE = (0, 1, 2, 3, 4, 5, 9, 10, 11)
+FLIP = 0
+"""Column of a draw that says whether the image is mirrored: above 0 if it is."""
+# The other columns.
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _SIGMA, _SOLARIZE = (1, 2, 3, 4, 5, 9, 10, 11)
 DRAW_SIZE = 12
 """P: numbers of one image's augmentation."""
 _BLENDS = (_BRIGHTNESS, _CONTRAST, _SATURATION)
@@ -92,7 +94,7 @@ def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[
     """
     chance = rng.random(10)
     out = np.zeros(DRAW_SIZE, np.float32)
-    out[_FLIP] = chance[0] < config.flip_p
+    out[FLIP] = chance[0] < config.flip_p
     jittered = chance[1] < config.jitter_p
     for column, amount, number in zip(
         _BLENDS, (config.brightness, config.contrast, config.saturation), chance[2:5], strict=True
@@ -155,7 +157,7 @@ def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> 
 
 def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
     """The operations of one draw on 1 x 3 x S x S; may write into it."""
-    if row[_FLIP]:
+    if row[FLIP]:
         x = x.flip(-1)
     for operation in map(int, row[_ORDER : _ORDER + 4]):
         if operation == _TURN:
@@ -178,7 +180,7 @@ def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
     def where(flags_N: Tensor, changed: Tensor, same: Tensor) -> Tensor:
         return torch.where(flags_N.view(-1, 1, 1, 1), changed, same)
 
-    x = where(draws_NP[:, _FLIP] > 0, x.flip(-1), x)
+    x = where(draws_NP[:, FLIP] > 0, x.flip(-1), x)
     # Turning the hue is dear, so it comes once: before it the blends that an image's order has before it, then the others.
     order_N4 = draws_NP[:, _ORDER : _ORDER + 4].long()
     factors_N4 = draws_NP.gather(1, 1 + order_N4)

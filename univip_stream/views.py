@@ -14,7 +14,7 @@ import numpy as np
 
 from univip_stream.boxes import naive_boxes
 from univip_stream.errors import UsageError
-from univip_stream.shapes import Int32
+from univip_stream.shapes import Float32, Int32
 
 _CROP_TRIES = 10
 """Shapes that a random resized crop tries before it falls back to a central one, as torchvision's does."""
@@ -50,12 +50,29 @@ class ViewConfig:
     """Of the resizing."""
     instance_augmentations: Literal[1, 2] = 1
     """1: the same augmented instance goes to both networks. 2: one each."""
+    instance_crops: bool = True
+    """Cut the instances out as images of their own. False: their boxes only, for methods that look at boxes in the views."""
+    whole_first: bool = False
+    """The first view is the whole image, as SoCo's."""
+    third_size: int = 0
+    """Side of a third view, the second's window once more at this size, pixels; 0 for none. SoCo's V3."""
+    box_jitter: float = 0.0
+    """Greatest shift and change of size of a box in the first view, as a share of its sides; 0 for none. SoCo has 0.1."""
+    box_jitter_p: float = 0.5
+    """Chance that a box is jittered at all. 0.5 in SoCo's code."""
 
     def __post_init__(self) -> None:
-        for name, least in (("scene_size", 8), ("instance_size", 8), ("instances", 0), ("tries", 1), ("min_scale", 1)):
+        for name, least in (
+            ("scene_size", 8),
+            ("instance_size", 8),
+            ("instances", 0),
+            ("tries", 1),
+            ("min_scale", 1),
+            ("third_size", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at least {least}")
-        for name in ("scene_size", "instance_size"):
+        for name in ("scene_size", "instance_size", "third_size"):
             if getattr(self, name) > 4096:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at most 4096 pixels")
         for name, allowed in (
@@ -76,6 +93,13 @@ class ViewConfig:
             raise UsageError(f"views.max_aspect is {self.max_aspect}; expected at least 1 (longest side over shortest)")
         if not 0 <= self.max_iou <= 1:
             raise UsageError(f"views.max_iou is {self.max_iou}; expected 0 to 1")
+        if 0 < self.third_size < 8:
+            raise UsageError(f"views.third_size is {self.third_size}; expected at least 8 pixels, or 0 for no third view")
+        if not 0 <= self.box_jitter <= 0.5 or not 0 <= self.box_jitter_p <= 1:
+            raise UsageError(
+                f"views.box_jitter is {self.box_jitter} and views.box_jitter_p {self.box_jitter_p}; expected a share of at most "
+                "0.5 and a chance of at most 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +138,7 @@ def draw_views(
     K = config.instances
     mined = boxes if config.regions == "mined" else boxes[:0]
     if not config.overlap:
-        scenes_24 = _random_crops(rng, 2, width, height, config)
+        scenes_24 = _pairs_of_crops(rng, 1, width, height, config)[0]
         region = np.array([0, 0, width, height], np.int32)
         instances, filled = _choose(mined, region, K, rng, config)
         overlap = _overlaps(scenes_24[None])[0]
@@ -122,7 +146,7 @@ def draw_views(
         return Views(scenes=scenes_24, instances=instances, overlap=overlap, filled=filled, tries=1)
 
     # All tries at once: numbers are cheaper than loops, and the first that succeeds is the one a loop would have taken.
-    crops_T24 = _random_crops(rng, 2 * config.tries, width, height, config).reshape(config.tries, 2, 4)
+    crops_T24 = _pairs_of_crops(rng, config.tries, width, height, config)
     overlaps_T4 = _overlaps(crops_T24)
     held_TN = _inside(mined, overlaps_T4)
     counts_T = held_TN.sum(axis=1)
@@ -146,6 +170,24 @@ def draw_views(
     return Views(scenes=scenes_24, instances=instances, overlap=overlap_4, filled=filled, tries=tries)
 
 
+def jitter_boxes(
+    boxes: Int32[np.ndarray, "K 4"], region: Int32[np.ndarray, "4"], rng: np.random.Generator, config: ViewConfig
+) -> Float32[np.ndarray, "K 4"]:
+    """Shift and resize boxes by chance, as SoCo does (arXiv:2106.02637), and cut them off at the region.
+
+    Of every box, with chance `box_jitter_p`, x and w change by r w, y and h by r h, each r uniform between -`box_jitter` and
+    `box_jitter`. At least a pixel of a box remains.
+    """
+    shifts = rng.uniform(-config.box_jitter, config.box_jitter, (len(boxes), 4))
+    shifts *= rng.random((len(boxes), 1)) < config.box_jitter_p
+    sides = boxes[:, [2, 3, 2, 3]].astype(np.float64)
+    moved = boxes + shifts * sides
+    low, high = region[:2], region[:2] + region[2:]
+    near = np.clip(moved[:, :2], low, high - 1)
+    far = np.clip(moved[:, :2] + moved[:, 2:], near + 1, high)
+    return np.concatenate([near, far - near], axis=1).astype(np.float32)
+
+
 def _choose(
     candidates: np.ndarray, region: np.ndarray, K: int, rng: np.random.Generator, config: ViewConfig
 ) -> tuple[np.ndarray, int]:
@@ -163,6 +205,14 @@ def _choose(
         avoid=candidates,
     )
     return np.concatenate([candidates.astype(np.int32), filling]), missing
+
+
+def _pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
+    """int32, T x 2 x 4: pairs of views; of each the first is the whole image if that is asked."""
+    crops_T24 = _random_crops(rng, 2 * tries, width, height, config).reshape(tries, 2, 4)
+    if config.whole_first:
+        crops_T24[:, 0] = 0, 0, width, height
+    return crops_T24
 
 
 def _random_crops(rng: np.random.Generator, count: int, width: int, height: int, config: ViewConfig) -> np.ndarray:

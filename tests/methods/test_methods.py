@@ -7,7 +7,7 @@ import torch
 
 from univip_stream import losses
 from univip_stream.errors import UsageError
-from univip_stream.methods import BYOL, METHODS, Method, MethodConfig, UniVIP, build_method
+from univip_stream.methods import BYOL, Method, MethodConfig, UniVIP, build_method
 from univip_stream.networks import synchronise_batchnorm
 
 B, K, S, INSTANCE = 4, 3, 64, 32
@@ -58,7 +58,7 @@ def test_one_joint_forward_gives_what_two_give(batch):
     torch.testing.assert_close(dict(joint.named_buffers()), dict(apart.named_buffers()))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["univip", "byol"])
 def test_a_step_moves_every_online_parameter_and_no_target(batch, name: str):
     method = build(name=name)
     before = {key: value.clone() for key, value in method.named_parameters()}

@@ -12,6 +12,7 @@ import click
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import place_from_environment
 from univip_stream.errors import UsageError
+from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
@@ -33,7 +34,7 @@ from univip_stream.pretrain.settings import with_settings
 # What to train.
 @click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
 @click.option("--ablation", metavar="ROW", help=f"A row of the paper's tables 7 to 9: {', '.join(ABLATIONS)}.")
-@click.option("--method", metavar="NAME", help="univip or byol.  [default: the recipe's]")
+@click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}, or your own module:Class, with its own views.")
 @click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
 @click.option(
     "--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the images.  [default: the recipe's]"
@@ -141,7 +142,7 @@ def _configuration(
     caches: tuple[str | None, str | None],
     settings: tuple[str, ...],
 ) -> PretrainConfig:
-    """The recipe, with the ablation laid over it, the options over that, and --set over those."""
+    """The recipe, the method's settings laid over it, the ablation over those, then the options, then --set."""
     if epochs is not None and steps is not None:
         raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
     said = {
@@ -156,10 +157,11 @@ def _configuration(
         "stream.decoded_cache": caches[1],
     }
     texts = [f"{key}={value}" for key, value in said.items() if value is not None]
+    of_method = [f"{key}={json.dumps(value)}" for key, value in method_class(method).wants.settings.items()] if method else []
     if epochs is not None:
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()
-    config = with_settings(recipe_named(recipe), [*changes, *texts, *settings])
+    config = with_settings(recipe_named(recipe), [*of_method, *changes, *texts, *settings])
     # One seed is said and stored; the stream's own field follows it.
     return replace(config, stream=replace(config.stream, seed=config.seed))
 
@@ -182,8 +184,9 @@ class _Line:
         self.said = now
         done = step - self.first
         left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
+        terms = {name.removeprefix("loss_").replace("_", "-"): value for name, value in values.items() if name[:5] == "loss_"}
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
         self.say(
-            f"step {step}/{steps}  loss {values['loss']:.3f} (scene {values['loss_scene']:.3f}, scene-instance "
-            f"{values['loss_scene_instance']:.3f}, instance {values['loss_instance']:.3f})  std {values['feature_std']:.2f}  "
+            f"step {step}/{steps}  loss {values['loss']:.3f}{f' ({parts})' if parts else ''}  std {values['feature_std']:.2f}  "
             f"{values['images_per_second']:.1f} images/s, waiting {values['data_wait']:.0%}  {left}"
         )

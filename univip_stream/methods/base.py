@@ -1,11 +1,13 @@
-"""What every method shares: its settings, the online and the target network, and the form of a step.
+"""What every method shares: its settings, what it wants of the stream, its networks and the form of a step.
 
-Letters: A augmentations of an instance, B batch, K instances an image, V views, S and I side of scene and instance, D width.
+Letters: A augmentations of an instance, B batch, K instances an image, V views, S, I and T side of scene, instance and third
+view, D width, N vectors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,22 @@ from univip_stream.networks import (
     update_ema,
     views_in_batch,
 )
+from univip_stream.schedules import ema_momentum
 from univip_stream.shapes import Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wants:
+    """What a method wants of the stream beside the two scene views."""
+
+    crops: bool = False
+    """The instances as images of their own: `instances` of `forward`. Where `views.instances` is 0 there are none."""
+    boxes: bool = False
+    """The instances' boxes in pixels of each view, after crop, resize and flip: `boxes` of `forward`."""
+    third: bool = False
+    """A third view, the second's window at `views.third_size` pixels a side: `third` of `forward`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The paper's views, augmentations and heads, as dotted settings: `--method NAME` lays them over the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +46,7 @@ class MethodConfig:
     """Settings of a method; the defaults are the paper's, or `docs/method.md`'s where the paper is silent."""
 
     name: str = "univip"
-    """A name of `METHODS`: "univip" or "byol"."""
+    """A name of `METHODS`, or a class of your own as module:Class."""
     backbone: str = "resnet50"
     """A torchvision ResNet or any timm model."""
     pretrained: bool = False
@@ -52,26 +69,41 @@ class MethodConfig:
     """Sinkhorn iterations."""
     mass: float = 1.0
     """Sum of a transport plan, and so the weight of Eq. 11; K counts every instance once."""
+    temperature: float = 0.2
+    """Of the contrastive losses: what similarities are divided by."""
+    queue: int = 65536
+    """Keys of earlier batches that moco-v2 and densecl keep as negatives."""
+    dense_weight: float = 0.5
+    """Share of densecl's dense loss; the global one has the rest. The paper's lambda."""
     joint_views: bool = False
     """Both scene views as one forward, batch statistics still kept per view: fewer and larger kernels, but every batch
     normalisation copies its output once more. False runs a forward for each view."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "width", "iterations"):
+        for name in ("hidden", "width", "iterations", "queue"):
             if getattr(self, name) < 1:
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("epsilon", "mass"):
+        for name in ("epsilon", "mass", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 <= self.dense_weight <= 1:
+            raise UsageError(f"method.dense_weight is {self.dense_weight}; expected a share, 0 to 1")
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: images (B, 3, H, W) to projections (B, D)."""
+    """Backbone and projector: images (B, 3, H, W) to projections (B, D).
 
-    def __init__(self, config: MethodConfig) -> None:
+    Args:
+        config: names the backbone and the widths.
+        head: makes the projector from the backbone's width; None is BYOL's.
+
+    """
+
+    def __init__(self, config: MethodConfig, head: Callable[[int], nn.Module] | None = None) -> None:
         super().__init__()
         self.backbone: Backbone = build_backbone(config.backbone, pretrained=config.pretrained, small_stem=config.small_stem)
-        self.projector = projector(self.backbone.width, config.hidden, config.width)
+        width = self.backbone.width
+        self.projector = head(width) if head is not None else projector(width, config.hidden, config.width)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         projection: Tensor = self.projector(self.backbone(images))
@@ -79,19 +111,22 @@ class Encoder(nn.Module):
 
 
 class Method(nn.Module, ABC):
-    """An online network with a predictor, and a target network that follows it by moving average (Eq. 1).
+    """A method: its networks, its loss, and what it wants of the stream. A subclass is built with (config, instances).
 
-    The target starts as a copy of the online network. It stays in train mode and normalises with its own batch
-    statistics; no gradient reaches it. Call `update_target` after the optimizer's step.
+    It must have the network that is exported as `online.backbone`, or say by `backbone` where it is. All state (queues,
+    counters) is in buffers: then it is saved, restored and moved with the weights. `docs/adding-a-method.md` adds one.
     """
 
-    def __init__(self, config: MethodConfig) -> None:
+    wants: ClassVar[Wants] = Wants()
+    """Of the stream."""
+    terms: ClassVar[tuple[str, ...]] = ()
+    """Names of the losses that `forward` returns beside `loss`, for the metrics: `loss_...`."""
+
+    online: Encoder
+
+    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.online = Encoder(config)
-        self.predictor = projector(config.width, config.hidden, config.width)
-        per_view_batchnorm(self)
-        self.target = frozen_copy(self.online)
 
     @property
     def backbone(self) -> Backbone:
@@ -99,15 +134,19 @@ class Method(nn.Module, ABC):
         return self.online.backbone
 
     def online_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the optimizer trains: all but the target's."""
+        """The parameters that the optimizer trains: all but a target's."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def target_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(target, online) modules of the moving average."""
-        return [(self.target, self.online)]
+        """(target, online) modules of the moving average; none for a method without."""
+        return []
+
+    def target_momentum(self, step: int, total: int, base: float) -> float:
+        """Momentum of the moving average after a step; `base` is the setting `ema`. BYOL's cosine from it to 1."""
+        return ema_momentum(step, total, base)
 
     def update_target(self, momentum: float) -> None:
-        """Eq. 1: move the target's parameters towards the online network's."""
+        """Eq. 1: move the target's parameters towards the online network's. Called after the optimizer's step."""
         for target, online in self.target_pairs():
             update_ema(target, online, momentum)
 
@@ -117,18 +156,16 @@ class Method(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Return the losses of one batch, 0-dimensional: the metrics of a step.
 
-        `loss` carries the gradient and is the sum of `loss_scene`, `loss_scene_instance` and `loss_instance`, of which a
-        term that is off is zero. `feature_std`, detached, tells collapse: about 1 for features spread over the sphere,
-        0 where all images have the same.
+        `loss` carries the gradient; `terms` are what it is made of. `feature_std`, detached, tells collapse: about 1 for
+        features spread over the sphere, 0 where all images have the same.
+
+        A method that wants them takes two more arguments by name: `boxes`, float32 (V, B, K, 4), x1, y1, x2, y2 in pixels
+        of each view, the two scenes and then the third; and `third`, (B, 3, T, T).
         """
 
     def encode(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:
         """Run every view through a network, batch statistics kept per view."""
         return self._per_view(encoder, views)
-
-    def predict(self, projections: Float[Tensor, "V B D"]) -> Float[Tensor, "V B D"]:
-        """Run every view's projections through the predictor, batch statistics kept per view."""
-        return self._per_view(self.predictor, projections)
 
     def _per_view(self, module: nn.Module, views: Tensor) -> Tensor:
         if not self.config.joint_views:
@@ -138,18 +175,44 @@ class Method(nn.Module, ABC):
         return joint.reshape(*views.shape[:2], -1)
 
 
+class Bootstrap(Method):
+    """A method with an online network, a predictor, and a target network that follows by moving average (Eq. 1).
+
+    The target starts as a copy of the online network. It stays in train mode and normalises with its own batch
+    statistics; no gradient reaches it.
+    """
+
+    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
+        super().__init__(config, instances)
+        self.online = Encoder(config)
+        self.predictor = projector(config.width, config.hidden, config.width)
+        per_view_batchnorm(self)
+        self.target = frozen_copy(self.online)
+
+    def target_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.target, self.online)]
+
+    def predict(self, projections: Float[Tensor, "V B D"]) -> Float[Tensor, "V B D"]:
+        """Run every view's projections through the predictor, batch statistics kept per view."""
+        return self._per_view(self.predictor, projections)
+
+
+UNIVIP_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")
+"""The terms of Eq. 12, in its order; byol's metrics have the same columns."""
+
+
 def losses_by_term(
     scene: Float[Tensor, ""] | None, scene_instance: Float[Tensor, ""] | None, instance: Float[Tensor, ""] | None
 ) -> dict[str, Tensor]:
     """Eq. 12: the sum with equal weights, and its terms; None for a term that is off."""
-    terms = {"loss_scene": scene, "loss_scene_instance": scene_instance, "loss_instance": instance}
+    terms = dict(zip(UNIVIP_TERMS, (scene, scene_instance, instance), strict=True))
     loss = torch.stack([term for term in terms.values() if term is not None]).sum()
     off = torch.zeros_like(loss)
     return {"loss": loss} | {name: off if term is None else term for name, term in terms.items()}
 
 
 @torch.no_grad()
-def feature_std(projections: Float[Tensor, "V B D"]) -> Float[Tensor, ""]:
+def feature_std(projections: Float[Tensor, "V N D"]) -> Float[Tensor, ""]:
     """Standard deviation of the l2-normalised features, mean over dimensions, times sqrt(D): 1 spread, 0 collapsed."""
     unit_ND = F.normalize(projections.detach().float().flatten(0, 1), dim=-1)
     spread: Tensor = unit_ND.std(0, correction=0).mean() * unit_ND.shape[-1] ** 0.5

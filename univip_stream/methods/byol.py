@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from univip_stream.losses import scene_loss
-from univip_stream.methods.base import Method, feature_std, losses_by_term
+from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, feature_std, losses_by_term
 from univip_stream.shapes import Float
 
 
-class BYOL(Method):
+class BYOL(Bootstrap):
     """The scene term alone. Instances are ignored; the views should be random ones."""
+
+    terms = UNIVIP_TERMS
 
     def forward(
         self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None

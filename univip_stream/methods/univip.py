@@ -8,19 +8,22 @@ from torch import Tensor, nn
 
 from univip_stream.errors import UsageError
 from univip_stream.losses import instance_loss, scene_instance_loss, scene_loss
-from univip_stream.methods.base import Method, MethodConfig, feature_std, losses_by_term
+from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, Wants, feature_std, losses_by_term
 from univip_stream.shapes import Float
 
 
-class UniVIP(Method):
+class UniVIP(Bootstrap):
     """The sum of three terms (Eq. 12), each of which can be switched off; without instances only the first remains.
 
     Instances run as one forward of B * K images. With two augmentations the online network sees the first and the target
     the second; with one, both see the same crops.
     """
 
+    wants = Wants(crops=True)
+    terms = UNIVIP_TERMS
+
     def __init__(self, config: MethodConfig, instances: int) -> None:
-        super().__init__(config)
+        super().__init__(config, instances)
         self.instances = instances
         self.with_scene_instance = config.scene_instance and instances > 0
         self.with_instance = config.instance and instances > 0

@@ -63,9 +63,7 @@ def _row(run: Path) -> dict[str, Any]:
         settings, steps = flat_dict(facts["config"]), facts["steps"]
         records = _records(run / METRICS)
         K = settings["views.instances"]
-        # BYOL has the scene's term alone, whatever the switches say; without instances so has UniVIP.
-        scene_only = settings["method.name"] == "byol" or K == 0
-        on = ["scene"] if scene_only else [name for name, key in TERMS.items() if settings[key]]
+        on = _terms(settings, K, records)
         last = records[-max(1, len(records) // 10) :]
         return {
             "name": run.name,
@@ -86,6 +84,17 @@ def _row(run: Path) -> dict[str, Any]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} cannot be read as a run ({type(error).__name__}: {error})") from error
+
+
+def _terms(settings: dict[str, Any], K: int, records: list[dict[str, Any]]) -> list[str]:
+    """The terms of a run's loss."""
+    method = settings["method.name"]
+    if method not in ("univip", "byol"):
+        found = [name.removeprefix("loss_") for name in (records[-1] if records else {}) if name.startswith("loss_")]
+        return [name.replace("_", "-") for name in found]
+    # BYOL has the scene's term alone, whatever the switches say; without instances so has UniVIP.
+    scene_only = method == "byol" or K == 0
+    return ["scene"] if scene_only else [name for name, key in TERMS.items() if settings[key]]
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

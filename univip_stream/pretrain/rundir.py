@@ -72,9 +72,10 @@ def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, ste
         their_images, their_fingerprint = shards["images"], shards["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
-    ours = flat(config)
-    names = [name for name in ours if name not in HARMLESS and theirs.get(name) != ours[name]]
-    differences = [f"{name} {theirs.get(name)!r} there, {ours[name]!r} here" for name in names]
+    # A setting that came after that run was made stands there at its default.
+    ours, theirs = flat(config), flat(PretrainConfig()) | theirs
+    names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]
+    differences = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
     if their_fingerprint != index.fingerprint:
         differences.append(f"other shards ({their_images} images there, {len(index)} here)")
     if not differences and total != steps:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,18 @@ from univip_stream.distributed import (
 )
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
-from univip_stream.methods import Method, build_method
+from univip_stream.methods import Method, build_method, method_class
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.inputs import check_views
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.rundir import hold, open_run
 from univip_stream.pretrain.settings import to_dict
-from univip_stream.pretrain.update import TERMS, Updates
+from univip_stream.pretrain.update import Updates
 from univip_stream.record import Recorder
-from univip_stream.schedules import cosine_lr, ema_momentum
+from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
 
 
@@ -114,8 +116,11 @@ class _Trainer:
             )
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
+        wants = method_class(config.method.name).wants
+        # Views and augmentations are the same with and without the crops; nobody would look at them.
+        views = config.views if wants.crops else replace(config.views, instance_crops=False)
         stream = Stream(
-            shards, config.views, config.augment, config.stream,
+            shards, views, config.augment, config.stream,
             rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
         )  # fmt: skip
         self.total = config.total_steps(stream.steps_per_epoch)
@@ -128,6 +133,7 @@ class _Trainer:
 
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
+        check_views(self.method, config.views)
         if place.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -167,13 +173,19 @@ class _Trainer:
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
             f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
-            f"target momentum {config.ema:g} to 1"
+            f"{self._momenta()}"
         )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
         if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"
+
+    def _momenta(self) -> str:
+        if not self.method.target_pairs():
+            return "no target network"
+        first, last = (self.method.target_momentum(step, self.total, self.config.ema) for step in (0, self.total))
+        return f"target momentum {first:g} to {last:g}"
 
     def steps(self, asked: threading.Event) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding what is recorded."""
@@ -191,7 +203,7 @@ class _Trainer:
             if record or save or judge or self.updates.look_due(finished):
                 losses, stop = self.updates.look(asked)
             rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
-            momentum = ema_momentum(step, self.total, config.ema)
+            momentum = self.method.target_momentum(step, self.total, config.ema)
             self.updates.apply(rate, momentum)
 
             if record or judge:
@@ -199,7 +211,7 @@ class _Trainer:
                 values = {
                     "step": finished,
                     "epoch": round(finished / self.steps_per_epoch, 4),
-                    **{name: losses[name] for name in TERMS},
+                    **{name: losses[name] for name in self.updates.terms},
                     "lr": rate,
                     "momentum": momentum,
                     "filled": losses["filled"],

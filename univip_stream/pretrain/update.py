@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.augment import AugmentConfig, augment
-from univip_stream.distributed import Place, mean_over_ranks
+from univip_stream.distributed import Place, ended_by_others, mean_over_ranks
 from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method
+from univip_stream.methods.registry import checked_losses, explained
+from univip_stream.pretrain.inputs import extras_on
 from univip_stream.pretrain.optim import set_learning_rate
 from univip_stream.stream import Batch
 
-TERMS = ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "feature_std")
-"""What a method returns of a step, in this order."""
 LOOK_EVERY = {"cpu": 1, "cuda": 10}
 """Steps between two looks at the losses, by device. On a CPU they are at hand; on a GPU a look makes the host wait."""
 _SHOWN = 8
@@ -39,7 +39,7 @@ class _Unseen:
 
     step: int
     values: Tensor
-    """TERMS and the share of filled instances, means over the step's parts, on the device."""
+    """The method's terms and the share of filled instances, means over the step's parts, on the device."""
     keys: list[str]
     sources: list[str]
 
@@ -78,6 +78,8 @@ class Updates:
         self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
         self.accumulate, self.precision, self.config, self.instances = accumulate, precision, config, instances
         self.device, self.place, self.run = device, place, run
+        self.terms = ("loss", *method.terms, "feature_std")
+        """What the method returns of a step, in this order."""
         self._unseen: list[_Unseen] = []
         self.views: tuple[Tensor, Tensor | None] | None = None
         """The first images of the last batch as the networks saw them, where they were asked for."""
@@ -88,7 +90,7 @@ class Updates:
 
     def gradient(self, batches: Iterator[Batch], step: int, *, keep_views: bool = False) -> None:
         """Add up the gradient of a step over its parts; `keep_views` leaves some of what the networks saw in `views`."""
-        totals = torch.zeros(len(TERMS) + 1, device=self.device)
+        totals = torch.zeros(len(self.terms) + 1, device=self.device)
         keys: list[str] = []
         sources: list[str] = []
         for part in range(self.accumulate):
@@ -96,12 +98,12 @@ class Updates:
             scenes, instances = views_on(self.device, batch, self.config)
             if keep_views:
                 self.views = scenes[:, :_SHOWN].cpu(), None if instances is None else instances[:, :_SHOWN].cpu()
+            extras = extras_on(self.device, batch, self.method.wants, self.config)
             with self._alone(last=part == self.accumulate - 1):
-                with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                    losses = self.model(scenes, instances)
-                (losses["loss"] / self.accumulate).backward()
+                losses = self._losses(scenes, instances, extras)
+                (losses["loss"] / self.accumulate).backward()  # type: ignore[no-untyped-call]
             filled = batch.filled.float().mean() / max(self.instances, 1)
-            terms = [losses[name].detach().float() for name in TERMS]
+            terms = [losses[name].detach().float() for name in self.terms]
             totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
             keys += batch.keys
             sources += batch.sources
@@ -128,7 +130,20 @@ class Updates:
         for step, theirs in zip(unseen, values, strict=True):
             if not torch.isfinite(theirs[0]):
                 self._stop_at(step, late=unseen[-1].step - step.step)
-        return dict(zip([*TERMS, "filled"], values[-1].tolist(), strict=True)), bool(stops[0] > 0)
+        return dict(zip([*self.terms, "filled"], values[-1].tolist(), strict=True)), bool(stops[0] > 0)
+
+    def _losses(self, scenes: Tensor, instances: Tensor | None, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A forward pass; what goes wrong in a method of somebody's own is told in words."""
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                return checked_losses(self.model(scenes, instances, **extras), self.method)
+        except Exception as error:
+            others = isinstance(error, RuntimeError) and (
+                "DataLoader worker" in str(error) or ended_by_others(error, self.place)
+            )
+            if others or (told := explained(error, self.method)) is None:
+                raise
+            raise told from error
 
     def _alone(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are summed over the ranks once a step, with its last part."""
@@ -140,7 +155,7 @@ class Updates:
     def _stop_at(self, step: _Unseen, late: int) -> None:
         """A loss that is no number ends the run and leaves on disk what caused it."""
         left = self.run / f"not-finite-step-{step.step + 1}-rank-{self.place.rank}.json"
-        found = dict(zip(TERMS, step.values.tolist(), strict=False))
+        found = dict(zip(self.terms, step.values.tolist(), strict=False))
         with written_atomically(left) as file:
             facts = {
                 "step": step.step + 1,

@@ -1,7 +1,8 @@
 """What the stream gives: views as uint8, with the numbers their augmentation needs.
 
-Shape letters: B images, K instances an image, S and I sides of scenes and instances, A instance augmentations, P numbers
-of a draw. Pixels lie in memory as S x S x 3, so that the C x S x S tensors are channels-last without a copy.
+Shape letters: B images, K instances an image, S, I and T sides of scenes, instances and third views, A instance
+augmentations, P numbers of a draw. Pixels lie in memory as S x S x 3, so that the C x S x S tensors are channels-last without
+a copy.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class Batch:
     scenes: Tensor
     """uint8 (2, B, 3, S, S): the two views."""
     instances: Tensor
-    """uint8 (B, K, 3, I, I): the instances in the views' overlap."""
+    """uint8 (B, K, 3, I, I): the instances in the views' overlap; K is 0 here where only their boxes are wanted."""
     scene_draws: Tensor
     """float32 (2, B, P): see `augment.draw`."""
     instance_draws: Tensor
@@ -27,7 +28,13 @@ class Batch:
     scene_boxes: Tensor
     """int32 (2, B, 4): xywh of the views in the image."""
     instance_boxes: Tensor
-    """int32 (B, K, 4)."""
+    """int32 (B, K, 4): xywh of the instances in the image."""
+    view_boxes: Tensor
+    """float32 (2, B, K, 4): the same as each scene view is to see them; the first view's are jittered if that is asked."""
+    third: Tensor
+    """uint8 (B, 3, T, T): the second view's window at another size; T is 0 where there is none."""
+    third_draws: Tensor
+    """float32 (B, P)."""
     filled: Tensor
     """int32 (B): instances that are naive boxes, because the overlap held too few."""
     positions: Tensor

@@ -31,7 +31,7 @@ from univip_stream.stream.decoded import Decoded
 from univip_stream.stream.order import Order, view_generator
 from univip_stream.stream.reader import Reader
 from univip_stream.stream.ring import Ring
-from univip_stream.views import ViewConfig, draw_views
+from univip_stream.views import ViewConfig, draw_views, jitter_boxes
 
 _NO_PIXELS = torch.empty((1, 1, 0, 0, 3), dtype=torch.uint8)
 _STAND_INS = 100
@@ -238,11 +238,12 @@ class _Batches(Dataset[Batch | InputError]):
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.ring: Ring | None = None
 
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of a batch's scenes and instances, as they lie in memory."""
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of a batch's scenes, instances and third views, as they lie in memory."""
         views, B = self.views, self.size
-        scene, instance = views.scene_size, views.instance_size
-        return (2, B, scene, scene, 3), (B, views.instances, instance, instance, 3)
+        scene, instance, third = views.scene_size, views.instance_size, views.third_size
+        crops = views.instances if views.instance_crops else 0
+        return (2, B, scene, scene, 3), (B, crops, instance, instance, 3), (B, third, third, 3)
 
     def __getitem__(self, number: int) -> Batch | InputError:
         try:
@@ -258,9 +259,11 @@ class _Batches(Dataset[Batch | InputError]):
         first = step * self.config.batch_size + (part * self.world_size + self.rank) * self.size
         views, B = self.views, self.size
         K, A = views.instances, views.instance_augmentations
-        scenes, instances = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
+        scenes, instances, third = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
         scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
-        instance_draws = np.empty((A, B, K, augmentation.DRAW_SIZE), np.float32)
+        instance_draws = np.empty((A, B, instances.shape[1], augmentation.DRAW_SIZE), np.float32)
+        third_draws = np.zeros((B, augmentation.DRAW_SIZE), np.float32)
+        view_boxes = np.empty((2, B, K, 4), np.float32)
         scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
         filled = np.empty(B, np.int32)
         samples: list[int] = []
@@ -276,12 +279,19 @@ class _Batches(Dataset[Batch | InputError]):
             for view in range(2):
                 scene_draws[view, b] = augmentation.draw(rng, self.augment, view)
                 self._cut(image, drawn.scenes[view], scenes[view, b])
-            for k in range(K):
+            for k in range(instances.shape[1]):
                 self._cut(image, drawn.instances[k], instances[b, k])
                 for a in range(A):
                     instance_draws[a, b, k] = augmentation.draw(rng, self.augment, a)
+            # What not every method wants is drawn last: with and without it, the rest is the same.
+            view_boxes[:, b] = drawn.instances
+            if views.box_jitter:
+                view_boxes[0, b] = jitter_boxes(drawn.instances, drawn.scenes[0], rng, views)
+            if views.third_size:
+                third_draws[b] = augmentation.draw(rng, self.augment, 1)
+                self._cut(image, drawn.scenes[1], third[b])
         if self.ring:
-            scenes = instances = _NO_PIXELS  # the main process has them
+            scenes, instances, third = _NO_PIXELS, _NO_PIXELS, _NO_PIXELS[0]  # the main process has them
         return Batch(
             scenes=scenes.permute(0, 1, 4, 2, 3),
             instances=instances.permute(0, 1, 4, 2, 3),
@@ -289,6 +299,9 @@ class _Batches(Dataset[Batch | InputError]):
             instance_draws=torch.from_numpy(instance_draws),
             scene_boxes=torch.from_numpy(scene_boxes),
             instance_boxes=torch.from_numpy(instance_boxes),
+            view_boxes=torch.from_numpy(view_boxes),
+            third=third.permute(0, 3, 1, 2),
+            third_draws=torch.from_numpy(third_draws),
             filled=torch.from_numpy(filled),
             positions=torch.arange(first, first + B),
             keys=[self.index.text("key", sample) for sample in samples],

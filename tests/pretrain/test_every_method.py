@@ -1,0 +1,96 @@
+"""Every method by its name: trained from the same shards with the paper's views, stopped, continued, exported."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+from univip_stream.methods import METHODS
+from univip_stream.pretrain import load_backbone
+
+UNLIKE = ("images_per_second", "data_wait", "memory_bytes")
+NEW = sorted(METHODS.keys() - {"univip", "byol"})
+SMALL = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "method.queue=10", "views.scene_size=32",
+         "views.instance_size=32", "views.min_scale=32", "stream.batch_size=4", "stream.workers=0", "precision=fp32",
+         "record_every=1", "checkpoint_every=2", "steps=3"]  # fmt: skip
+
+
+def train(shards, run, name, *settings, recipe="cpu-demo"):
+    texts = [argument for setting in (*SMALL, *settings) for argument in ("--set", setting)]
+    words = ["train", "--shards", str(shards), "--out", str(run), "--recipe", recipe, "--method", name, *texts]
+    return CliRunner().invoke(cli, words)
+
+
+def records(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in UNLIKE} for row in rows]
+
+
+def small(name):
+    return ["views.third_size=16"] if METHODS[name].wants.third else []
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, drawn_shards, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = train(drawn_shards, whole, name, *small(name))
+    assert done.exit_code == 0, done.output
+    rows = records(whole)
+    assert len(rows) == 3
+    assert set(METHODS[name].terms) == {key for key in rows[0] if key.startswith("loss_")}
+    assert len({row["loss"] for row in rows}) == 3
+
+    # What a run that was killed after step 3, before its checkpoint, leaves behind.
+    shutil.copytree(whole, parts)
+    (parts / "checkpoints" / "step-000000003.pt").unlink()
+    kept = (parts / "metrics.jsonl").read_text().splitlines()[:2]
+    (parts / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
+    again = train(drawn_shards, parts, name, *small(name))
+    assert again.exit_code == 0, again.output
+    assert "continues after step 2" in again.output
+    assert records(parts) == rows
+    ours, theirs = (
+        torch.load(run / "checkpoints" / "step-000000003.pt", weights_only=True)["method"] for run in (parts, whole)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    if name in ("moco-v2", "densecl"):
+        assert ours["queue.place"].item() == 12 % 10
+
+    weights = safetensors.torch.load_file(whole / "backbone.safetensors")
+    plain = torchvision.models.resnet18()
+    plain.fc = torch.nn.Identity()
+    plain.load_state_dict(weights)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.eval()(images), load_backbone(whole)[0](images))
+
+
+def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", "moco-v2", "method.temperature=0.5", "steps=1")
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["views"]["crop_scale"] == [0.2, 1.0]
+    assert config["augment"]["blur_p"] == [0.5, 0.5]
+    assert config["views"]["instances"] == 0
+    assert config["ema"] == 0.999
+    assert config["method"]["temperature"] == 0.5
+    assert records(tmp_path / "run")[0]["momentum"] == 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
+        ("soco", "views.third_size=0", "soco looks at a third view, and views.third_size is 0"),
+        ("univip", "views.instance_crops=false", "univip looks at instances as images of their own"),
+    ],
+)
+def test_views_that_lack_what_a_method_wants_are_refused(name, setting, words, drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", name, setting)
+    assert (done.exit_code, words in done.output) == (2, True), done.output

@@ -1,0 +1,96 @@
+"""A method of one's own by module:Class: it trains like any other, and its mistakes are told in words."""
+
+import pytest
+from test_every_method import records, train
+
+BASE = """
+import torch
+from univip_stream.methods import Encoder, Method, Wants, feature_std
+
+class Fine(Method):
+    terms = ("loss_own",)
+
+    def __init__(self, config, instances=0):
+        super().__init__(config, instances)
+        self.online = Encoder(config)
+
+    def forward(self, scenes, instances=None):
+        z = self.encode(self.online, scenes)
+        loss = (z[0] - z[1]).square().mean()
+        return {"loss": loss, "loss_own": loss, "feature_std": feature_std(z)}
+"""
+
+MISTAKES = {
+    "class Wrong(torch.nn.Module): pass": "is the class Wrong; expected a subclass of univip_stream.methods.Method",
+    "Wrong = 3": "is an int; expected a subclass",
+    "class Wrong(Method): pass": "has no forward; a method must define it",
+    "class Wrong(Fine):\n    terms = ['own']": "terms is ['own']; expected a tuple of names that begin with loss_",
+    "class Wrong(Fine):\n    wants = {}": "wants is a dict; expected univip_stream.methods.Wants",
+    "class Wrong(Fine):\n    wants = Wants(settings={'views.sizes': 3})": "there is no setting 'views.sizes'",
+    "class Wrong(Fine):\n    def __init__(self): pass": "cannot be built with (config, instances): TypeError",
+    "class Wrong(Fine):\n    def __init__(self, config, instances):\n        torch.nn.Module.__init__(self); self.config = config":
+        "cannot be built with (config, instances): AttributeError",
+    "class Wrong(Fine):\n    def forward(self, scenes, instances=None): return self.online(scenes[0]).mean()":
+        "forward returned a Tensor; expected a dictionary",
+    "class Wrong(Fine):\n    def forward(self, *views): return {'loss': super().forward(*views)['loss']}":
+        "forward returned no 'loss_own' but loss",
+    "class Wrong(Fine):\n    def forward(self, *v): return super().forward(*v) | {'loss': self.online(v[0][0])}":
+        "forward returned for 'loss' a Tensor of shape (4, 8)",
+    "class Wrong(Fine):\n    def forward(self, *v): return super().forward(*v) | {'loss_own': 0.5}":
+        "forward returned for 'loss_own' a float; expected a 0-dimensional tensor",
+    "class Wrong(Fine):\n    def forward(self, *v): return super().forward(*v) | {'loss': torch.zeros(())}":
+        "a loss without a gradient",
+    "class Wrong(Fine):\n    wants = Wants(boxes=True)": "its step failed: TypeError",
+    "class Wrong(Fine):\n    def forward(self, scenes, instances=None):\n        return self.online(scenes)":
+        "its step failed: ",
+}  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a module that can be imported by name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    numbers = iter(range(100))
+
+    def write(text):
+        name = f"own_{tmp_path.name}_{next(numbers)}"
+        (tmp_path / f"{name}.py").write_text(BASE + text + "\n")
+        return name
+
+    return write
+
+
+def test_a_class_of_ones_own_trains_and_is_exported(own, drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", f"{own('')}:Fine", "steps=2")
+    assert done.exit_code == 0, done.output
+    assert [row["loss"] == row["loss_own"] for row in records(tmp_path / "run")] == [True, True]
+    assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_it_is_told_in_words(mistake, own, drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", f"{own(mistake)}:Wrong", "steps=1")
+    assert (done.exit_code, MISTAKES[mistake] in done.output) == (2, True), done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_module:Class", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("{own}:Nothing", "has no attribute 'Nothing'"),
+        ("{own}:", "AttributeError"),
+        (":Class", "ValueError: Empty module name"),
+        ("mocov2", "Did you mean moco-v2"),
+    ],
+)
+def test_a_name_of_nothing_is_told(name, words, own, drawn_shards, tmp_path):
+    done = train(drawn_shards, tmp_path / "run", name.format(own=own("")))
+    assert (done.exit_code, words in done.output) == (2, True), done.output
+
+
+def test_a_module_that_cannot_be_read_names_its_line(own, drawn_shards, tmp_path):
+    name = own("1 / 0")
+    done = train(drawn_shards, tmp_path / "run", f"{name}:Fine")
+    assert done.exit_code == 2
+    assert f"ZeroDivisionError: division by zero ({name}.py, line 16)" in done.output

@@ -1,0 +1,139 @@
+"""From a method's name to the method, and what a class of somebody's own is told when it does not fit."""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+
+import torch
+from torch import Tensor, nn
+
+from univip_stream.errors import InputError, UsageError
+from univip_stream.methods.base import Method, MethodConfig, Wants
+from univip_stream.methods.byol import BYOL
+from univip_stream.methods.densecl import DenseCL
+from univip_stream.methods.moco import MoCo
+from univip_stream.methods.scrl import SCRL
+from univip_stream.methods.simclr import SimCLR
+from univip_stream.methods.soco import SoCo
+from univip_stream.methods.univip import UniVIP
+
+METHODS: dict[str, type[Method]] = {
+    "univip": UniVIP,
+    "byol": BYOL,
+    "simclr": SimCLR,
+    "moco-v2": MoCo,
+    "densecl": DenseCL,
+    "scrl": SCRL,
+    "soco": SoCo,
+}
+"""Name -> class, called with the settings and the number of instances K an image."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class that a name of `METHODS` or `module:Class` stands for.
+
+    A module is looked for where Python looks, and in the folder that one is in.
+
+    Raises:
+        UsageError: no method has that name, or the module or its class cannot be used; it says why.
+
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        guess = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"There is no method {name!r}; there are {', '.join(METHODS)}, and your own as module:Class.{guess}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # the installed command, unlike `python -m`, does not look there
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # also whatever the module does when it is imported
+        raise UsageError(
+            f"method {name}: {type(error).__name__}: {error}{_place_of(error)}; expected a module that Python can import here and "
+            "a class in it"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"method {name} is {_kind(found)}; expected a subclass of univip_stream.methods.Method")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UsageError(f"method {name} has no {', '.join(missing)}; a method must define it")
+    terms = found.terms
+    if not isinstance(terms, tuple) or not all(isinstance(term, str) and term.startswith("loss_") for term in terms):
+        raise UsageError(f"method {name}: terms is {terms!r}; expected a tuple of names that begin with loss_")
+    if not isinstance(found.wants, Wants):
+        raise UsageError(f"method {name}: wants is {_kind(found.wants)}; expected univip_stream.methods.Wants(...)")
+    return found
+
+
+def build_method(config: MethodConfig, *, instances: int) -> Method:
+    """Build the method that `config` names, for K = `instances` an image (0: no instances).
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be built; it says why.
+
+    """
+    kind = method_class(config.name)
+    if config.name in METHODS:
+        return kind(config, instances)
+    try:
+        method = kind(config, instances)
+        backbone = method.backbone
+    except InputError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"method {config.name} cannot be built with (config, instances): {type(error).__name__}: {error}{_place_of(error)}"
+        ) from error
+    if not isinstance(getattr(backbone, "trunk", None), nn.Module):
+        raise UsageError(f"method {config.name}: its backbone is {_kind(backbone)}; expected what build_backbone gives")
+    return method
+
+
+def checked_losses(losses: object, method: Method) -> dict[str, Tensor]:
+    """What `forward` returned, if it is what it should be.
+
+    Raises:
+        UsageError: it is no dictionary of 0-dimensional tensors with `loss`, `feature_std` and the method's terms.
+
+    """
+    who = f"method {method.config.name}: forward returned"
+    if not isinstance(losses, dict):
+        raise UsageError(f"{who} {_kind(losses)}; expected a dictionary with loss, feature_std and its terms")
+    for name in ("loss", *method.terms, "feature_std"):
+        value = losses.get(name)
+        if name not in losses:
+            raise UsageError(f"{who} no {name!r} but {', '.join(map(str, losses))}")
+        if not isinstance(value, Tensor) or value.ndim != 0 or not value.is_floating_point():
+            shape = f" of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else ""
+            raise UsageError(f"{who} for {name!r} {_kind(value)}{shape}; expected a 0-dimensional tensor of real numbers")
+    if torch.is_grad_enabled() and not losses["loss"].requires_grad:
+        raise UsageError(f"{who} a loss without a gradient: nothing can be learned from it. Is it detached?")
+    return losses
+
+
+def explained(error: Exception, method: Method) -> UsageError | None:
+    """What to tell a person about an error inside a method of their own; None if the method is ours or the error is told."""
+    if method.config.name in METHODS or isinstance(error, InputError):
+        return None
+    return UsageError(f"method {method.config.name}: its step failed: {type(error).__name__}: {error}{_place_of(error)}")
+
+
+def _kind(thing: object) -> str:
+    """What a thing is, in words."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _place_of(error: BaseException) -> str:
+    """Where in the user's file an error came about: the deepest line that is neither ours nor a library's."""
+    ours = os.path.dirname(os.path.dirname(__file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((ours, sys.prefix, sys.base_prefix, "<")):
+            return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return ""

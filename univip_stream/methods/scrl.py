@@ -1,0 +1,69 @@
+"""SCRL (Roh et al. 2021, arXiv:2103.06122): the same place of the image, seen in two views, has the same features.
+
+K random boxes in the overlap of the views are pooled from each view's last feature map (RoIAlign, one place), and every box
+predicts the target's feature of that box in the other view: BYOL on boxes. With p = projection of the pooled box, q = predictor:
+
+    L = 1/K sum_k |q(p_k) / |q(p_k)| - p'_k / |p'_k||^2, both ways round       (`regression.symmetric_loss`)
+
+Defaults, from the paper and its code (kakaobrain/scrl @ 62730fb): crops of 0.2 to 1 of the area; K = 10 boxes, sides of at
+least 32 px, IoU at most 0.5; RoIAlign to 1 x 1, stride of the whole network, not aligned; heads 2048-4096-256; target momentum
+0.97 to 1 for 200 epochs (0.996 for 1000). Its optimizer is LARS, base learning rate 0.45,
+weight decay 1e-6, 256 images a GPU, warm-up 10 epochs: a recipe's own is left.
+
+Differences: sides are of the image's pixels, not of the smaller view's, and uniform, not by its grid; an image whose views do
+not overlap does not drop out, because the stream draws views that do. The augmentations are BYOL's.
+
+Letters: A augmentations, B images, K boxes an image, V views, S and I sides, D width, C channels, N boxes of a view (B K).
+"""
+
+import torch
+from torch import Tensor
+
+from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, Wants, feature_std
+from univip_stream.methods.maps import check_maps, last_map, pool_boxes
+from univip_stream.methods.regression import symmetric_loss
+from univip_stream.shapes import Float
+
+
+class SCRL(Bootstrap):
+    """BYOL's networks; projector and predictor see boxes, never whole images. The shards' boxes are not looked at."""
+
+    wants = Wants(
+        boxes=True,
+        settings={
+            "views.overlap": True,
+            "views.regions": "naive",
+            "views.instances": 10,
+            "views.min_scale": 32,
+            "views.max_aspect": 100.0,
+            "views.max_iou": 0.5,
+            "views.crop_scale": (0.2, 1.0),
+            "method.hidden": 4096,
+            "method.width": 256,
+            "ema": 0.97,
+        },
+    )
+
+    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
+        super().__init__(config, instances)
+        check_maps(self.backbone, "scrl", config.backbone)
+
+    def forward(  # type: ignore[override]  # a method that wants boxes is given them
+        self,
+        scenes: Float[Tensor, "2 B 3 S S"],
+        instances: Float[Tensor, "A B K 3 I I"] | None = None,
+        *,
+        boxes: Float[Tensor, "V B K 4"],
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            targets_2ND = torch.stack([project_boxes(self.target, scenes[v], boxes[v]) for v in range(2)])
+        projections_2ND = torch.stack([project_boxes(self.online, scenes[v], boxes[v]) for v in range(2)])
+        loss = symmetric_loss(*self.predict(projections_2ND), *targets_2ND)
+        return {"loss": loss, "feature_std": feature_std(projections_2ND)}
+
+
+def project_boxes(encoder: Encoder, images: Float[Tensor, "B 3 S S"], boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "N D"]:
+    """The projection of every box, pooled to one place of the last feature map."""
+    pooled_NC11 = pool_boxes(last_map(encoder.backbone, images), boxes, images.shape[-1], 1, aligned=False)
+    projection: Tensor = encoder.projector(pooled_NC11.flatten(1))
+    return projection

@@ -1,0 +1,89 @@
+"""SoCo (Wei et al. 2021, arXiv:2106.02637): an object has the same features wherever and at whatever size a view shows it.
+
+Selective search proposes objects; K of them are drawn. View 1 is the whole image, view 2 a random crop, view 3 view 2 at half
+its side. Every object's feature is pooled from each view's map by its box (RoIAlign), and BYOL predicts between views:
+
+    L = 1/K sum_k [ -2 cos(q(v_k), v'_k) - 2 cos(q'(v'_k), v_k) ] of views 1 and 2, and the same of views 1 and 3
+
+with q the online network's prediction and v the target's projection. (2 is added to each, as in BYOL's Eq. 2: no gradient.)
+
+Which of the paper's two architectures: C4. The boxes are pooled from the third stage's map to 14 x 14 (7 x 7 in view 3), the
+fourth stage runs on every box, its mean is the object's feature. So all that is trained and transferred is the backbone itself,
+which `export` gives as for any other method. The FPN variant would train layers that only a detector with FPN can take over;
+its assignment of boxes to levels is left out with it.
+
+Defaults, from the paper and its code (hologerry/SoCo @ 2be1229): K = 4; crops of 0.5 to 1 of the area (0.6 in the code's C4
+script); view 3 of 112 px; boxes of view 1 jittered by up to a tenth of their sides with chance 0.5; heads 2048-4096-256; target
+momentum 0.99 to 1; BYOL's augmentations, each view its own. Its optimizer is LARS, base learning rate 1.0,
+weight decay 1e-5, 128 images a GPU, warm-up 10 epochs, 100 or 400 epochs: a recipe's own is left.
+
+Differences: boxes are those of the shards, by UniVIP's filter; SoCo's own (sides of at least 32 px, 0.3 to 0.8 of the image's, no
+IoU) is `univip-stream refilter`'s to approach. All K boxes lie wholly inside view 2; too few are filled by random ones, where SoCo
+repeats some. No cutout. View 3 has view 2's window and boxes, as the paper says; the code crops it anew.
+
+Letters: A augmentations, B images, K boxes an image, V views, S, I and T sides, D width, N boxes of a view (B K).
+"""
+
+import torch
+from torch import Tensor
+
+from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, Wants, feature_std
+from univip_stream.methods.maps import check_stages, early_map, last_stage, mean_map, pool_boxes
+from univip_stream.methods.regression import symmetric_loss
+from univip_stream.shapes import Float
+
+POOLED = 14
+"""Side of a pooled box in C4, before the last stage: Faster R-CNN's with C4, and SoCo's. Half of it in view 3."""
+
+
+class SoCo(Bootstrap):
+    """BYOL's networks on boxes; the last stage of the backbone runs on each box by itself."""
+
+    wants = Wants(
+        boxes=True,
+        third=True,
+        settings={
+            "views.overlap": True,
+            "views.whole_first": True,
+            "views.third_size": 112,
+            "views.instances": 4,
+            "views.crop_scale": (0.5, 1.0),
+            "views.box_jitter": 0.1,
+            "views.box_jitter_p": 0.5,
+            "method.hidden": 4096,
+            "method.width": 256,
+            "ema": 0.99,
+        },
+    )
+    terms = ("loss_places", "loss_sizes")
+
+    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
+        super().__init__(config, instances)
+        check_stages(self.backbone, "soco", config.backbone)
+
+    def forward(  # type: ignore[override]  # a method that wants boxes is given them
+        self,
+        scenes: Float[Tensor, "2 B 3 S S"],
+        instances: Float[Tensor, "A B K 3 I I"] | None = None,
+        *,
+        boxes: Float[Tensor, "V B K 4"],
+        third: Float[Tensor, "B 3 T T"],
+    ) -> dict[str, Tensor]:
+        views = [(scenes[0], POOLED), (scenes[1], POOLED), (third, POOLED // 2)]
+        with torch.no_grad():
+            t1, t2, t3 = (project_objects(self.target, view, at, size) for (view, size), at in zip(views, boxes, strict=True))
+        projections_3ND = torch.stack(
+            [project_objects(self.online, view, at, size) for (view, size), at in zip(views, boxes, strict=True)]
+        )
+        q1, q2, q3 = self.predict(projections_3ND)
+        terms = {"loss_places": symmetric_loss(q1, q2, t1, t2), "loss_sizes": symmetric_loss(q1, q3, t1, t3)}
+        return {"loss": terms["loss_places"] + terms["loss_sizes"], **terms, "feature_std": feature_std(projections_3ND)}
+
+
+def project_objects(
+    encoder: Encoder, images: Float[Tensor, "B 3 T T"], boxes: Float[Tensor, "B K 4"], size: int
+) -> Float[Tensor, "N D"]:
+    """The projection of every box, pooled from C4 to `size` x `size` and run through the last stage."""
+    pooled = pool_boxes(early_map(encoder.backbone, images), boxes, images.shape[-1], size, aligned=True)
+    projection: Tensor = encoder.projector(mean_map(last_stage(encoder.backbone, pooled)))
+    return projection

@@ -1,0 +1,68 @@
+"""What a method gets beside scenes and instances, if it wants it: boxes in the views, and a third view.
+
+Letters: B images, K instances an image, V views, S and T sides of scene and third view.
+"""
+
+import torch
+from torch import Tensor
+
+from univip_stream.augment import FLIP, AugmentConfig, augment
+from univip_stream.errors import UsageError
+from univip_stream.methods import Method, Wants
+from univip_stream.shapes import Float, Int32
+from univip_stream.stream import Batch
+from univip_stream.views import ViewConfig
+
+
+def check_views(method: Method, views: ViewConfig) -> None:
+    """Raise UsageError if the views that are set lack what the method wants."""
+    name, wants = method.config.name, method.wants
+    if wants.boxes and views.instances == 0:
+        raise UsageError(f"{name} looks at boxes, and views.instances is 0; set it to the boxes of an image, such as 4")
+    if wants.crops and views.instances and not views.instance_crops:
+        raise UsageError(f"{name} looks at instances as images of their own; set views.instance_crops to true")
+    if wants.third and views.third_size == 0:
+        raise UsageError(f"{name} looks at a third view, and views.third_size is 0; set it to pixels, such as 112")
+
+
+def extras_on(device: torch.device, batch: Batch, wants: Wants, config: AugmentConfig) -> dict[str, Tensor]:
+    """`boxes` and `third` for `Method.forward`, those that are wanted."""
+    extras = {}
+    if wants.boxes:
+        flipped = batch.scene_draws[..., FLIP] > 0
+        side, windows = batch.scenes.shape[-1], batch.scene_boxes
+        boxes = [boxes_in_view(batch.view_boxes[v], windows[v], flipped[v], side) for v in range(2)]
+        if wants.third:
+            turned = batch.third_draws[..., FLIP] > 0
+            boxes.append(boxes_in_view(batch.view_boxes[1], windows[1], turned, batch.third.shape[-1]))
+        extras["boxes"] = torch.stack(boxes).to(device, non_blocking=True)
+    if wants.third:
+        pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.third, batch.third_draws))
+        extras["third"] = augment(pixels, draws, config)
+    return extras
+
+
+def boxes_in_view(
+    boxes: Float[Tensor, "B K 4"], windows: Int32[Tensor, "B 4"], flipped: Tensor, side: int
+) -> Float[Tensor, "B K 4"]:
+    """Where boxes of the image lie in a view of it.
+
+    The window is resized to `side` x `side` and then, where `flipped`, mirrored: edges between pixels move in proportion, as
+    the resizing moves them. What lies outside the window is cut off; a box wholly outside becomes a line at the border.
+
+    Args:
+        boxes: x, y, w, h in pixels of the image.
+        windows: x, y, w, h of the view in the image.
+        flipped: B truths.
+        side: of the view, pixels.
+
+    Returns:
+        x1, y1, x2, y2 in pixels of the view, 0 to `side`.
+
+    """
+    windows = windows.to(boxes.dtype).unsqueeze(1)
+    near = boxes[..., :2] - windows[..., :2]
+    edges = torch.cat([near, near + boxes[..., 2:]], dim=-1)
+    edges = (edges * (side / windows[..., [2, 3, 2, 3]])).clamp(0, side)
+    mirrored = torch.stack([side - edges[..., 2], edges[..., 1], side - edges[..., 0], edges[..., 3]], dim=-1)
+    return torch.where(flipped.view(-1, 1, 1), mirrored, edges)
