@@ -35,6 +35,7 @@ class Partial:
     def save(self, **state: Any) -> None:
         """Replace the state."""
         if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with written_atomically(self.path) as file:
                 torch.save({**state, "job": self.job}, file)
 

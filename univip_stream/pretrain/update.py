@@ -165,9 +165,10 @@ class Updates:
             }
             file.write(json.dumps(facts, indent=1).encode())
         when = f"seen {late} steps later" if late else "before its update"
-        whose = "" if math.isnan(found["loss"]) or math.isinf(found["loss"]) else " here, and no number on another rank"
+        if math.isfinite(found["loss"]):
+            when += ", and no number on another rank"
         raise InputError(
-            f"the loss of step {step.step + 1} is {found['loss']}{whose}, {when}: {found}. The samples' keys are in {left}; the "
+            f"the loss of step {step.step + 1} is {found['loss']}, {when}: {found}. The samples' keys are in {left}; the "
             "last checkpoint is whole. A smaller optim.lr or precision=fp32 are what usually helps"
         )
 
