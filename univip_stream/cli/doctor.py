@@ -1,0 +1,56 @@
+"""`univip-stream doctor`: parse, call, print."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+_MARKS = {"ok": "ok", "note": "note", "missing": "MISSING", "broken": "BROKEN"}
+_COLOURS = {"note": "yellow", "missing": "red", "broken": "red"}
+
+
+@click.command()
+@click.option(
+    "--path",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Where shards or runs will lie: its disk is tried.  [default: here]",
+)
+@click.option("--ray/--no-ray", default=True, help="Start a local Ray and run a task on it, which takes seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, folder: Path, ray: bool, as_json: bool) -> None:
+    """Try what this machine has, and say what is missing and how to get it.
+
+    Libraries are imported, decoders timed, a file written and read, a task run on Ray. Exit status 1 if something is missing
+    or broken.
+
+    \b
+    univip-stream doctor --path /data/shards
+    """
+    from univip_stream.report.doctor import examine
+
+    colours = {} if os.environ.get("NO_COLOR") else _COLOURS
+
+    findings = []
+    job = None
+    for finding in examine(folder, ray=ray):
+        findings.append(finding)
+        if as_json:
+            continue
+        if finding.job != job:
+            click.echo(finding.job)
+            job = finding.job
+        mark = click.style(f"{_MARKS[finding.state]:8}", fg=colours.get(finding.state))
+        cure = f"\n  {'':8}{'':32}-> {finding.cure}" if finding.cure else ""
+        click.echo(f"  {mark}{finding.what:<32}{finding.found}{cure}")
+    bad = [finding for finding in findings if finding.state in ("missing", "broken")]
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        click.echo(
+            f"{len(bad)} of {len(findings)} are missing or broken" if bad else f"all {len(findings)} are there and work"
+        )
+    ctx.exit(1 if bad else 0)

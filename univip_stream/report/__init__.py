@@ -1,0 +1,1 @@
+"""What people look at: pages about shards and runs, figures of one image, and the state of a machine."""
