@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a representation: knn, linear, finetune, detect."),
     "export": Command("univip_stream.cli.export:export", "Weights under the names of other libraries."),
     "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet."),
+    "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other."),
     "doctor": Command("univip_stream.cli.doctor:doctor", "Try what this machine has; say what is missing."),
 }
 

@@ -39,16 +39,43 @@ def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
         InputError: a folder that is no run and holds none, or a run whose files cannot be read.
 
     """
-    rows = []
+    return [_row(run) for run in run_folders(paths)]
+
+
+def run_folders(paths: Iterable[Path]) -> list[Path]:
+    """The runs that are meant: a folder of runs stands for those in it, by name.
+
+    Raises:
+        InputError: a folder that is no run and holds none.
+
+    """
+    runs = []
     for path in paths:
         if (path / CONFIG).is_file():
-            rows.append(_row(path))
+            runs.append(path)
             continue
         inside = sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
         if not inside:
             raise InputError(f"{path} is no run and holds none; expected folders that `univip-stream train --out` made")
-        rows += [_row(run) for run in inside]
-    return rows
+        runs += inside
+    return runs
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """What a run has recorded so far, a dict a step.
+
+    Raises:
+        InputError: a line that is no JSON object with a step.
+
+    """
+    try:
+        found = _records(run / METRICS)
+        if all(isinstance(record["step"], int) for record in found):
+            return found
+        wrong = "a step that is no whole number"
+    except (ValueError, KeyError, TypeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    raise InputError(f"{run / METRICS} cannot be read ({wrong}); expected an object a line, with its step")
 
 
 def last_record(run: Path) -> dict[str, Any] | None:

@@ -1,0 +1,42 @@
+"""`univip-stream plot`: parse, call, print."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("curves.html"),
+    show_default=True,
+    help="What is written: .html (a page that needs nothing else), .png, .svg or .pdf.",
+)
+@click.option(
+    "--smooth",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Weight of what came before, in an exponential mean; the page has a slider for it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the last value of every metric as JSON.")
+def plot(runs: tuple[Path, ...], out: Path, smooth: float, as_json: bool) -> None:
+    """Draw the curves of RUNS over each other, a panel a metric.
+
+    RUNS are run folders, or folders of runs; also runs that still train. TensorBoard shows the same, with pictures of views:
+    `tensorboard --logdir runs`.
+
+    \b
+    univip-stream plot runs/coco runs/byol --out curves.html
+    univip-stream plot runs/* --out curves.png --smooth 0.9
+    """
+    from univip_stream.report import curves
+
+    panels = curves.draw(runs, out, smooth=smooth)
+    if as_json:
+        click.echo(curves.as_json(panels))
+    else:
+        lines = max(len(panel.lines) for panel in panels)
+        click.echo(f"{out}: {len(panels)} metrics of {lines} {'run' if lines == 1 else 'runs'}")
