@@ -138,16 +138,16 @@ def draw_views(
     K = config.instances
     mined = boxes if config.regions == "mined" else boxes[:0]
     if not config.overlap:
-        scenes_24 = _pairs_of_crops(rng, 1, width, height, config)[0]
+        scenes_24 = pairs_of_crops(rng, 1, width, height, config)[0]
         region = np.array([0, 0, width, height], np.int32)
         instances, filled = _choose(mined, region, K, rng, config)
-        overlap = _overlaps(scenes_24[None])[0]
+        overlap = overlaps_of(scenes_24[None])[0]
         overlap *= overlap[2:].all()
         return Views(scenes=scenes_24, instances=instances, overlap=overlap, filled=filled, tries=1)
 
     # All tries at once: numbers are cheaper than loops, and the first that succeeds is the one a loop would have taken.
-    crops_T24 = _pairs_of_crops(rng, config.tries, width, height, config)
-    overlaps_T4 = _overlaps(crops_T24)
+    crops_T24 = pairs_of_crops(rng, config.tries, width, height, config)
+    overlaps_T4 = overlaps_of(crops_T24)
     held_TN = _inside(mined, overlaps_T4)
     counts_T = held_TN.sum(axis=1)
     large_T = (overlaps_T4[:, 2] >= min(config.min_scale, width)) & (overlaps_T4[:, 3] >= min(config.min_scale, height))
@@ -207,8 +207,8 @@ def _choose(
     return np.concatenate([candidates.astype(np.int32), filling]), missing
 
 
-def _pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
-    """int32, T x 2 x 4: pairs of views; of each the first is the whole image if that is asked."""
+def pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
+    """int32, T x 2 x 4: the pairs of views that `draw_views` tries, when it is given a generator in the same state."""
     crops_T24 = _random_crops(rng, 2 * tries, width, height, config).reshape(tries, 2, 4)
     if config.whole_first:
         crops_T24[:, 0] = 0, 0, width, height
@@ -248,7 +248,7 @@ def _central_crop(width: int, height: int, config: ViewConfig) -> tuple[int, int
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _overlaps(crops_T24: np.ndarray) -> np.ndarray:
+def overlaps_of(crops_T24: np.ndarray) -> np.ndarray:
     """int32, T x 4: where the two crops of each try overlap; width and height 0 where they do not."""
     near = crops_T24[..., :2].max(axis=1)
     far = (crops_T24[..., :2] + crops_T24[..., 2:]).min(axis=1)

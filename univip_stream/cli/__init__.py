@@ -19,6 +19,7 @@ COMMANDS = {
     "export": Command("univip_stream.cli.export:export", "Weights under the names of other libraries."),
     "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet."),
     "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other."),
+    "explain": Command("univip_stream.cli.explain:explain", "One image through the method, as a figure."),
     "doctor": Command("univip_stream.cli.doctor:doctor", "Try what this machine has; say what is missing."),
 }
 

@@ -3,13 +3,37 @@
 Letters: A augmentations of an instance, B batch, K instances an image, S and I side of scene and instance, D width.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from univip_stream.errors import UsageError
-from univip_stream.losses import instance_loss, scene_instance_loss, scene_loss
+from univip_stream.losses import (
+    demand,
+    instance_cosines,
+    instance_loss,
+    scene_instance_loss,
+    scene_loss,
+    supply,
+    transport_cost,
+)
 from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, Wants, feature_std, losses_by_term
 from univip_stream.shapes import Float
+from univip_stream.transport import sinkhorn
+
+
+class Transport(NamedTuple):
+    """What Eq. 7 to 10 say of instances: M online by N target, K each."""
+
+    plan: Float[Tensor, "B M N"]
+    """Eq. 7: what online instance m ships to target instance n; sums to `mass`."""
+    cosines: Float[Tensor, "B M N"]
+    """The cost of Eq. 8 is 1 less these."""
+    supply: Float[Tensor, "B M"]
+    """Eq. 9, as it is, before it is scaled to the mass."""
+    demand: Float[Tensor, "B N"]
+    """Eq. 10."""
 
 
 class UniVIP(Bootstrap):
@@ -63,6 +87,20 @@ class UniVIP(Bootstrap):
                     mass=self.config.mass,
                 )
         return losses_by_term(scene, scene_instance, discrimination) | {"feature_std": feature_std(projections_2BD)}
+
+    @torch.no_grad()
+    def transport(self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"]) -> Transport:
+        """The plan that `forward` weighs instances with, and what it is made of, to be looked at."""
+        crops_ABK3II = self._checked(instances)
+        targets = self.encode(self.target, scenes)
+        predictions = self.predict(self.encode(self.online, scenes))
+        o_BKD = self._per_instance(self.predictor(self.online(crops_ABK3II[0].flatten(0, 1))))
+        t_BKD = self._per_instance(self.target(crops_ABK3II[-1].flatten(0, 1)))
+        cosines_BMN = instance_cosines(o_BKD, t_BKD)
+        b_BM, a_BN = supply(o_BKD, *targets), demand(t_BKD, *predictions)
+        c = self.config
+        plan_BMN = sinkhorn(transport_cost(cosines_BMN), b_BM, a_BN, c.epsilon, c.iterations, mass=c.mass)
+        return Transport(plan_BMN, cosines_BMN, b_BM, a_BN)
 
     def _checked(self, instances: Tensor | None) -> Tensor:
         if instances is None or instances.shape[2] != self.instances:

@@ -9,7 +9,7 @@ import torch
 
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
 from univip_stream.errors import InputError
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import Method, MethodConfig, build_method
 from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.settings import from_dict
@@ -35,6 +35,17 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
     """
     if Path(run).suffix == ".safetensors" and Path(run).is_file():
         return _exported(Path(run), untrained=untrained)
+    method, config = load_method(run, untrained=untrained)
+    return method.backbone.eval(), config
+
+
+def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, PretrainConfig]:
+    """The whole method of a run folder (its newest checkpoint) or a checkpoint: networks, heads, target; in training mode.
+
+    Raises:
+        InputError: as `load_backbone`.
+
+    """
     state = _state(Path(run))
     try:
         config = from_dict(PretrainConfig, json.loads(state["config"]))
@@ -50,7 +61,7 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
         except (RuntimeError, TypeError, AttributeError, KeyError) as error:
             first = " ".join(str(error).split())[:200]
             raise InputError(f"{run}: the checkpoint's weights are not those of its configuration: {first}") from error
-    return method.backbone.eval(), config
+    return method, config
 
 
 def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]:

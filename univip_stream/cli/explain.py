@@ -1,0 +1,66 @@
+"""`univip-stream explain`: parse, call, print."""
+
+import json
+from pathlib import Path
+
+import click
+
+from univip_stream.proposals import ENGINES
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The figure: .png, .svg, .pdf or .jpg."
+)
+@click.option(
+    "--run", type=click.Path(path_type=Path), help="A run of UniVIP, or a checkpoint: its settings, and its transport plan."
+)
+@click.option(
+    "--proposals",
+    type=click.Choice(list(ENGINES)),
+    default="selective-search",
+    show_default=True,
+    help="What proposes boxes.",
+)
+@click.option(
+    "--min-scale", type=click.IntRange(min=1), default=64, show_default=True, help="Shortest side of a box, pixels."
+)
+@click.option("--max-aspect", type=click.FloatRange(min=1), default=3.0, show_default=True, help="Longest by shortest side.")
+@click.option("--max-iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Overlap with a better box.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of views and augmentations.")
+@click.option("--json", "as_json", is_flag=True, help="Print the boxes, views and plan as JSON.")
+def explain(
+    image: Path,
+    out: Path,
+    run: Path | None,
+    proposals: str,
+    min_scale: int,
+    max_aspect: float,
+    max_iou: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Draw IMAGE's way through the method: Figures 1 (b) and 2 of the paper, of your own image.
+
+    Proposals before and after the filter, the tries of Algorithm 1, the views and instances as the network sees them, and
+    with --run the transport plan between online and target instances.
+
+    \b
+    univip-stream explain photos/beach.jpg --out beach.png
+    univip-stream explain photos/beach.jpg --run runs/coco --out beach.png
+    """
+    from univip_stream.boxes import BoxFilter
+    from univip_stream.report import explain as explaining
+
+    boxes = BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou)
+    found = explaining.explain(image, run=run, engine=proposals, boxes=boxes, seed=seed)
+    explaining.figure(found, out)
+    if as_json:
+        click.echo(json.dumps(found.facts()))
+    else:
+        tries = len(found.tries)
+        click.echo(
+            f"{out}: {len(found.proposals)} proposals, {len(found.kept)} after the filter, {tries} "
+            f"{'try' if tries == 1 else 'tries'}, {len(found.instances)} instances, {found.views.filled} of them random"
+        )
