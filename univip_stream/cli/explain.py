@@ -59,8 +59,8 @@ def explain(
     if as_json:
         click.echo(json.dumps(found.facts()))
     else:
-        tries = len(found.tries)
+        tries = len(found.seen.tries)
         click.echo(
             f"{out}: {len(found.proposals)} proposals, {len(found.kept)} after the filter, {tries} "
-            f"{'try' if tries == 1 else 'tries'}, {len(found.instances)} instances, {found.views.filled} of them random"
+            f"{'try' if tries == 1 else 'tries'}, {len(found.seen.instances)} instances, {found.seen.views.filled} of them random"
         )

@@ -1,6 +1,6 @@
 """One image's way through the method, drawn: Figure 1 (b) and Figure 2 of the paper, for a user's own image.
 
-Letters: K instances, M online and N target ones (K each), T tries, S and I side of scene and instance.
+Letters: K instances, M online and N target ones (K each).
 """
 
 from dataclasses import dataclass
@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from univip_stream.augment import AugmentConfig, augment, draw
-from univip_stream.boxes import BoxFilter, inside
+from univip_stream.augment import AugmentConfig
+from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
 from univip_stream.images import read_picture
 from univip_stream.methods.univip import Transport, UniVIP
 from univip_stream.pretrain.load import load_method
 from univip_stream.proposals import propose
-from univip_stream.shapes import Float, Float32, Int32, UInt8
-from univip_stream.stream.cut import cut
-from univip_stream.views import ViewConfig, Views, draw_views, overlaps_of, pairs_of_crops
+from univip_stream.report.seen import Seen, see
+from univip_stream.shapes import Int32, UInt8
+from univip_stream.views import ViewConfig, overlaps_of
 
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 VIEW_COLOURS = ("#0072b2", "#d55e00")
@@ -39,18 +37,7 @@ class Explained:
     """All of them, by rank."""
     kept: Int32[np.ndarray, "N 4"]
     """After the filter."""
-    tries: Int32[np.ndarray, "T 2 4"]
-    """The pairs of views of Algorithm 1 up to the one that was taken or the last."""
-    held: list[int]
-    """Boxes inside the overlap of each try."""
-    views: Views
-    config: ViewConfig
-    scenes: UInt8[np.ndarray, "2 S S 3"]
-    instances: UInt8[np.ndarray, "K I I 3"]
-    seen_scenes: Float[Tensor, "2 3 S S"]
-    """Augmented and normalised: what the networks see."""
-    seen_instances: Float[Tensor, "A K 3 I I"]
-    augment: AugmentConfig
+    seen: Seen
     transport: Transport | None
     """With a checkpoint: the plan between online and target instances."""
 
@@ -61,12 +48,12 @@ class Explained:
             "height": self.image.shape[0],
             "proposals": len(self.proposals),
             "kept": self.kept.tolist(),
-            "tries": self.tries.tolist(),
-            "held": self.held,
-            "scenes": self.views.scenes.tolist(),
-            "overlap": self.views.overlap.tolist(),
-            "instances": self.views.instances.tolist(),
-            "filled": self.views.filled,
+            "tries": self.seen.tries.tolist(),
+            "held": self.seen.held,
+            "scenes": self.seen.views.scenes.tolist(),
+            "overlap": self.seen.views.overlap.tolist(),
+            "instances": self.seen.views.instances.tolist(),
+            "filled": self.seen.views.filled,
         }
         if self.transport is not None:
             told |= {name: values[0].tolist() for name, values in self.transport._asdict().items()}
@@ -113,64 +100,13 @@ def explain(
                 f"{run} has no instance term (method.instance, views.instances), so no transport plan; leave --run out"
             )
         method, views_config, augment_config = loaded, config.views, config.augment
-    height, width = image.shape[:2]
     proposals = propose(image, engine, seed)
     kept = (boxes or BoxFilter())(proposals)
-    views = draw_views(kept, width, height, np.random.default_rng(seed), views_config)
-    tries, held = _tries(kept, width, height, seed, views, views_config)
-    rng = np.random.default_rng([seed, 1])
-    scenes = _cut(image, views.scenes, views_config.scene_size, views_config)
-    instances = _cut(image, views.instances, views_config.instance_size, views_config)
-    seen_scenes = _seen(scenes, [draw(rng, augment_config, view) for view in (0, 1)], augment_config)
-    seen_instances = torch.stack(
-        [
-            _seen(instances, [draw(rng, augment_config, view) for _ in instances], augment_config)
-            for view in range(views_config.instance_augmentations)
-        ]
-    )
+    seen = see(image, kept, [seed], views_config, augment_config)
     transport = None
     if method is not None:
-        transport = method.eval().transport(seen_scenes.unsqueeze(1), seen_instances.unsqueeze(1))
-    return Explained(
-        image=image,
-        proposals=proposals,
-        kept=kept,
-        tries=tries,
-        held=held,
-        views=views,
-        config=views_config,
-        scenes=scenes,
-        instances=instances,
-        seen_scenes=seen_scenes,
-        seen_instances=seen_instances,
-        augment=augment_config,
-        transport=transport,
-    )
-
-
-def _tries(
-    kept: Int32[np.ndarray, "N 4"], width: int, height: int, seed: int, views: Views, config: ViewConfig
-) -> tuple[Int32[np.ndarray, "T 2 4"], list[int]]:
-    """The tries that `draw_views` made with this seed, and how many boxes each held."""
-    count = config.tries if config.overlap else 1
-    tries = pairs_of_crops(np.random.default_rng(seed), count, width, height, config)[: views.tries]
-    return tries, [int(inside(kept, overlap).sum()) if len(kept) else 0 for overlap in overlaps_of(tries)]
-
-
-def _cut(
-    image: UInt8[np.ndarray, "H W 3"], windows: Int32[np.ndarray, "V 4"], side: int, config: ViewConfig
-) -> UInt8[np.ndarray, "V S S 3"]:
-    out = np.zeros((len(windows), side, side, 3), np.uint8)
-    for window, place in zip(windows, out, strict=True):
-        cut(image, window, place, config.interpolation, antialias=True)
-    return out
-
-
-def _seen(
-    images: UInt8[np.ndarray, "V S S 3"], draws: list[Float32[np.ndarray, "P"]], config: AugmentConfig
-) -> Float[Tensor, "V 3 S S"]:
-    seen: Tensor = augment(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(np.stack(draws)), config)
-    return seen
+        transport = method.eval().transport(seen.seen_scenes.unsqueeze(1), seen.seen_instances.unsqueeze(1))
+    return Explained(image=image, proposals=proposals, kept=kept, seen=seen, transport=transport)
 
 
 def figure(found: Explained, out: Path) -> None:
@@ -184,7 +120,7 @@ def figure(found: Explained, out: Path) -> None:
 
     if out.suffix.lower() not in SUFFIXES:
         raise InputError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}")
-    K = len(found.instances)
+    K = len(found.seen.instances)
     rows = 3 if found.transport is not None else 2
     whole = Figure(figsize=(15, 4.4 * rows), layout="constrained")
     parts = whole.subfigures(rows, 1, height_ratios=[1, 1, 1.1][:rows], squeeze=False)[:, 0]
@@ -208,25 +144,25 @@ def _draw_boxes(part: Any, found: Explained) -> None:
     _boxes(first, shown, "#ffd54a", 0.7)
     second.set_title(f"{len(found.kept)} after the filter")
     _boxes(second, found.kept, "#ffd54a", 1.4)
-    taken = len(found.tries)
-    enough = found.held[-1] >= len(found.instances)
+    taken = len(found.seen.tries)
+    enough = found.seen.held[-1] >= len(found.seen.instances)
     third.set_title(f"Algorithm 1: {taken} {'try' if taken == 1 else 'tries'}" + ("" if enough else ", none held enough"))
-    for at, overlap in enumerate(overlaps_of(found.tries)):
-        chosen = bool((found.tries[at] == found.views.scenes).all())
+    for at, overlap in enumerate(overlaps_of(found.seen.tries)):
+        chosen = bool((found.seen.tries[at] == found.seen.views.scenes).all())
         _boxes(third, overlap[None], "#ffffff" if chosen else "#ff8a80", 2.2 if chosen else 1.0)
         if overlap[2:].all():
             third.text(
-                overlap[0] + 3, overlap[1] + 3, f"try {at + 1}: {found.held[at]}", va="top", fontsize=7,
+                overlap[0] + 3, overlap[1] + 3, f"try {at + 1}: {found.seen.held[at]}", va="top", fontsize=7,
                 color="black", backgroundcolor="white" if chosen else "#ff8a80",
             )  # fmt: skip
     third.set_xlabel("overlaps, with the boxes that each holds; the white one is taken", fontsize=8)
-    filled = f", {found.views.filled} of them random" if found.views.filled else ""
-    fourth.set_title(f"two views, {len(found.instances)} instances{filled}")
-    x, y, w, h = found.views.overlap
+    filled = f", {found.seen.views.filled} of them random" if found.seen.views.filled else ""
+    fourth.set_title(f"two views, {len(found.seen.instances)} instances{filled}")
+    x, y, w, h = found.seen.views.overlap
     fourth.add_patch(_rectangle(x, y, w, h, facecolor="white", alpha=0.25, edgecolor="none"))
-    for window, colour in zip(found.views.scenes, VIEW_COLOURS, strict=True):
+    for window, colour in zip(found.seen.views.scenes, VIEW_COLOURS, strict=True):
         _boxes(fourth, window[None], colour, 2.5)
-    for at, window in enumerate(found.views.instances):
+    for at, window in enumerate(found.seen.views.instances):
         _boxes(fourth, window[None], _instance_colour(at), 1.6)
         fourth.text(
             window[0] + 3,
@@ -243,15 +179,15 @@ def _draw_crops(part: Any, found: Explained, K: int) -> None:
     scenes, instances = part.subfigures(1, 2, width_ratios=[1, 1])
     for at, ax in enumerate(scenes.subplots(2, 2).ravel()):
         augmented, view = divmod(at, 2)
-        _picture(ax, _shown(found.seen_scenes[view], found.augment) if augmented else found.scenes[view])
+        _picture(ax, found.seen.shown(found.seen.seen_scenes[view]) if augmented else found.seen.scenes[view])
         ax.set_title(f"view {view + 1}" + (", as the network sees it" if augmented else ""), fontsize=9)
         _frame(ax, VIEW_COLOURS[view])
     if not K:
         return
-    seen = len(found.seen_instances)
+    seen = len(found.seen.seen_instances)
     for at, ax in enumerate(np.atleast_1d(instances.subplots(1 + seen, K)).ravel()):
         row, k = divmod(at, K)
-        _picture(ax, found.instances[k] if row == 0 else _shown(found.seen_instances[row - 1, k], found.augment))
+        _picture(ax, found.seen.instances[k] if row == 0 else found.seen.shown(found.seen.seen_instances[row - 1, k]))
         ax.set_title(f"{k + 1}" if row == 0 else f"{k + 1}'", fontsize=9)
         _frame(ax, _instance_colour(k))
 
@@ -279,22 +215,15 @@ def _draw_plan(part: Any, found: Explained, transport: Transport, K: int) -> Non
         for k in range(K):
             row, column = side.add_subplot(grid[k + 1, 0]), side.add_subplot(grid[0, k + 1])
             for ax, crop, name, weight in (
-                (row, found.seen_instances[0, k], f"o{k + 1}", f"b {transport.supply[0, k]:.3g}"),
-                (column, found.seen_instances[-1, k], f"t{k + 1}", f"a {transport.demand[0, k]:.3g}"),
+                (row, found.seen.seen_instances[0, k], f"o{k + 1}", f"b {transport.supply[0, k]:.3g}"),
+                (column, found.seen.seen_instances[-1, k], f"t{k + 1}", f"a {transport.demand[0, k]:.3g}"),
             ):
-                _picture(ax, _shown(crop, found.augment))
+                _picture(ax, found.seen.shown(crop))
                 _frame(ax, _instance_colour(k))
                 if ax is row:
                     ax.set_ylabel(f"{name}\n{weight}", fontsize=8, rotation=0, ha="right", va="center")
                 else:
                     ax.set_title(f"{name}   {weight}", fontsize=8)
-
-
-def _shown(seen: Float[Tensor, "3 S S"], config: AugmentConfig) -> UInt8[np.ndarray, "S S 3"]:
-    """Pixels as people see them, of those that the networks see."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-    pixels: np.ndarray = ((seen * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return pixels
 
 
 def _picture(ax: Any, pixels: np.ndarray) -> None:
