@@ -1,6 +1,7 @@
 """`univip-stream import boxes`: parse, call, print."""
 
 import json
+import os
 
 import click
 
@@ -11,8 +12,10 @@ from univip_stream.cli.progress import Progress
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.pipeline import Plan
+from univip_stream.sources.coco import find_annotations
 from univip_stream.sources.published_files import read_published
 from univip_stream.sources.targets import TARGETS
+from univip_stream.storage import is_remote
 
 
 @click.command()
@@ -24,7 +27,7 @@ from univip_stream.sources.targets import TARGETS
     "--annotations",
     multiple=True,
     metavar="JSON",
-    help="COCO's file: the order of ORL's boxes, and the images' ids; as for `mine` where ../annotations has none.",
+    help="COCO's file: the order of ORL's boxes, and the images' ids.  [default: that in ../annotations]",
 )
 @click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help="How many shards.  [default: as for `mine`]")
 # Which boxes are trained on; all are kept as candidates.
@@ -63,10 +66,13 @@ def boxes(
     \b
     univip-stream import boxes train_ratio3size0308post.json --format soco --src imagenet/train --out shards/
     """
-    published = read_published(file, format, annotations)
+    order = annotations or tuple(found for source in sources if format == "orl" and (found := find_annotations(source)))
+    published = read_published(file, format, order)
+    # Of a tar they can say the order of ORL's boxes, and no more.
+    of_folders = all(os.path.isdir(source) or is_remote(source) for source in sources)
     config = MiningConfig(
         sources=sources,
-        annotations=annotations,
+        annotations=annotations if of_folders or format != "orl" else (),
         out=out,
         num_shards=num_shards,
         published=published,
