@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from demo_images import draw_scene
 from PIL import Image
 from pycocotools.coco import COCO
+from servers import BUCKET, s3_server
 
+from univip_stream import storage
 from univip_stream.boxes import filter_boxes
 from univip_stream.cli import cli
 from univip_stream.mining import MiningConfig, mine
@@ -248,3 +250,26 @@ def test_boxes_are_in_the_frame_that_a_reader_sees(orientation, tmp_path):
         seen, same = (image[b[1] : b[3], b[0] : b[2]] for image, b in ((upright, box), (as_stored, other)))
         assert seen.size == same.size
         assert abs(seen.mean() - same.mean()) < 0.1  # the same pixels, laid otherwise
+
+
+def test_shards_in_an_object_store_give_the_same_bytes(shards, tmp_path):
+    exported(shards, "coco", tmp_path / "local.json")
+    with s3_server():
+        for path in shards.iterdir():
+            storage.copy_out(path, f"s3://{BUCKET}/shards/{path.name}")
+        exported(f"s3://{BUCKET}/shards", "coco", tmp_path / "remote.json")
+    assert (tmp_path / "remote.json").read_bytes() == (tmp_path / "local.json").read_bytes()
+
+
+def test_an_index_that_was_changed_is_not_exported(shards, tmp_path):
+    copy = tmp_path / "shards"
+    copy.mkdir()
+    for path in shards.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "001.parquet").write_bytes((shards / "002.parquet").read_bytes())
+    (tmp_path / "boxes.json").write_text("what stood there")
+    done = CliRunner().invoke(cli, ["export", "boxes", str(copy), "--format", "coco", "--out", str(tmp_path / "boxes.json")])
+    assert done.exit_code == 1
+    assert "001.parquet is not the index that its manifest names" in done.output
+    assert (tmp_path / "boxes.json").read_text() == "what stood there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.json", "shards"]

@@ -199,7 +199,11 @@ def test_exports_that_cannot_be_are_said_in_words(coco, shards, tmp_path):
     mine(MiningConfig(sources=(coco / "train2017",), out=tmp_path / "none", proposals="none", inline=True))
     for arguments, status, said in (
         ((shards, "--format", "orl", "--out", tmp_path / "o"), 2, "needs --annotations"),
-        ((shards, "--format", "orl", "--out", tmp_path / "o", "--annotations", tmp_path / "other.json"), 1, "1 of them are not"),
+        (
+            (shards, "--format", "orl", "--out", tmp_path / "o", "--annotations", tmp_path / "other.json"),
+            1,
+            "1 of them are not",
+        ),
         ((shards, "--format", "soco", "--out", tmp_path / "o", "--annotations", tmp_path / "other.json"), 2, "leave it out"),
         ((shards, "--format", "coco", "--out", tmp_path / "full"), 1, "is a folder; coco reads one file"),
         ((shards, "--format", "detreg", "--out", tmp_path / "full"), 1, "holds files"),
@@ -216,7 +220,7 @@ def test_exports_that_cannot_be_are_said_in_words(coco, shards, tmp_path):
 
 def test_json_in_pieces_is_the_same_as_in_one(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonstream, "_PIECE", 3)
-    content = {"a": [1, [2.5, -3e-7], "ü]\u2028", None, {}], "empty": [], "b\\\"": {"c": [True]}, "n": 1234567890}
+    content = {"a": [1, [2.5, -3e-7], "ü]\u2028", None, {}], "empty": [], 'b\\"': {"c": [True]}, "n": 1234567890}
     path = tmp_path / "x.json"
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
     with path.open("rb") as file:

@@ -1,7 +1,6 @@
-"""What export reads of a folder of shards: names, sizes, boxes and candidates, a shard's index in memory at a time."""
+"""What export reads of a folder of shards: names, sizes, boxes and candidates, a few hundred images in memory at a time."""
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from univip_stream.shards.manifest import read_manifest
 from univip_stream.sources.targets import path_below
 
 _FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
+_ROWS = 256
+"""Images in memory at a time: each may have thousands of candidates."""
 _TURNED = re.compile(r"EXIF orientation ([2-8])")
 
 
@@ -101,12 +102,13 @@ class Shards:
     def facts(self) -> Iterator[Fact]:
         """Every image, in source order."""
         for entry in self.manifest["shards"]:
-            yield from map(self._fact, self._table(entry, _FACTS).to_pylist())
+            for batch in self._batches(entry, _FACTS):
+                yield from map(self._fact, batch.to_pylist())
 
     def rows(self, column: str) -> Iterator[tuple[Fact, np.ndarray]]:
         """Every sample with its `boxes` or `candidates`, int64 N x 4 x, y, w, h of the upright image."""
         for entry in self.manifest["shards"]:
-            for batch in self._table(entry, [*_FACTS, column]).to_batches():
+            for batch in self._batches(entry, [*_FACTS, column]):
                 facts = map(self._fact, batch.drop_columns([column]).to_pylist())
                 lists = batch.column(column)
                 numbers = lists.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, 4)
@@ -115,19 +117,22 @@ class Shards:
                     if fact.held:
                         yield fact, boxes
 
-    def _table(self, entry: dict[str, Any], columns: list[str]) -> pa.Table:
+    def _batches(self, entry: dict[str, Any], columns: list[str]) -> Iterator[pa.RecordBatch]:
         path = storage.join(self.folder, index_name(entry["name"]))
         try:
-            data = storage.read(path)
+            with storage.opened(path) as opened:
+                # Whatever is opened has the `readinto` that the type BinaryIO lacks.
+                found = hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
+                if found != entry["index"]["sha256"]:
+                    raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
+                opened.seek(0)
+                file = pq.ParquetFile(opened)
+                # The first shards had no image_id.
+                there = [name for name in columns if name != "image_id" or name in file.schema_arrow.names]
+                yield from file.iter_batches(_ROWS, columns=there)
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
-        if hashlib.sha256(data).hexdigest() != entry["index"]["sha256"]:
-            raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
-        try:
-            file = pq.ParquetFile(io.BytesIO(data))
-            # The first shards had no image_id.
-            return file.read([name for name in columns if name != "image_id" or name in file.schema_arrow.names])
-        except (pa.ArrowException, OSError, KeyError) as error:
+        except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({error}); mine this shard again") from error
 
     def _fact(self, row: dict[str, Any]) -> Fact:

@@ -188,7 +188,9 @@ def _header(file: Any, name: str) -> np.dtype[Any]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(file)[2]
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header may be anything
         raise InputError(f"{name} is no .npy file ({error})") from error
 
 
@@ -196,7 +198,9 @@ def _array(file: Any, name: str) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         return array
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # MemoryError too, where a damaged header promises more than there is
         raise InputError(f"{name} is no .npy file of numbers ({error}); a pickled one is siamesedetr's") from error
 
 
