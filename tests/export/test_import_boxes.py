@@ -161,6 +161,8 @@ WRONG = {
     "other images": ("soco", '{"n01440764_18": [[0, 0, 9, 9]]}', "none for the 8 images"),
     "twice": ("soco", '{"0000": [], "0000": []}', "has two entries '0000'"),
     "words": ("soco", '{"0000": [["a", 2, 3, 4]]}', "holds no boxes"),
+    "no text": ("soco", '{"\\ud800": []}', "which is no text"),
+    "no number": ("soco", '{"0000": [[1, 2, 3, NaN]]}', "expected N x 4 numbers"),
     "json as pickle": ("detectron2", "{}", "is no pickle that can be read"),
     "file for a folder": ("detreg", "{}", "is no folder"),
     "soco as coco": ("coco", '{"0000": [[0, 0, 9, 9]]}', "is no COCO annotation file"),
@@ -179,6 +181,40 @@ def test_what_cannot_be_imported_is_said_in_words(case, coco, tmp_path):
     assert done.exit_code in (1, 2)
     assert said in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_fields_of_another_kind_in_a_pickle_are_said_in_words(coco, tmp_path):
+    for fields in ([1], {"ids": 3}, {"ids": [1], "boxes": [[]], "objectness_logits": ["x"]}, {"ids": [], "boxes": [1]},
+                   {"ids": [1], "boxes": [np.zeros((2, 4))], "objectness_logits": [[1.0]]},
+                   {"ids": [1], "boxes": [np.array([[None] * 4])], "objectness_logits": [[1.0]]}):  # fmt: skip
+        (tmp_path / "p.pkl").write_bytes(pickle.dumps(fields))
+        done = called("import", "boxes", tmp_path / "p.pkl", "--format", "detectron2", "--src", coco / "train2017", "--out",
+                      tmp_path / "out")  # fmt: skip
+        assert done.exit_code == 1
+        assert done.output.startswith(f"error: {tmp_path / 'p.pkl'}"), done.output
+
+
+def test_coco_plus_is_two_folders_and_two_annotation_files_in_orls_order(coco, tmp_path):
+    more = tmp_path / "unlabeled2017"
+    more.mkdir()
+    for at in range(3):
+        Image.fromarray(draw_scene("ring", np.random.default_rng(at), 150, 120)).save(more / f"u{at}.jpg")
+    images = [{"id": 900 + at, "file_name": f"u{at}.jpg", "width": 150, "height": 120} for at in (2, 0, 1)]
+    second = tmp_path / "image_info_unlabeled2017.json"
+    second.write_text(json.dumps({"images": images}))
+    first = coco / "annotations" / "instances_train2017.json"
+    both = (coco / "train2017", more)
+    mine(MiningConfig(sources=both, annotations=(first, second), out=tmp_path / "s", proposals="many_boxes:many_boxes",
+                      inline=True))  # fmt: skip
+    order = ["--annotations", first, "--annotations", second]
+    assert called("export", "boxes", tmp_path / "s", "--format", "orl", "--out", tmp_path / "orl.json", *order).exit_code == 0
+    boxes = json.loads((tmp_path / "orl.json").read_text())["bbox"]
+    candidates = {row["source"].split("/")[1]: row["candidates"] for row in rows(tmp_path / "s")}
+    names = [image["file_name"] for file in (first, second) for image in json.loads(file.read_text())["images"]]
+    unturned = [at for at, name in enumerate(names) if name != "0003.jpg"]
+    assert [boxes[at] for at in unturned] == [candidates[names[at]] for at in unturned]
+    imported(tmp_path / "orl.json", "orl", both[0], tmp_path / "back", "--src", more, *order)
+    assert [row["candidates"] for row in rows(tmp_path / "back")] == [row["candidates"] for row in rows(tmp_path / "s")]
 
 
 def test_two_images_of_one_stem_are_named(tmp_path):

@@ -63,13 +63,19 @@ class Published:
             InputError: something else, or an image that has been added.
 
         """
+        try:
+            line = f"{name}\n".encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair
+            raise InputError(
+                f"{self.location} has the entry {name!r}, which is no text; expected the name of an image"
+            ) from error
         if name in self._places:
             raise InputError(f"{self.location} has two entries {name!r}; expected one an image")
         data = _whole(boxes, corners, f"{self.location}: {name}").tobytes()
         self._places[name] = (self._end, len(data))
         self._file.write(data)
         self._end += len(data)
-        self._digest.update(f"{name}\n{len(data)}\n".encode("utf-8", "surrogatepass") + data)
+        self._digest.update(line + f"{len(data)}\n".encode() + data)
 
     def match(self, listing: Listing) -> Match:
         """Compare with the images of a listing, and remember what its sources are called.
@@ -119,11 +125,11 @@ def numbers_of(boxes: Any, name: str) -> np.ndarray:
     """
     try:
         array = np.asarray(boxes, np.float64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name} holds no boxes; expected lists of four numbers") from error
     array = array.reshape(-1, 4) if array.size == 0 else array
     if array.ndim != 2 or array.shape[1] != 4 or not (np.abs(array) < _FURTHEST).all():
-        raise InputError(f"{name} has boxes of shape {array.shape}; expected N x 4 numbers in pixels")
+        raise InputError(f"{name} has boxes of shape {array.shape}; expected N x 4 numbers, up to {_FURTHEST:.0e} pixels")
     return array
 
 

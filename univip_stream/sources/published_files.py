@@ -11,6 +11,7 @@ from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.sources.coco import read_annotations
 from univip_stream.sources.jsonstream import JsonStream
+from univip_stream.sources.listing import text_of
 from univip_stream.sources.pickles import load_plain
 from univip_stream.sources.published import Published, numbers_of
 from univip_stream.sources.targets import TARGETS
@@ -138,29 +139,34 @@ def _read_coco(published: Published) -> None:
 def _read_detectron2(published: Published) -> None:
     with storage.opened(published.location) as file:
         fields = load_plain(file, published.location)
-    if isinstance(fields, dict):  # Detectron's names of them
+    try:
+        # Detectron called two of them otherwise.
         fields = {{"indexes": "ids", "scores": "objectness_logits"}.get(key, key): value for key, value in fields.items()}
-    if not isinstance(fields, dict) or not {"ids", "boxes", "objectness_logits"} <= fields.keys():
-        raise InputError(f"{published.location} is no file of proposals: expected ids, boxes and objectness_logits")
-    ids, boxes, scores = (list(fields[name]) for name in ("ids", "boxes", "objectness_logits"))
-    mode = fields.get("bbox_mode", 0)
+        ids, boxes, logits = (list(fields[name]) for name in ("ids", "boxes", "objectness_logits"))
+        scores = [np.ravel(np.asarray(found, np.float64)) for found in logits]
+        mode = int(fields.get("bbox_mode", 0))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{published.location} is no file of proposals ({type(error).__name__}: {error}); expected ids, boxes and "
+            "objectness_logits, and at will bbox_mode"
+        ) from error
     if not len(ids) == len(boxes) == len(scores) or mode not in (0, 1):
         raise InputError(
             f"{published.location} has {len(ids)} ids, {len(boxes)} boxes, {len(scores)} objectness_logits and bbox_mode "
             f"{mode}; expected as many of each, and 0 (XYXY_ABS) or 1 (XYWH_ABS)"
         )
-    for name, found, logits in zip(ids, boxes, scores, strict=True):
-        array, order = numbers_of(found, f"{published.location}: {name}"), np.argsort(-np.ravel(logits), kind="stable")
-        if len(order) != len(array):
-            raise InputError(f"{published.location}: {name} has {len(array)} boxes and {len(order)} objectness_logits")
-        published.add(str(name), array[order], corners=mode == 0)
+    for name, found, score in zip(ids, boxes, scores, strict=True):
+        array = numbers_of(found, f"{published.location}: {name}")
+        if len(score) != len(array):
+            raise InputError(f"{published.location}: {name} has {len(array)} boxes and {len(score)} objectness_logits")
+        published.add(str(name), array[np.argsort(-score, kind="stable")], corners=mode == 0)
 
 
 def _read_detreg(published: Published) -> None:
     for path in _arrays_below(published):
         with open(os.path.join(published.location, path), "rb") as file:
             boxes = _array(file, os.path.join(published.location, path))
-        published.add(path.removesuffix(".npy").rpartition("/")[2], boxes, corners=True)
+        published.add(text_of(path.removesuffix(".npy").rpartition("/")[2]), boxes, corners=True)
 
 
 def _read_siamesedetr(published: Published) -> None:
@@ -172,7 +178,7 @@ def _read_siamesedetr(published: Published) -> None:
             fields = load_plain(file, whole)
         if not isinstance(fields, dict) or "box" not in fields:
             raise InputError(f"{whole} holds no dictionary with `box`; expected SiameseDETR's")
-        published.add(path.removesuffix(".npy"), fields["box"], corners=True)
+        published.add(text_of(path.removesuffix(".npy")), fields["box"], corners=True)
 
 
 def _arrays_below(published: Published) -> Iterator[str]:
