@@ -15,4 +15,6 @@ def many_boxes(image):
     if width == 90:  # all too narrow for every filter that looks at shapes
         x, w = x * 0, x * 0 + 33
         y, h = y * 0, y * 0 + height
+    if width == 110:  # of the right shape where too small, of the wrong one where large enough
+        x, y, w, h = x * 0, y // 4, x * 0 + 33, np.where(np.arange(400) % 2, 33, 200)
     return np.stack([x, y, w, h], axis=1)

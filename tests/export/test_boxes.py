@@ -19,8 +19,8 @@ from univip_stream.boxes import filter_boxes
 from univip_stream.cli import cli
 from univip_stream.mining import MiningConfig, mine
 
-SIZES = [(200, 160)] * 6 + [(160, 200), (100, 80), (90, 140)]
-"""Of the images: the last but one has no candidates, the last none that SoCo's filter leaves."""
+SIZES = [(200, 160)] * 6 + [(160, 200), (100, 80), (90, 140), (110, 300)]
+"""Of the images: 0007 has no candidates, 0008 and 0009 none that SoCo's first filter leaves."""
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,7 @@ def test_soco_finds_the_boxes_of_each_line_of_its_map_by_the_stem(shards, rows, 
     assert boxes_of["0000"]
     assert boxes_of["0007"] == []
     assert boxes_of["0008"], "no ratio fits, and the boxes of any ratio are taken"
+    assert {tuple(box[2:]) for box in boxes_of["0009"]} == {(32, 32)}, "no size fits, and those of any size are taken"
 
 
 def test_soco_numbers_the_classes_in_their_order(labelled_folder, tmp_path):
