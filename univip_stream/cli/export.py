@@ -8,6 +8,7 @@ KINDS = {
     "backbone": Command(
         "univip_stream.cli.export_backbone:backbone", "Weights for torchvision, timm, Detectron2, MMDetection."
     ),
+    "boxes": Command("univip_stream.cli.export_boxes:boxes", "Boxes for ORL, SoCo, DETReg, Detectron2, COCO, ..."),
 }
 
 
@@ -17,4 +18,5 @@ def export() -> None:
 
     \b
     univip-stream export backbone runs/coco --format detectron2 --out univip.pkl
+    univip-stream export boxes shards/ --format coco --out boxes.json
     """

@@ -16,12 +16,13 @@ from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
 from univip_stream.mining.job import Job, carry_out, digest, failures
 from univip_stream.mining.output import Output
-from univip_stream.mining.proposer import GROUND_TRUTH, load_proposer, proposer_version
+from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
 from univip_stream.mining.runner import Place
 from univip_stream.mining.shard import ShardTask, mine_shard
 from univip_stream.proposals import ENGINES
 from univip_stream.shards.format import FORMAT, shard_name
-from univip_stream.sources import Listing, list_sources
+from univip_stream.sources import Listing, SourceImage, list_sources
+from univip_stream.sources.published import Match, Published
 
 DEFAULT_SHARDS = 128
 """000.tar to 127.tar."""
@@ -42,7 +43,9 @@ class MiningConfig(Place):
     num_shards: int | None = None
     """How many shards; None is 128, fewer where that leaves less than 32 images a shard."""
     proposals: str = "selective-search"
-    """Engine, `none`, `ground-truth`, or module:function."""
+    """Engine, `none`, `ground-truth`, or module:function; not read where boxes are imported."""
+    published: Published | None = None
+    """Boxes to import instead of proposing any."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the engine."""
     seed: int = 0
@@ -69,6 +72,8 @@ class MiningReport:
     """(source, status, reason) of images that are no sample."""
     ignored: dict[str, int]
     """Files that are no images by their name."""
+    match: Match | None = None
+    """How published boxes and images went together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,8 @@ class Plan:
     """The images."""
     job: Job
     """What is to be done with them."""
+    match: Match | None = None
+    """How published boxes go together with them."""
 
 
 def plan_job(config: MiningConfig) -> Plan:
@@ -88,9 +95,14 @@ def plan_job(config: MiningConfig) -> Plan:
         InputError, UsageError: sources, proposals or numbers that cannot be used.
 
     """
-    proposer = load_proposer(config.proposals, seed=config.seed, options=config.options)
-    listing = list_sources(config.sources, annotations=config.annotations, with_boxes=config.proposals == GROUND_TRUTH)
-    if config.proposals in ENGINES:
+    published = config.published
+    proposals = config.proposals if published is None else f"{IMPORTED}{published.format}"
+    if published is None and proposals.startswith(IMPORTED):
+        raise UsageError(f"--proposals {proposals} needs the file of boxes; use `univip-stream import boxes`")
+    proposer = load_proposer(proposals, seed=config.seed, options=config.options)
+    listing = list_sources(config.sources, annotations=config.annotations, with_boxes=proposals == GROUND_TRUTH)
+    match = None if published is None else published.match(listing)
+    if proposals in ENGINES:
         # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
         proposer(np.zeros((64, 64, 3), np.uint8))
     count = len(listing)
@@ -101,17 +113,23 @@ def plan_job(config: MiningConfig) -> Plan:
         "images": count,
         "listing": listing.digest,
         "num_shards": shards,
-        "proposals": config.proposals,
-        "proposals_version": proposer_version(config.proposals),
+        "proposals": proposals,
+        "proposals_version": proposer_version(proposals),
         "options": config.options,
         "seed": config.seed,
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
+        **({} if published is None else {"imported": published.digest}),
     }
     fingerprint = digest([FORMAT, parameters])
     cuts = [count * number // shards for number in range(shards + 1)]
     names = [shard_name(number, shards) for number in range(shards)]
     out = _output(config)
+
+    def ready(image: SourceImage) -> SourceImage:
+        # Workers of a cluster were started in other folders.
+        there = replace(image, path=storage.absolute(image.path))
+        return there if published is None else replace(there, boxes=published.boxes_of(image))
 
     def task(number: int, keep: bool) -> ShardTask:
         # Images are looked up when their turn comes, so that waiting shards hold none.
@@ -120,10 +138,9 @@ def plan_job(config: MiningConfig) -> Plan:
             out=out.location,
             name=names[number],
             first=first,
-            # Workers of a cluster were started in other folders.
-            images=[replace(image, path=storage.absolute(image.path)) for image in listing.slice(first, last)],
+            images=[ready(image) for image in listing.slice(first, last)],
             fingerprint=fingerprint,
-            proposals=config.proposals,
+            proposals=proposals,
             options=config.options,
             seed=config.seed,
             filter=config.filter,
@@ -139,13 +156,13 @@ def plan_job(config: MiningConfig) -> Plan:
         task=task,
         parameters=parameters,
         fingerprint=fingerprint,
-        facts={"classes": listing.classes, "ignored": dict(Counter(listing.ignored))},
+        facts={"classes": listing.classes, "ignored": dict(Counter(listing.ignored)), **_imported(match)},
         place=config,
         retry_failed=config.retry_failed,
         allowed=allowed_failures(config.max_failures, count),
         allowed_text=config.max_failures,
     )
-    return Plan(listing=listing, job=job)
+    return Plan(listing=listing, job=job, match=match)
 
 
 def mine(
@@ -173,6 +190,7 @@ def mine(
         mined=mined,
         failures=failures(plan.job.out, manifest["shards"]),
         ignored=plan.listing.ignored,
+        match=plan.match,
     )
 
 
@@ -186,6 +204,19 @@ def allowed_failures(text: str, images: int) -> float:
     if not value >= 0 or (percent and value > 100):
         raise UsageError(f"--max-failures is {text!r}; expected a share such as 1% or a number of images such as 25")
     return value / 100 * images if percent else value
+
+
+def _imported(match: Match | None) -> dict[str, Any]:
+    if match is None:
+        return {}
+    return {
+        "imported": {
+            "entries": match.entries,
+            "images_without_entry": len(match.without_entry),  # each is a row with that reason
+            "entries_without_image": len(match.without_image),
+            "such_as": match.without_image[:100],
+        }
+    }
 
 
 def _output(config: MiningConfig) -> Output:

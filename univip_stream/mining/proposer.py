@@ -15,6 +15,8 @@ NONE = "none"
 """No proposals: the images alone (Table 8 b, first row)."""
 GROUND_TRUTH = "ground-truth"
 """The boxes that people drew (Table 8 b, last row): they come with the image, from the source's annotations."""
+IMPORTED = "imported-"
+"""Before the name of a format: boxes that others published, which come with the image too."""
 
 
 def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
@@ -24,7 +26,7 @@ def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
         UsageError: nothing has that name, or it cannot be imported or called.
 
     """
-    if name in (NONE, GROUND_TRUTH):
+    if name in (NONE, GROUND_TRUTH) or name.startswith(IMPORTED):
         return lambda image: np.empty((0, 4), np.int32)
     if taken := {"image", "engine", "seed"} & options.keys():
         raise UsageError(f"--option {min(taken)}=... is no option of {name}; the seed is --seed")
@@ -47,7 +49,7 @@ def load_proposer(name: str, *, seed: int, options: dict[str, Any]) -> Proposer:
 
 def proposer_version(name: str) -> str:
     """What the boxes depend on beside image, seed and options. A user's own function may name one as `__version__`."""
-    if name in (NONE, GROUND_TRUTH):
+    if name in (NONE, GROUND_TRUTH) or name.startswith(IMPORTED):
         return "1"
     if name in ENGINES:
         return engine_version(name)

@@ -16,11 +16,12 @@ from univip_stream import storage
 from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
-from univip_stream.mining.proposer import GROUND_TRUTH, Proposer, load_proposer
+from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, Proposer, load_proposer
 from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name, key_of
 from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
+from univip_stream.sources.targets import TARGETS
 
 _REPORT_EVERY = 0.5
 """Seconds between two words about progress."""
@@ -102,8 +103,9 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
         return Sample(status=error.status, reason=str(error), **common)
     height, width = picture.pixels.shape[:2]
     try:
-        if task.proposals == GROUND_TRUTH:
-            candidates = ground_truth(image.boxes or (), width, height, orientation_of(data))
+        if task.proposals == GROUND_TRUTH or task.proposals.startswith(IMPORTED):
+            given = () if image.boxes is None else image.boxes
+            candidates = ground_truth(given, width, height, 1 if _turned(task.proposals) else orientation_of(data))
         else:
             candidates = as_boxes(_proposed(proposer, picture.pixels))
         validate_boxes(candidates, width, height)
@@ -111,6 +113,8 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
         raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
     boxes = task.filter(candidates)
     status, reason = status_of(boxes, candidates)
+    if task.proposals.startswith(IMPORTED) and image.boxes is None:
+        reason = "the file of boxes has no entry for it"
     return Sample(
         status=status,
         reason=reason,
@@ -127,7 +131,12 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     )
 
 
-def ground_truth(boxes: Boxes, width: int, height: int, orientation: int) -> np.ndarray:
+def _turned(proposals: str) -> bool:
+    """Whether published boxes refer to the upright image: their repository turns it by EXIF when it reads it."""
+    return proposals.startswith(IMPORTED) and TARGETS[proposals.removeprefix(IMPORTED)].upright
+
+
+def ground_truth(boxes: Boxes | np.ndarray, width: int, height: int, orientation: int) -> np.ndarray:
     """Boxes of the stored pixels as boxes of the upright image, clipped to it; those with nothing left are left out.
 
     Args:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from univip_stream import storage
@@ -51,8 +52,9 @@ class SourceImage:
     """Bytes, with `offset`."""
     image_id: int | None = None
     """COCO's."""
-    boxes: Boxes | None = None
-    """Ground truth in the frame of the stored pixels, where the source has it and it was asked for."""
+    boxes: Boxes | np.ndarray | None = None
+    """Ground truth in the frame of the stored pixels, where the source has it and it was asked for; or boxes that others
+    published, an array, which no listing holds."""
     fault: str | None = None
     """Why it cannot be read, where the source knows already."""
 

@@ -1,0 +1,90 @@
+"""`univip-stream export boxes`: parse, call, print."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from univip_stream.cli.jobs import counted
+from univip_stream.cli.progress import Progress
+from univip_stream.export.boxes import export_boxes
+from univip_stream.sources.targets import TARGETS
+
+
+@click.command()
+@click.argument("shards")
+@click.option("--format", "format", required=True, type=click.Choice([*TARGETS]), help="The repository that is to read it.")
+@click.option("--out", required=True, metavar="PATH", help="The file; a folder for soco, detreg, siamesedetr.")
+@click.option(
+    "--annotations",
+    multiple=True,
+    metavar="JSON",
+    help="COCO's file: the order of ORL's boxes, and image ids where the shards have none. ORL's COCO+: one after the other.",
+)
+# Other boxes than the target's own choice.
+@click.option("--min-scale", type=click.IntRange(min=1), help="Shortest side kept, pixels.  [default: the target's own, here "
+              "and below]")  # fmt: skip
+@click.option("--max-aspect", type=click.FloatRange(min=1), help="Longest side by shortest.")
+@click.option("--min-size", type=click.FloatRange(0, 1), help="Least square root of a box's share of the image's area.")
+@click.option("--max-size", type=click.FloatRange(0, 1), help="Greatest square root of it.")
+@click.option("--max-iou", type=click.FloatRange(0, 1), help="Greatest overlap of two boxes; 1 keeps all.")
+@click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def boxes(
+    shards: str,
+    format: str,
+    out: str,
+    annotations: tuple[str, ...],
+    min_scale: int | None,
+    max_aspect: float | None,
+    min_size: float | None,
+    max_size: float | None,
+    max_iou: float | None,
+    max_boxes: int | None,
+    as_json: bool,
+) -> None:
+    """Write the boxes of SHARDS as other repositories read them.
+
+    SHARDS is a folder of finished shards. Each target gets its own choice of the candidates that mining kept: ORL, DETReg,
+    SiameseDETR and Detectron2 all of them, SoCo and AlignDet those that their own filters leave, coco the filtered boxes of the
+    shards. Nothing is mined again.
+
+    \b
+    univip-stream export boxes shards/ --format soco --out imagenet/
+    univip-stream export boxes shards/ --format orl --annotations coco/annotations/instances_train2017.json --out orl.json
+    """
+    overrides = {
+        "min_scale": min_scale, "max_aspect": max_aspect, "min_size": min_size, "max_size": max_size, "max_iou": max_iou,
+        "max_boxes": max_boxes,
+    }  # fmt: skip
+    bar: list[Progress] = []
+    try:
+        written = export_boxes(
+            shards,
+            format,
+            out,
+            annotations=annotations,
+            overrides=overrides,
+            planned=lambda images: bar.append(Progress("exporting", images, unit="images")),
+            progress=lambda images: bar[0].add(images),
+        )
+    finally:
+        for line in bar:
+            line.__exit__(None, None, None)
+    if as_json:
+        click.echo(json.dumps({"out": out, "format": format, **asdict(written)}))
+        return
+    empty = f", {written.without_boxes} of them without" if written.without_boxes else ""
+    click.echo(f"boxes of {counted(written.images, 'image')}{empty}: {written.boxes} in {', '.join(written.files)}")
+    some("had no box and got one, because ORL reads none without", written.filled)
+    some("left out", [f"{source}: {reason}" for source, reason in written.left_out])
+
+
+def some(what: str, names: list[str]) -> None:
+    """Print the first ten of what there may be many of."""
+    if names:
+        click.echo(f"{len(names)} {what}:")
+        for name in names[:10]:
+            click.echo(f"  {name}")
+        if len(names) > 10:
+            click.echo(f"  and {len(names) - 10} more (--json lists them all)")

@@ -1,0 +1,150 @@
+"""What export reads of a folder of shards: names, sizes, boxes and candidates, a few hundred images in memory at a time."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream import storage
+from univip_stream.errors import InputError
+from univip_stream.shards.format import HELD, index_name
+from univip_stream.shards.manifest import read_manifest
+from univip_stream.sources.targets import path_below
+
+_FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
+_ROWS = 256
+"""Images in memory at a time: each may have thousands of candidates."""
+_TURNED = re.compile(r"EXIF orientation ([2-8])")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """One image of the shards, without its boxes."""
+
+    source: str
+    """Its name."""
+    label: str | None
+    image_id: int | None
+    """COCO's, from the shards or the annotations given."""
+    width: int
+    """Pixels of the upright image; 0 where it is no sample."""
+    height: int
+    held: bool
+    """Whether it is a sample: it could be read."""
+    reason: str | None
+    """Why it is none."""
+    orientation: int
+    """EXIF's, 1 to 8, of the source's file. Where `converted` names another reason before, a turn is not known of."""
+
+    def size(self, upright: bool) -> tuple[int, int]:
+        """Width and height, upright or as the file has it."""
+        turned = not upright and self.orientation >= 5
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+    def framed(self, boxes: np.ndarray, upright: bool) -> np.ndarray:
+        """Boxes of the upright image, or the same as boxes of the stored pixels; int64 N x 4 x, y, w, h."""
+        array = np.asarray(boxes, np.int64).reshape(-1, 4)
+        if upright or self.orientation == 1:
+            return array
+        low, high = array[:, :2], array[:, :2] + array[:, 2:]
+        size = np.array([self.width, self.height])
+        backwards = np.array([self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)])
+        low, high = np.where(backwards, size - high, low), np.where(backwards, size - low, high)
+        if self.orientation >= 5:  # upright x runs along stored y
+            low, high = low[:, ::-1], high[:, ::-1]
+        return np.concatenate([low, high - low], axis=1)
+
+
+class Shards:
+    """A finished folder of shards, local or remote."""
+
+    def __init__(self, folder: str | Path, ids: Mapping[str, int | None] | None = None):
+        """Read its manifest.
+
+        Args:
+            folder: of the shards.
+            ids: COCO's number of images, by their path below their source, where the shards have none.
+
+        Raises:
+            InputError: it is no finished folder, or was mined without proposals.
+
+        """
+        text = str(folder).rstrip("/")
+        if text.endswith(".tar") or (not storage.is_remote(text) and not Path(text).is_dir()):
+            raise InputError(f"{folder} is no folder; expected a folder of finished shards, with manifest.json")
+        self.folder = text
+        self.manifest = read_manifest(text)
+        self.parameters: dict[str, Any] = self.manifest["parameters"]
+        self.ids = ids or {}
+        sources = self.parameters.get("sources")
+        if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+            raise InputError(f"{folder}: its manifest names no sources; it was changed or damaged: mine again")
+        self.sources: list[str] = sources
+        if self.parameters.get("proposals") == "none":
+            raise InputError(f"{folder} was mined with --proposals none, so it holds no boxes; mine it with proposals")
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return int(self.manifest["totals"]["images"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Sorted labels."""
+        return list(self.manifest.get("classes") or [])
+
+    def facts(self) -> Iterator[Fact]:
+        """Every image, in source order."""
+        for entry in self.manifest["shards"]:
+            for batch in self._batches(entry, _FACTS):
+                yield from map(self._fact, batch.to_pylist())
+
+    def rows(self, column: str) -> Iterator[tuple[Fact, np.ndarray]]:
+        """Every sample with its `boxes` or `candidates`, int64 N x 4 x, y, w, h of the upright image."""
+        for entry in self.manifest["shards"]:
+            for batch in self._batches(entry, [*_FACTS, column]):
+                facts = map(self._fact, batch.drop_columns([column]).to_pylist())
+                lists = batch.column(column)
+                numbers = lists.flatten().flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(-1, 4)
+                ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+                for fact, boxes in zip(facts, np.split(numbers, ends[:-1]), strict=True):
+                    if fact.held:
+                        yield fact, boxes
+
+    def _batches(self, entry: dict[str, Any], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        path = storage.join(self.folder, index_name(entry["name"]))
+        try:
+            with storage.opened(path) as opened:
+                # Whatever is opened has the `readinto` that the type BinaryIO lacks.
+                found = hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
+                if found != entry["index"]["sha256"]:
+                    raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
+                opened.seek(0)
+                file = pq.ParquetFile(opened)
+                # The first shards had no image_id.
+                there = [name for name in columns if name != "image_id" or name in file.schema_arrow.names]
+                yield from file.iter_batches(_ROWS, columns=there)
+        except FileNotFoundError as error:
+            raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
+        except (pa.ArrowException, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}); mine this shard again") from error
+
+    def _fact(self, row: dict[str, Any]) -> Fact:
+        turned = _TURNED.fullmatch(row["converted"] or "")
+        number = row.get("image_id")
+        return Fact(
+            source=row["source"],
+            label=row["label"],
+            image_id=self.ids.get(path_below(row["source"], self.sources)) if number is None else number,
+            width=row["width"] or 0,
+            height=row["height"] or 0,
+            held=row["status"] in HELD,
+            reason=row["reason"],
+            orientation=int(turned[1]) if turned else 1,
+        )

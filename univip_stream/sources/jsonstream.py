@@ -1,0 +1,120 @@
+"""JSON of any length, one value in memory at a time: proposal files have gigabytes."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from univip_stream.errors import InputError
+
+_PIECE = 1 << 20
+_LARGEST = 1 << 28
+"""Characters that one value may have."""
+_SPACE = " \t\r\n"
+
+
+class JsonStream:
+    """A JSON file, read from its beginning to its end.
+
+    `members` gives the keys of an object and stops before each value; take that by `value`, `elements` or `skip`.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self.name = name
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._parse = json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+
+    def members(self) -> Iterator[str]:
+        """Keys of an object."""
+        self._take("{")
+        if self._next() == "}":
+            self._take("}")
+            return
+        while True:
+            key = self.value()
+            if not isinstance(key, str):
+                raise self._wrong(f"found the key {key!r}")
+            self._take(":")
+            yield key
+            if self._take(",}") == "}":
+                return
+
+    def elements(self) -> Iterator[Any]:
+        """Elements of an array."""
+        self._take("[")
+        if self._next() == "]":
+            self._take("]")
+            return
+        while True:
+            yield self.value()
+            if self._take(",]") == "]":
+                return
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self._next()
+        while True:
+            try:
+                value, end = self._parse(self._text, self._at)
+                if end < len(self._text) or self._ended:  # a number at the end of the piece may go on
+                    self._at = end
+                    return value
+            except (ValueError, RecursionError) as error:
+                if self._ended or len(self._text) - self._at > _LARGEST:
+                    raise self._wrong(str(error)) from error
+            self._more()
+
+    def skip(self) -> None:
+        """Pass over the next value."""
+        if self._next() == "[":
+            for _ in self.elements():
+                pass
+        else:
+            self.value()
+
+    def at_array(self) -> bool:
+        """Whether the next value is an array."""
+        return self._next() == "["
+
+    def finish(self) -> None:
+        """See that nothing follows.
+
+        Raises:
+            InputError: something does.
+
+        """
+        if found := self._next():
+            raise self._wrong(f"found {found!r} behind the end")
+
+    def _next(self) -> str:
+        """The next character that is no space; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _SPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._more()
+
+    def _take(self, expected: str) -> str:
+        found = self._next()
+        if not found or found not in expected:
+            raise self._wrong(f"found {found or 'its end'!r}, expected {' or '.join(expected)}")
+        self._at += 1
+        return found
+
+    def _more(self) -> None:
+        left = self._text[self._at :]
+        # A long value is parsed again with every piece, so pieces grow with it.
+        data = self._file.read(max(_PIECE, len(left)))
+        self._ended = not data
+        try:
+            self._text, self._at = left + self._decode(data, final=self._ended), 0
+        except UnicodeDecodeError as error:
+            raise self._wrong(str(error)) from error
+
+    def _wrong(self, what: str) -> InputError:
+        return InputError(f"{self.name} is no JSON that can be used: {what}")

@@ -1,0 +1,117 @@
+"""Numbers, texts, lists and arrays out of a pickle, and nothing else: a pickle may ask for any function to be called.
+
+What a pickle says of an array goes through the stand-ins below, never through numpy's own `__setstate__`.
+"""
+
+import math
+import pickle
+import re
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from univip_stream.errors import InputError
+
+_NUMBERS = re.compile(r"[<>|=]?[?biuf]\d{0,2}")
+_BUILTINS = {"bytearray": bytearray, "bytes": bytes, "dict": dict, "float": float, "int": int, "list": list, "str": str,
+             "tuple": tuple, "bool": bool}  # fmt: skip
+
+
+def load_plain(file: BinaryIO, name: str) -> Any:
+    """What a pickle holds, of builtin types and numeric numpy arrays.
+
+    Raises:
+        InputError: it asks for anything else, or is damaged.
+
+    """
+    try:
+        return _plain(_Unpickler(file, name).load())
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle may fail in any way
+        raise InputError(f"{name} is no pickle that can be read ({type(error).__name__}: {error})") from error
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`: a kind of numbers, or objects."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        self.code = code.decode("latin1") if isinstance(code, bytes) else str(code)
+        if self.code not in ("O", "O8") and not _NUMBERS.fullmatch(self.code):
+            raise ValueError(f"an array of {self.code!r}; expected numbers")
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.code = state[1] + self.code.lstrip("<>|=")
+
+    def of(self, data: Any, shape: Any) -> np.ndarray:
+        """An array of these numbers from their bytes."""
+        if isinstance(data, str):  # Python 2's bytes
+            data = data.encode("latin1")
+        kind = np.dtype(self.code)  # refuses objects below
+        size = math.prod(shape)
+        if kind.hasobject or len(data) != size * kind.itemsize:
+            raise ValueError(f"{len(data)} bytes for {size} numbers of {kind}")
+        return np.frombuffer(bytes(data), kind)
+
+
+class _Array:
+    """Stands for `numpy.ndarray`: empty until its state is set."""
+
+    def __init__(self, *arguments: Any):
+        self.value: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, by_columns, data = state
+        if isinstance(data, list):
+            if shape != ():
+                raise ValueError(f"objects in an array of shape {shape}; expected one")
+            [self.value] = data
+        else:
+            self.value = dtype.of(data, shape).reshape(shape, order="F" if by_columns else "C")
+
+
+def _from_buffer(data: Any, dtype: _Dtype, shape: Any, order: str, *more: Any) -> np.ndarray:
+    return dtype.of(data, shape).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Any:
+    return dtype.of(data, ()).item()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+_NUMPY = {"ndarray": _Array, "_reconstruct": _Array, "dtype": _Dtype, "scalar": _scalar, "_frombuffer": _from_buffer}
+_NUMPYS = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{(module, name): stand_in for module in _NUMPYS for name, stand_in in _NUMPY.items()},
+    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()},
+    ("_codecs", "encode"): _encode,
+    ("detectron2.structures.boxes", "BoxMode"): int,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, name: str):
+        super().__init__(file, encoding="latin1")
+        self.name = name
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise InputError(
+                f"{self.name} asks for {module}.{name}, and a pickle that is loaded can run anything: only numbers, texts, "
+                "lists and numpy arrays are read; use a file from somebody you trust, written again as plain arrays"
+            )
+        return _ALLOWED[module, name]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return _plain(value.value)
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
