@@ -19,6 +19,7 @@ COMMANDS = {
     "export": Command("univip_stream.cli.export:export", "Weights and boxes as other software reads them."),
     "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards."),
     "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet."),
+    "inspect": Command("univip_stream.cli.inspect:inspect", "A page about shards: boxes, views, what is odd."),
     "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other."),
     "explain": Command("univip_stream.cli.explain:explain", "One image through the method, as a figure."),
     "doctor": Command("univip_stream.cli.doctor:doctor", "Try what this machine has; say what is missing."),
