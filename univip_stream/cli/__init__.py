@@ -10,19 +10,21 @@ from univip_stream.cli.lazy import Command, LazyGroup
 
 # Lazy, so that `mine` runs without torch, `train` without Ray, and `--help` at once.
 COMMANDS = {
-    "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes."),
-    "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards."),
-    "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest."),
-    "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues."),
-    "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations."),
-    "eval": Command("univip_stream.cli.evaluate:evaluate", "Judge a representation: knn, linear, finetune, detect."),
-    "export": Command("univip_stream.cli.export:export", "Weights and boxes as other software reads them."),
-    "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards."),
-    "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet."),
-    "inspect": Command("univip_stream.cli.inspect:inspect", "A page about shards: boxes, views, what is odd."),
-    "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other."),
-    "explain": Command("univip_stream.cli.explain:explain", "One image through the method, as a figure."),
-    "doctor": Command("univip_stream.cli.doctor:doctor", "Try what this machine has; say what is missing."),
+    "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes.", "Make shards"),
+    "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards.", "Make shards"),
+    "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards.", "Make shards"),
+    "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest.", "Make shards"),
+    "inspect": Command("univip_stream.cli.inspect:inspect", "A page about shards: boxes, views, what is odd.", "Make shards"),
+    "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues.", "Train"),
+    "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other.", "Train"),
+    "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations.", "Train"),
+    "eval": Command(
+        "univip_stream.cli.evaluate:evaluate", "Judge a representation: knn, linear, finetune, detect.", "Judge and use"
+    ),
+    "embed": Command("univip_stream.cli.embed:embed", "Features of any images, as Parquet.", "Judge and use"),
+    "export": Command("univip_stream.cli.export:export", "Weights and boxes as other software reads them.", "Judge and use"),
+    "explain": Command("univip_stream.cli.explain:explain", "One image through the method, as a figure.", "Understand"),
+    "doctor": Command("univip_stream.cli.doctor:doctor", "Try what this machine has; say what is missing.", "Understand"),
 }
 
 
@@ -35,8 +37,10 @@ def cli() -> None:
 
     \b
     univip-stream mine  --src coco/train2017 --out shards/
+    univip-stream inspect shards/ --html report.html
     univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
+    univip-stream export backbone runs/coco --format torchvision --out backbone.pth
 
     Exit status: 0 done, 1 failed, 2 called wrongly.
     """

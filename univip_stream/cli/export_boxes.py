@@ -29,6 +29,7 @@ from univip_stream.sources.targets import TARGETS
 @click.option("--max-size", type=click.FloatRange(0, 1), help="Greatest square root of it.")
 @click.option("--max-iou", type=click.FloatRange(0, 1), help="Greatest overlap of two boxes; 1 keeps all.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def boxes(
     shards: str,
@@ -41,6 +42,7 @@ def boxes(
     max_size: float | None,
     max_iou: float | None,
     max_boxes: int | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Write the boxes of SHARDS as other repositories read them.
@@ -65,7 +67,7 @@ def boxes(
             out,
             annotations=annotations,
             overrides=overrides,
-            planned=lambda images: bar.append(Progress("exporting", images, unit="images")),
+            planned=lambda images: bar.append(Progress("exporting", images, unit="images", quiet=quiet)),
             progress=lambda images: bar[0].add(images),
         )
     finally:

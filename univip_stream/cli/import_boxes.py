@@ -55,6 +55,7 @@ def boxes(
     workers: int | None,
     address: str | None,
     inline: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Make shards of images and of boxes that others published in FILE, without mining.
@@ -86,8 +87,9 @@ def boxes(
 
     def planned(plan: Plan, finished: int) -> None:
         images, shards = counted(plan.job.images, "image"), counted(len(plan.job.names), "shard")
-        click.echo(f"{images}, {len(published)} entries -> {shards} in {out}", err=True)
-        bar.append(Progress("importing", plan.job.images, unit="images", done=finished))
+        if not quiet:
+            click.echo(f"{images}, {len(published)} entries -> {shards} in {out}", err=True)
+        bar.append(Progress("importing", plan.job.images, unit="images", done=finished, quiet=quiet))
 
     with stop_on_sigterm("import"):
         try:

@@ -6,6 +6,7 @@ import sys
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from univip_stream.errors import InputError
 
@@ -15,6 +16,8 @@ class Command(NamedTuple):
 
     target: str
     says: str
+    task: str = "Commands"
+    """Heading that it stands under in the list."""
 
 
 class LazyGroup(click.Group):
@@ -36,8 +39,16 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click's own asks every command for its help, which would import torch and Ray to print a list.
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.says) for name, command in self.table.items()])
+        for task in dict.fromkeys(command.task for command in self.table.values()):
+            with formatter.section(task):
+                formatter.write_dl([(name, command.says) for name, command in self.table.items() if command.task == task])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # As above: pressing Tab must not import torch.
+        found = [
+            CompletionItem(name, help=command.says) for name, command in self.table.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -94,6 +94,7 @@ def mine(
     workers: int | None,
     address: str | None,
     inline: bool,
+    quiet: bool,
     max_failures: str,
     retry_failed: bool,
     dry_run: bool,
@@ -131,8 +132,9 @@ def mine(
     bar: list[Progress] = []
 
     def planned(plan: Plan, finished: int) -> None:
-        _print_plan(plan, finished, out)
-        bar.append(Progress("mining", plan.job.images, unit="images", done=finished))
+        if not quiet:
+            _print_plan(plan, finished, out)
+        bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
 
     with stop_on_sigterm("mine"):
         try:

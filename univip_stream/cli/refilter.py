@@ -32,6 +32,7 @@ def refilter(
     workers: int | None,
     address: str | None,
     inline: bool,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Filter the candidates that SHARDS kept anew: other boxes, the same images, without mining again.
@@ -56,8 +57,9 @@ def refilter(
     bar: list[Progress] = []
 
     def planned(job: Job, finished: int) -> None:
-        click.echo(f"{counted(job.images, 'image')} in {counted(len(job.names), 'shard')} -> {out}", err=True)
-        bar.append(Progress("refiltering", job.images, unit="images", done=finished))
+        if not quiet:
+            click.echo(f"{counted(job.images, 'image')} in {counted(len(job.names), 'shard')} -> {out}", err=True)
+        bar.append(Progress("refiltering", job.images, unit="images", done=finished, quiet=quiet))
 
     with stop_on_sigterm("refilter"):
         try:

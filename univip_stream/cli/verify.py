@@ -22,7 +22,9 @@ _ON_RAY_FROM = 4 << 30
 @click.argument("shards", nargs=-1, required=True)
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(shards: tuple[str, ...], workers: int | None, address: str | None, inline: bool, as_json: bool) -> None:
+def verify(
+    shards: tuple[str, ...], workers: int | None, address: str | None, inline: bool, quiet: bool, as_json: bool
+) -> None:
     """Read SHARDS back: sizes, hashes, counts, members, and boxes inside images. Exit status 1 if anything is wrong.
 
     SHARDS is a folder of shards (local or remote), its manifest.json, or the shards in it; the whole folder is checked. Over
@@ -40,7 +42,7 @@ def verify(shards: tuple[str, ...], workers: int | None, address: str | None, in
         place = Place(workers=workers, address=address, inline=inline or small)
         total = manifest["totals"]["images"]
         found: dict[str, list[Finding]] = {}
-        with Progress(f"verifying {folder}", total, unit="images") as bar:
+        with Progress(f"verifying {folder}", total, unit="images", quiet=quiet) as bar:
             for task, result in run(check_shard, check_tasks(folder, manifest), place, bar.add):
                 found[task.name] = result
         in_order = [finding for entry in manifest["shards"] for finding in found[entry["name"]]]
