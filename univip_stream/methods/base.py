@@ -114,7 +114,7 @@ class Method(nn.Module, ABC):
     """A method: its networks, its loss, and what it wants of the stream. A subclass is built with (config, instances).
 
     It must have the network that is exported as `online.backbone`, or say by `backbone` where it is. All state (queues,
-    counters) is in buffers: then it is saved, restored and moved with the weights. `docs/adding-a-method.md` adds one.
+    counters) is in buffers: then it is saved, restored and moved with the weights. `docs/how-to/custom-method.md` adds one.
     """
 
     wants: ClassVar[Wants] = Wants()
