@@ -51,6 +51,23 @@ def drawn_shards(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -
 
 
 @pytest.fixture(scope="session")
+def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
+    """Pairs of regions of the drawn shards: of each image with its two next, by chance."""
+    from univip_stream.shards import expand_shards, open_index
+    from univip_stream.stream.pairs import write_pairs
+
+    index, rng = open_index(expand_shards(str(drawn_shards))), np.random.default_rng(4)
+    rows = []
+    for sample in range(len(index)):
+        for other in ((sample + 1) % len(index), (sample + 2) % len(index)):
+            own, theirs = (index.boxes_of(at)[rng.integers(0, len(index.boxes_of(at)), 3)] for at in (sample, other))
+            rows.append((sample, other, np.concatenate([own, theirs], axis=1)))
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    write_pairs(path, index, rows)
+    return path
+
+
+@pytest.fixture(scope="session")
 def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of eight drawn scenes each, a folder a class."""
     folder = tmp_path_factory.mktemp("labelled")

@@ -117,7 +117,9 @@ def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     missing = set()
     for code in blocks(page, "python"):
-        lacks = {name for name in MAY_LACK if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE) and not find_spec(name)}
+        lacks = {
+            name for name in MAY_LACK if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE) and not find_spec(name)
+        }
         missing |= lacks
         if not lacks:
             code = code.replace("resnet50", "resnet18")  # which every training above was of

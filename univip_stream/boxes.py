@@ -199,3 +199,33 @@ def naive_boxes(
         chosen = int(free.argmax()) if free.any() else int(worst.argmin())
         taken = np.concatenate([taken, tries[chosen : chosen + 1]])
     return taken[len(taken) - count :]
+
+
+_NEARBY_TRIES = 200
+"""Boxes tried by `nearby_box`, as in ORL's code."""
+
+
+def nearby_box(box: Int32[np.ndarray, "4"], width: int, height: int, rng: np.random.Generator) -> Int32[np.ndarray, "4"]:
+    """A random box about another, as ORL draws the second view of a region (Jiahao000/ORL @ 2ad64f7, `aug_bbox`).
+
+    Half to twice the area, an aspect of 1/2 to 2, the centre moved by up to half the sides; inside the image, and with an IoU
+    of more than 0.5. Of 200 draws the first that is all this; if none is, the box itself.
+
+    Args:
+        box: x, y, w, h.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        rng: where chance comes from.
+
+    """
+    x, y, w, h = (int(v) for v in box)
+    area, log_aspect, right, down = rng.random((4, _NEARBY_TRIES))
+    area = w * h * (0.5 + 1.5 * area)
+    aspect = np.exp(np.log(2) * (2 * log_aspect - 1))
+    wide, high = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
+    left = np.round(x + 0.5 * w + (right - 0.5) * w - 0.5 * wide)
+    top = np.round(y + 0.5 * h + (down - 0.5) * h - 0.5 * high)
+    tries = np.stack([left, top, wide, high], axis=1).astype(np.int32)
+    within = (left >= 0) & (top >= 0) & (left + wide <= width) & (top + high <= height) & (wide >= 1) & (high >= 1)
+    good = within & (iou(tries, np.array([[x, y, w, h]]))[:, 0] > 0.5)
+    return tries[good.argmax()] if good.any() else np.array([x, y, w, h], np.int32)

@@ -60,6 +60,8 @@ class ViewConfig:
     """Greatest shift and change of size of a box in the first view, as a share of its sides; 0 for none. SoCo has 0.1."""
     box_jitter_p: float = 0.5
     """Chance that a box is jittered at all. 0.5 in SoCo's code."""
+    pairs: str | None = None
+    """File of `univip-stream retrieve`: adds ORL's four patches of `instance_size`, two of a region and two of a pair."""
 
     def __post_init__(self) -> None:
         for name, least in (

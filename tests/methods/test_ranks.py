@@ -36,6 +36,8 @@ def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
             extras["boxes"] = torch.cat([near, near + 8], -1)[:, mine]
         if method.wants.third:
             extras["third"] = torch.randn(B, 3, T, T, generator=rng).double()[mine]
+        if method.wants.patches:
+            extras["patches"] = torch.randn(4, B, 3, S, S, generator=rng).double()[:, mine]
         model(scenes[:, mine], None if instances is None else instances[:, mine], **extras)["loss"].backward()
         left |= {f"gradient {step} {key}": p.grad.clone() for key, p in method.named_parameters() if p.requires_grad}
         optimizer.step()

@@ -31,14 +31,15 @@ def records(run):
     return [{name: value for name, value in row.items() if name not in UNLIKE} for row in rows]
 
 
-def small(name):
-    return ["views.third_size=16"] if METHODS[name].wants.third else []
+def small(name, pairs):
+    wants = METHODS[name].wants
+    return [*(["views.third_size=16"] if wants.third else []), *([f"views.pairs={pairs}"] if wants.patches else [])]
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, drawn_shards, tmp_path):
+def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, drawn_shards, drawn_pairs, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = train(drawn_shards, whole, name, *small(name))
+    done = train(drawn_shards, whole, name, *small(name, drawn_pairs))
     assert done.exit_code == 0, done.output
     rows = records(whole)
     assert len(rows) == 3
@@ -50,7 +51,7 @@ def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, dra
     (parts / "checkpoints" / "step-000000003.pt").unlink()
     kept = (parts / "metrics.jsonl").read_text().splitlines()[:2]
     (parts / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
-    again = train(drawn_shards, parts, name, *small(name))
+    again = train(drawn_shards, parts, name, *small(name, drawn_pairs))
     assert again.exit_code == 0, again.output
     assert "continues after step 2" in again.output
     assert records(parts) == rows
@@ -88,6 +89,7 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
     [
         ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
         ("soco", "views.third_size=0", "soco looks at a third view, and views.third_size is 0"),
+        ("orl", "views.min_scale=32", "`univip-stream retrieve` makes them"),
         ("univip", "views.instance_crops=false", "univip looks at instances as images of their own"),
     ],
 )

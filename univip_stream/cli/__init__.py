@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest.", "Make shards"),
     "inspect": Command("univip_stream.cli.inspect:inspect", "A page about shards: boxes, views, what is odd.", "Make shards"),
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues.", "Train"),
+    "retrieve": Command("univip_stream.cli.retrieve:retrieve", "Regions that look alike, for ORL.", "Train"),
     "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other.", "Train"),
     "results": Command("univip_stream.cli.results:results", "Compare runs: settings, losses, evaluations.", "Train"),
     "eval": Command(

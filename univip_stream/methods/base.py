@@ -37,6 +37,8 @@ class Wants:
     """The instances' boxes in pixels of each view, after crop, resize and flip: `boxes` of `forward`."""
     third: bool = False
     """A third view, the second's window at `views.third_size` pixels a side: `third` of `forward`."""
+    patches: bool = False
+    """A region twice, then a region and its like in another image, from `views.pairs`: `patches` of `forward`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The paper's views, augmentations and heads, as dotted settings: `--method NAME` lays them over the recipe."""
 
@@ -159,8 +161,8 @@ class Method(nn.Module, ABC):
         `loss` carries the gradient; `terms` are what it is made of. `feature_std`, detached, tells collapse: about 1 for
         features spread over the sphere, 0 where all images have the same.
 
-        A method that wants them takes two more arguments by name: `boxes`, float32 (V, B, K, 4), x1, y1, x2, y2 in pixels
-        of each view, the two scenes and then the third; and `third`, (B, 3, T, T).
+        A method that wants them takes more arguments by name: `boxes`, float32 (V, B, K, 4), x1, y1, x2, y2 in pixels of each
+        view, the two scenes and then the third; `third`, (B, 3, T, T); `patches`, (4, B, 3, I, I).
         """
 
     def encode(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:

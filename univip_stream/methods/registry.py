@@ -14,6 +14,7 @@ from univip_stream.methods.base import Method, MethodConfig, Wants
 from univip_stream.methods.byol import BYOL
 from univip_stream.methods.densecl import DenseCL
 from univip_stream.methods.moco import MoCo
+from univip_stream.methods.orl import ORL
 from univip_stream.methods.scrl import SCRL
 from univip_stream.methods.simclr import SimCLR
 from univip_stream.methods.soco import SoCo
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "densecl": DenseCL,
     "scrl": SCRL,
     "soco": SoCo,
+    "orl": ORL,
 }
 """Name -> class, called with the settings and the number of instances K an image."""
 

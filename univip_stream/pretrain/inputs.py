@@ -23,10 +23,15 @@ def check_views(method: Method, views: ViewConfig) -> None:
         raise UsageError(f"{name} looks at instances as images of their own; set views.instance_crops to true")
     if wants.third and views.third_size == 0:
         raise UsageError(f"{name} looks at a third view, and views.third_size is 0; set it to pixels, such as 112")
+    if wants.patches and views.pairs is None:
+        raise UsageError(
+            f"{name} looks at pairs of regions, and views.pairs names none; `univip-stream retrieve` makes them: --set "
+            "views.pairs=pairs.parquet"
+        )
 
 
 def extras_on(device: torch.device, batch: Batch, wants: Wants, config: AugmentConfig) -> dict[str, Tensor]:
-    """`boxes` and `third` for `Method.forward`, those that are wanted."""
+    """`boxes`, `third` and `patches` for `Method.forward`, those that are wanted."""
     extras = {}
     if wants.boxes:
         flipped = batch.scene_draws[..., FLIP] > 0
@@ -39,6 +44,11 @@ def extras_on(device: torch.device, batch: Batch, wants: Wants, config: AugmentC
     if wants.third:
         pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.third, batch.third_draws))
         extras["third"] = augment(pixels, draws, config)
+    if wants.patches:
+        pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.patches, batch.patch_draws))
+        B, I = pixels.shape[0], pixels.shape[-1]  # noqa: E741 - the legend's letter
+        patches = augment(pixels.transpose(0, 1).reshape(4 * B, 3, I, I), draws.transpose(0, 1).reshape(4 * B, -1), config)
+        extras["patches"] = patches.reshape(4, B, 3, I, I)
     return extras
 
 

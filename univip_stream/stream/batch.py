@@ -35,6 +35,10 @@ class Batch:
     """uint8 (B, 3, T, T): the second view's window at another size; T is 0 where there is none."""
     third_draws: Tensor
     """float32 (B, P)."""
+    patches: Tensor
+    """uint8 (B, 4, 3, I, I): a region twice, then a region and its like in another image; or (B, 0, 3, I, I)."""
+    patch_draws: Tensor
+    """float32 (B, 4, P), or (B, 0, P)."""
     filled: Tensor
     """int32 (B): instances that are naive boxes, because the overlap held too few."""
     positions: Tensor

@@ -12,7 +12,7 @@ class Ring:
     """Places for the pixels of so many batches. Made before workers are forked, so that they write where the parent reads.
 
     Args:
-        shapes: of a batch's scenes, instances and third views, channels last.
+        shapes: of a batch's scenes, instances, third views and patches, channels last.
         places: batch n uses place n % places.
 
     """
@@ -21,17 +21,18 @@ class Ring:
         self._places = [tuple(map(_shared, shapes)) for _ in range(places)]
 
     def place(self, number: int) -> tuple[Tensor, ...]:
-        """Where batch `number` is written: uint8, scenes (2, B, S, S, 3), instances (B, K, I, I, 3), third views (B, T, T, 3)."""
+        """Where batch `number` is written: uint8, in the order and with the shapes given."""
         return self._places[number % len(self._places)]
 
     def with_pixels(self, batch: Batch, number: int) -> Batch:
         """Batch `number`, as a worker sent it without them."""
-        scenes, instances, third = self.place(number)
+        scenes, instances, third, patches = self.place(number)
         return replace(
             batch,
             scenes=scenes.permute(0, 1, 4, 2, 3),
             instances=instances.permute(0, 1, 4, 2, 3),
             third=third.permute(0, 3, 1, 2),
+            patches=patches.permute(0, 1, 4, 2, 3),
         )
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
+from univip_stream.boxes import naive_boxes, nearby_box
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
@@ -29,6 +30,7 @@ from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
 from univip_stream.stream.decoded import Decoded
 from univip_stream.stream.order import Order, view_generator
+from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
 from univip_stream.stream.ring import Ring
 from univip_stream.views import ViewConfig, draw_views, jitter_boxes
@@ -237,13 +239,16 @@ class _Batches(Dataset[Batch | InputError]):
         self.size = config.batch_size // (world_size * parts)
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.ring: Ring | None = None
+        self.pairs = Pairs(views.pairs, index) if views.pairs else None
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of a batch's scenes, instances and third views, as they lie in memory."""
+        """Of a batch's scenes, instances, third views and patches, as they lie in memory."""
         views, B = self.views, self.size
         scene, instance, third = views.scene_size, views.instance_size, views.third_size
         crops = views.instances if views.instance_crops else 0
-        return (2, B, scene, scene, 3), (B, crops, instance, instance, 3), (B, third, third, 3)
+        patches = 4 if self.pairs else 0
+        crop = (instance, instance, 3)
+        return (2, B, scene, scene, 3), (B, crops, *crop), (B, third, third, 3), (B, patches, *crop)
 
     def __getitem__(self, number: int) -> Batch | InputError:
         try:
@@ -259,10 +264,11 @@ class _Batches(Dataset[Batch | InputError]):
         first = step * self.config.batch_size + (part * self.world_size + self.rank) * self.size
         views, B = self.views, self.size
         K, A = views.instances, views.instance_augmentations
-        scenes, instances, third = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
+        scenes, instances, third, patches = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
         scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
         instance_draws = np.empty((A, B, instances.shape[1], augmentation.DRAW_SIZE), np.float32)
         third_draws = np.zeros((B, augmentation.DRAW_SIZE), np.float32)
+        patch_draws = np.empty((B, patches.shape[1], augmentation.DRAW_SIZE), np.float32)
         view_boxes = np.empty((2, B, K, 4), np.float32)
         scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
         filled = np.empty(B, np.int32)
@@ -290,8 +296,12 @@ class _Batches(Dataset[Batch | InputError]):
             if views.third_size:
                 third_draws[b] = augmentation.draw(rng, self.augment, 1)
                 self._cut(image, drawn.scenes[1], third[b])
+            if self.pairs:
+                for n, (pixels, box) in enumerate(self._regions(self.pairs, sample, image, rng, skipped)):
+                    self._cut(pixels, box, patches[b, n])
+                    patch_draws[b, n] = augmentation.draw(rng, self.augment, n % 2)
         if self.ring:
-            scenes, instances, third = _NO_PIXELS, _NO_PIXELS, _NO_PIXELS[0]  # the main process has them
+            scenes, instances, third, patches = _NO_PIXELS, _NO_PIXELS, _NO_PIXELS[0], _NO_PIXELS  # the main process has them
         return Batch(
             scenes=scenes.permute(0, 1, 4, 2, 3),
             instances=instances.permute(0, 1, 4, 2, 3),
@@ -302,6 +312,8 @@ class _Batches(Dataset[Batch | InputError]):
             view_boxes=torch.from_numpy(view_boxes),
             third=third.permute(0, 3, 1, 2),
             third_draws=torch.from_numpy(third_draws),
+            patches=patches.permute(0, 1, 4, 2, 3),
+            patch_draws=torch.from_numpy(patch_draws),
             filled=torch.from_numpy(filled),
             positions=torch.arange(first, first + B),
             keys=[self.index.text("key", sample) for sample in samples],
@@ -312,6 +324,28 @@ class _Batches(Dataset[Batch | InputError]):
 
     def _cut(self, image: np.ndarray, box: np.ndarray, out: torch.Tensor) -> None:
         cut(image, box, out.numpy(), self.views.interpolation, antialias=self.config.antialias)
+
+    def _regions(
+        self, pairs: Pairs, sample: int, image: np.ndarray, rng: np.random.Generator, skipped: list[str]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(image, box) of ORL's four patches: a region and one about it, a region and its like in another image."""
+        height, width = image.shape[:2]
+        boxes = self.index.boxes_of(sample)
+        if len(boxes) == 0:
+            boxes = naive_boxes([0, 0, width, height], 1, rng, min_scale=self.views.min_scale)
+        region = boxes[rng.integers(len(boxes))]
+        near = nearby_box(region, width, height, rng)
+        other, own, theirs = pairs.draw(sample, rng)
+        try:
+            like = self.reader.image(other)
+        except FetchError:
+            raise
+        except InputError as error:
+            if self.config.on_bad_sample == "raise":
+                raise
+            skipped.append(str(error))
+            own, like, theirs = region, image, near
+        return [(image, region), (image, near), (image, own), (like, theirs)]
 
     def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
         """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
