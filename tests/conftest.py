@@ -52,18 +52,21 @@ def drawn_shards(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -
 
 @pytest.fixture(scope="session")
 def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
-    """Pairs of regions of the drawn shards: of each image with its two next, by chance."""
-    from univip_stream.shards import expand_shards, open_index
-    from univip_stream.stream.pairs import write_pairs
+    """Pairs of regions of the drawn shards: each image with the next and the third after it, two or three pairs each."""
+    import pyarrow.parquet as pq
 
-    index, rng = open_index(expand_shards(str(drawn_shards))), np.random.default_rng(4)
+    from univip_stream.shards import expand_shards, open_index
+    from univip_stream.stream.pairs import pairs_table
+
+    index = open_index(expand_shards(str(drawn_shards)))
     rows = []
     for sample in range(len(index)):
-        for other in ((sample + 1) % len(index), (sample + 2) % len(index)):
-            own, theirs = (index.boxes_of(at)[rng.integers(0, len(index.boxes_of(at)), 3)] for at in (sample, other))
+        for step, count in ((1, 2), (3, 3)):
+            other = (sample + step) % len(index)
+            own, theirs = (np.resize(index.boxes_of(image), (count, 4)) for image in (sample, other))
             rows.append((sample, other, np.concatenate([own, theirs], axis=1)))
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
-    write_pairs(path, index, rows)
+    pq.write_table(pairs_table(index, rows, {}), path)
     return path
 
 

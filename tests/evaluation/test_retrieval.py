@@ -1,12 +1,9 @@
-"""`univip-stream retrieve`: against plain loops, killed and continued, and trained from."""
+"""Pairs of regions: those of plain loops, whole after being killed, the same by one process or two, of these shards only."""
 
-import json
-import os
-import signal
+import math
+import shutil
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,144 +12,233 @@ import torch
 from click.testing import CliRunner
 from torchvision.transforms.v2 import functional as TF
 
+from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
-from univip_stream.evaluation.retrieval import SIDE, nearest
+from univip_stream.evaluation import retrieval
+from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.mining import MiningConfig, mine
 from univip_stream.probe.features import normalised
 from univip_stream.shards import expand_shards, open_index
+from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
 
-COMMAND = str(Path(sys.executable).parent / "univip-stream")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def features(run_folder, drawn_shards, tmp_path_factory):
+def few(drawn_folder, tmp_path_factory):
+    """Three shards of four images each, with a few boxes."""
+    out = tmp_path_factory.mktemp("few") / "shards"
+    boxes = BoxFilter(max_iou=0.1)
+    mine(MiningConfig(sources=(drawn_folder,), out=out, num_shards=3, proposals="naive", filter=boxes, inline=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def features(run_folder, few, tmp_path_factory):
     out = tmp_path_factory.mktemp("features") / "features.parquet"
-    done = CliRunner().invoke(cli, ["embed", str(run_folder), str(drawn_shards), "--out", str(out), "--workers", "0"])
+    done = CliRunner().invoke(cli, ["embed", str(run_folder), str(few), "--out", str(out), "--workers", "0"])
     assert done.exit_code == 0, done.output
     return out
 
 
-def words(run, shards, features, out, *more):
-    return ["retrieve", *map(str, (run, shards)), "--features", str(features), "--out", str(out), "--workers", "0", *more]
+def command(run, shards, features, out, *more):
+    return ["retrieve", str(run), str(shards), "--features", str(features), "--out", str(out), "--device", "cpu", *more]
 
 
-def retrieve(*arguments):
-    return CliRunner().invoke(cli, words(*arguments))
+def cosine(a, b):
+    return np.dot(a, b) / math.sqrt(np.dot(a, a) * np.dot(b, b))
 
 
-def test_nearest_others_by_cosine_without_oneself(rng):
-    vectors = rng.normal(size=(40, 6)).astype(np.float32)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    expected = []
-    for one in range(40):
-        others = sorted((other for other in range(40) if other != one), key=lambda other: -float(unit[one] @ unit[other]))
-        expected.append(others[:5])
-    np.testing.assert_array_equal(nearest(vectors, 5, torch.device("cpu")), expected)
-
-
-def test_pairs_are_the_most_alike_of_each_two_images(run_folder, drawn_shards, features, tmp_path):
-    done = retrieve(
-        run_folder,
-        drawn_shards,
-        features,
-        tmp_path / "pairs.parquet",
+def test_neighbours_and_pairs_are_those_of_plain_loops(run, few, features, tmp_path):
+    out = tmp_path / "pairs.parquet"
+    more = [
         "--neighbours",
-        "2",
+        "3",
         "--share",
-        "0.3",
+        "0.4",
+        "--image-size",
+        "48",
         "--max-boxes",
-        "5",
-    )
+        "6",
+        "--workers",
+        "1",
+        "--batch-size",
+        "7",
+    ]
+    done = CliRunner().invoke(cli, command(run, few, features, out, *more))
     assert done.exit_code == 0, done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs.parquet"]
-    index = open_index(expand_shards(str(drawn_shards)))
-    keys, reader, network = index.key.to_pylist(), Reader(index), open_subject(run_folder).backbone
+    assert not (tmp_path / "pairs.parquet.parts").exists()
+    index = open_index(expand_shards(str(few)))
+    backbone, reader = open_subject(run).backbone, Reader(index)
+    whole = {row["key"]: np.array(row["vector"]) for row in pq.read_table(features).to_pylist()}
 
-    def looked(sample):
-        image = torch.from_numpy(reader.image(sample)).permute(2, 0, 1)
-        crops = [
-            TF.resized_crop(image, y, x, h, w, [SIDE, SIDE], antialias=True)
-            for x, y, w, h in index.boxes_of(sample)[:5].tolist()
+    def seen(sample):
+        """The features of a sample's regions, each cut and run on its own."""
+        image = torch.from_numpy(reader.image(sample).copy()).permute(2, 0, 1)
+        found = []
+        for x, y, w, h in index.boxes_of(sample).tolist()[:6]:
+            crop = TF.resize(image[:, y : y + h, x : x + w], [48, 48], antialias=True)
+            with torch.inference_mode():
+                found.append(backbone(normalised(crop[None]))[0].double().numpy())
+        return found
+
+    regions = [seen(sample) for sample in range(len(index))]
+    number = {index.text("key", sample): sample for sample in range(len(index))}
+    rows = pq.read_table(out).to_pylist()
+    assert [row["key"] for row in rows] == [key for key in whole for _ in range(3)]
+    counts = set()
+    for row in rows:
+        i, j = number[row["key"]], number[row["other"]]
+        expected = max(1, int(0.4 * len(regions[i])))
+        between = np.array([[cosine(a, b) for b in regions[j]] for a in regions[i]])
+        places = [
+            tuple(index.boxes_of(sample).tolist().index(box) for sample, box in ((i, p[:4]), (j, p[4:])))
+            for p in row["pairs"]
         ]
-        with torch.no_grad():
-            return torch.nn.functional.normalize(network(normalised(torch.stack(crops))), dim=1)
-
-    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
-    assert len(rows) == 2 * len(index)
-    for row in rows[::9]:
-        one, two = keys.index(row["key"]), keys.index(row["other"])
-        own, theirs = looked(one), looked(two)
-        similarity = own @ theirs.T
-        wanted = max(1, int(0.3 * len(own)))
-        pairs = np.array(row["pairs"]).reshape(-1, 8)
-        assert len(pairs) == wanted
-        boxes = [index.boxes_of(at)[:5].tolist() for at in (one, two)]
-        values = [float(similarity[boxes[0].index(p[:4].tolist()), boxes[1].index(p[4:].tolist())]) for p in pairs]
-        # Features are kept with 11 bits: pairs may stand in for others that are as good to that.
-        assert values == pytest.approx(similarity.flatten().sort(descending=True).values[:wanted].tolist(), abs=2e-3)
+        assert len(set(places)) == len(places) == expected
+        # Features of pairs were rounded to half precision: nearly equal ones may change places.
+        ours = [between[place] for place in places]
+        np.testing.assert_allclose(ours, sorted(between.ravel(), reverse=True)[:expected], atol=1e-4)
+        counts.add(expected)
+    assert len(counts) > 1
+    assert max(map(len, regions)) == 6 < max(np.diff(index.box_start))
+    for key, vector in whole.items():
+        near = sorted(((cosine(vector, other), name) for name, other in whole.items() if name != key), reverse=True)
+        assert [row["other"] for row in rows if row["key"] == key] == [name for _, name in near[:3]]
+    assert Pairs(out, index).draw(0, np.random.default_rng(0))[1].shape == (4, 4)
 
 
-def test_killed_and_continued_it_is_the_undisturbed_file(run_folder, drawn_shards, features, tmp_path):
-    retrieve(run_folder, drawn_shards, features, tmp_path / "whole.parquet", "--neighbours", "2", "--max-boxes", "3")
-    code = (
-        "import sys\nfrom univip_stream.evaluation import retrieval\nretrieval._CHUNK = 2\n"
-        "from univip_stream.cli import main\nmain()"
-    )  # fmt: skip
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            code,
-            *words(
-                run_folder,
-                drawn_shards,
-                features,
-                tmp_path / "parts.parquet",
-                "--neighbours",
-                "2",
-                "--max-boxes",
-                "3",
-                "--batch-size",
-                "1",
-            ),
-        ]
-    )
-    note = tmp_path / "parts.parquet.parts" / "done.json"
-    until = time.monotonic() + 60
-    while not note.exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    reached = json.loads(note.read_bytes())["images"]
-    assert reached < len(open_index(expand_shards(str(drawn_shards))))
-    again = retrieve(run_folder, drawn_shards, features, tmp_path / "parts.parquet", "--neighbours", "2", "--max-boxes", "3")
-    assert again.exit_code == 0, again.output
-    whole, parts = (pq.read_table(tmp_path / name) for name in ("whole.parquet", "parts.parquet"))
-    assert whole.column("other").equals(parts.column("other"))
-    assert whole.column("pairs").equals(parts.column("pairs"))
+def test_equal_neighbours_come_in_their_order_and_none_is_its_own(rng):
+    vectors = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [0, 1], [0.6, 0.8], [1, 0]])
+    assert nearest(vectors, 0, 7, 3).tolist() == [
+        [2, 3, 6], [4, 5, 0], [0, 3, 6], [0, 2, 6], [1, 5, 0], [1, 4, 0], [0, 2, 3],
+    ]  # fmt: skip
+    unit = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(40, 5))), dim=1)
+    plain = unit @ unit.T
+    plain.fill_diagonal_(-2)
+    assert nearest(unit, 10, 25, 30).tolist() == plain.argsort(dim=1, descending=True)[10:25, :30].tolist()
 
 
-def test_orl_trains_from_what_retrieve_wrote(run_folder, drawn_shards, features, tmp_path):
-    retrieve(run_folder, drawn_shards, features, tmp_path / "pairs.parquet", "--neighbours", "3", "--max-boxes", "3")
-    settings = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32",
-                "views.instance_size=32", f"views.pairs={tmp_path / 'pairs.parquet'}"]  # fmt: skip
-    texts = [argument for setting in settings for argument in ("--set", setting)]
-    done = CliRunner().invoke(
-        cli, ["train", "--shards", str(drawn_shards), "--out", str(tmp_path / "run"), "--recipe", "cpu-demo", "--method", "orl",
-              "--steps", "1", "--batch-size", "4", "--workers", "0", "--set", "accumulate=1", *texts]
-    )  # fmt: skip
+def test_killed_then_run_again_only_the_rest_is_done(run, few, features, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "CHUNK", 5)
+    subject, index = open_subject(run), open_index(expand_shards(str(few)))
+    seen = []
+
+    def whole(out, stop=None):
+        made = Retrieval(subject, index, features, out, neighbours=4)
+
+        def count(images):
+            seen.append(images)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+
+        made.embed_regions(batch_size=8, workers=0, device=CPU, progress=count)
+        made.match(device=CPU, progress=count)
+        made.write()
+
+    whole(tmp_path / "calm.parquet")
+    assert seen == [5, 5, 2, 5, 5, 2]
+    for stop in (2, 5):
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            whole(tmp_path / "out.parquet", stop)
+    parts = tmp_path / "out.parquet.parts"
+    assert len(list(parts.glob("regions-*/*"))) == 3
+    (half,) = parts.glob("regions-*/000000005.f16")
+    there = {path: path.stat().st_mtime_ns for path in parts.glob("*/*")}
+    (pairs,) = parts.glob("pairs-*/000000000.parquet")
+    for damaged in (half, pairs):  # files that another program cut off
+        damaged.write_bytes(damaged.read_bytes()[:-2])
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        whole(tmp_path / "out.parquet", 6)
+    assert {path for path, time in there.items() if path.stat().st_mtime_ns != time} == {half, pairs}
+    whole(tmp_path / "out.parquet")
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "calm.parquet").read_bytes()
+    assert not parts.exists()
+
+
+def test_two_processes_write_what_one_writes(run, few, features, tmp_path, monkeypatch):
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    # Chunks of 5, so that both have some.
+    code = "import univip_stream.evaluation.retrieval as p; p.CHUNK = 5; from univip_stream.cli import main; main()"
+    (tmp_path / "small.py").write_text(code)
+    words = [
+        sys.executable,
+        *two,
+        str(tmp_path / "small.py"),
+        *command(run, few, features, tmp_path / "two.parquet"),
+    ]
+    done = subprocess.run([*words, "--workers", "0"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(retrieval, "CHUNK", 5)
+    done = CliRunner().invoke(cli, command(run, few, features, tmp_path / "one.parquet", "--workers", "0"))
     assert done.exit_code == 0, done.output
-    assert {"loss_global", "loss_intra", "loss_inter"} <= set(json.loads((tmp_path / "run" / "metrics.jsonl").read_text()))
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
-def test_bad_input_is_said_in_words(run_folder, drawn_shards, labelled_folder, features, tmp_path):
-    other = tmp_path / "other.parquet"
-    CliRunner().invoke(cli, ["embed", str(run_folder), str(labelled_folder), "--out", str(other), "--workers", "0"])
-    for arguments, said in (
-        ((drawn_shards, other, tmp_path / "x"), "has features of 24 images, the shards hold"),
-        ((drawn_shards, tmp_path / "none", tmp_path / "x"), "`univip-stream embed RUN SHARDS` makes them"),
-        ((drawn_shards, features, tmp_path / "x", "--neighbours", "500"), "expected more than 500"),
+def test_an_image_without_boxes_is_one_region(run, labelled_folder, tmp_path):
+    mine(MiningConfig(sources=(labelled_folder,), out=tmp_path / "s", num_shards=1, proposals="none", inline=True))
+    for words in (
+        ["embed", str(run), str(tmp_path / "s"), "--out", str(tmp_path / "f.parquet"), "--workers", "0"],
+        command(run, tmp_path / "s", tmp_path / "f.parquet", tmp_path / "p.parquet", "--neighbours", "99", "--workers", "0"),
     ):
-        done = retrieve(run_folder, *arguments)
-        assert (done.exit_code, said in done.output) == (1, True), done.output
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output
+    rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert len(rows) == 24 * 23
+    assert all(row["pairs"] == [[0, 0, 160, 120] * 2] for row in rows)
+
+
+def test_features_that_do_not_fit_are_refused_in_words(run, few, drawn_shards, drawn_folder, features, tmp_path):
+    first = str(min(few.glob("*.tar")))
+    of_files = tmp_path / "files.parquet"
+    CliRunner().invoke(cli, ["embed", str(run), str(drawn_folder), "--out", str(of_files), "--workers", "0"])
+    pq.write_table(pq.read_table(features).replace_schema_metadata({}), tmp_path / "old.parquet")
+    facts = pq.read_schema(features).metadata
+    pq.write_table(pq.read_table(features, columns=["key"]).replace_schema_metadata(facts), tmp_path / "less.parquet")
+    (tmp_path / "text.parquet").write_text("features")
+    for path, shards, words in (
+        (of_files, few, "holds features of 12 images, and not of the 12 of these shards as they are now"),
+        (features, drawn_shards, "not of the 12 of these shards"),  # the same keys, other boxes
+        (features, first, "holds features of 12 images, and not of the 4 of these shards"),
+        (tmp_path / "old.parquet", few, "does not say which images its features are of"),
+        (tmp_path / "less.parquet", few, "cannot be read as features"),
+        (tmp_path / "text.parquet", few, "cannot be read as features"),
+        (tmp_path / "none.parquet", few, "`univip-stream embed` makes them"),
+    ):
+        done = CliRunner().invoke(cli, command(run, shards, path, tmp_path / "out.parquet"))
+        assert (done.exit_code, words in done.output) == (1, True), done.output
+    done = CliRunner().invoke(cli, command(run, few, features, tmp_path))
+    assert (done.exit_code, "is a folder; expected the name of a file" in done.output) == (1, True), done.output
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_damaged_image_is_named_without_a_traceback(workers, run, features, few, tmp_path):
+    shutil.copytree(few, tmp_path / "bad")
+    index = open_index(expand_shards(str(tmp_path / "bad")))
+    with open(index.shards[1], "r+b") as tar:
+        tar.seek(int(index.offset[5]) + int(index.size[5]) // 2)
+        tar.write(b"damaged")
+    out = tmp_path / "out.parquet"
+    done = CliRunner().invoke(cli, command(run, tmp_path / "bad", features, out, "--workers", workers, "-q"))
+    assert done.exit_code == 1
+    assert "SHA-256 differs" in done.output
+    assert index.text("key", 5) in done.output
+    assert "Traceback" not in done.output
+    assert not out.exists()
+
+
+def test_orl_trains_from_what_retrieve_wrote(run, few, features, tmp_path):
+    done = CliRunner().invoke(cli, command(run, few, features, tmp_path / "pairs.parquet", "--workers", "0"))
+    assert done.exit_code == 0, done.output
+    settings = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32",
+                "stream.workers=0", "views.instance_size=32", "stream.batch_size=4", "steps=2",
+                f"views.pairs={tmp_path / 'pairs.parquet'}"]  # fmt: skip
+    texts = [argument for setting in settings for argument in ("--set", setting)]
+    words = ["train", "--shards", str(few), "--out", str(tmp_path / "run"), "--recipe", "cpu-demo", "--method", "orl"]
+    done = CliRunner().invoke(cli, [*words, *texts])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "run" / "backbone.safetensors").exists()

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -33,13 +34,14 @@ def records(run):
 
 def small(name, pairs):
     wants = METHODS[name].wants
-    return [*(["views.third_size=16"] if wants.third else []), *([f"views.pairs={pairs}"] if wants.patches else [])]
+    return ["views.third_size=16"] * wants.third + [f"views.pairs={pairs}"] * wants.patches
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, drawn_shards, drawn_pairs, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = train(drawn_shards, whole, name, *small(name, drawn_pairs))
+    settings = small(name, drawn_pairs)
+    done = train(drawn_shards, whole, name, *settings)
     assert done.exit_code == 0, done.output
     rows = records(whole)
     assert len(rows) == 3
@@ -51,7 +53,7 @@ def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, dra
     (parts / "checkpoints" / "step-000000003.pt").unlink()
     kept = (parts / "metrics.jsonl").read_text().splitlines()[:2]
     (parts / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
-    again = train(drawn_shards, parts, name, *small(name, drawn_pairs))
+    again = train(drawn_shards, parts, name, *settings)
     assert again.exit_code == 0, again.output
     assert "continues after step 2" in again.output
     assert records(parts) == rows
@@ -89,10 +91,22 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
     [
         ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
         ("soco", "views.third_size=0", "soco looks at a third view, and views.third_size is 0"),
-        ("orl", "views.min_scale=32", "`univip-stream retrieve` makes them"),
         ("univip", "views.instance_crops=false", "univip looks at instances as images of their own"),
+        ("orl", "steps=1", "views.pairs names no file of them; `univip-stream retrieve` makes one"),
     ],
 )
 def test_views_that_lack_what_a_method_wants_are_refused(name, setting, words, drawn_shards, tmp_path):
     done = train(drawn_shards, tmp_path / "run", name, setting)
     assert (done.exit_code, words in done.output) == (2, True), done.output
+    assert not (tmp_path / "run").exists()  # so that the mended command does not meet a run of other settings
+
+
+def test_pairs_may_move_but_not_change_while_a_run_goes_on(drawn_shards, drawn_pairs, tmp_path):
+    moved, changed = tmp_path / "moved.parquet", tmp_path / "changed.parquet"
+    shutil.copy(drawn_pairs, moved)
+    table = pq.read_table(drawn_pairs)
+    pq.write_table(table.take([*range(1, len(table)), 0]), changed)
+    for path, status in ((drawn_pairs, 0), (moved, 0), (changed, 1)):
+        done = train(drawn_shards, tmp_path / "run", "orl", f"views.pairs={path}", "steps=1")
+        assert done.exit_code == status, done.output
+    assert "another file of pairs" in done.output

@@ -6,24 +6,27 @@ import click
 
 from univip_stream.cli.judging import reading_workers, run_argument
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import ALONE, pick_device
+from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.evaluation.retrieval import Retrieval
+from univip_stream.evaluation.subject import open_subject
+from univip_stream.shards import expand_shards, open_index
 
 
 @click.command()
 @run_argument
 @click.argument("shards")
+@click.option("--features", required=True, type=click.Path(path_type=Path),
+              help="Of the same shards: what `univip-stream embed` wrote.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file.")
 @click.option(
-    "--features", required=True, type=click.Path(path_type=Path), help="What `embed RUN SHARDS` wrote for the same shards."
+    "--neighbours", default=10, show_default=True, type=click.IntRange(min=1), help="Images that each is paired with."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The Parquet file of pairs.")
-@click.option("--neighbours", default=10, show_default=True, type=click.IntRange(min=1), help="Nearest images of each.")
-@click.option(
-    "--share", default=0.1, show_default=True, type=click.FloatRange(0, 1), help="Pairs of two images, as a share of regions."
-)
-@click.option(
-    "--max-boxes", default=100, show_default=True, type=click.IntRange(min=1), help="Regions of an image, the best."
-)
-@click.option("--batch-size", default=128, show_default=True, type=click.IntRange(min=1), help="Regions a forward pass.")
+@click.option("--share", default=0.1, show_default=True, type=click.FloatRange(0, 1, min_open=True),
+              help="Pairs kept with each neighbour, by the image's number of boxes; at least one.")  # fmt: skip
+@click.option("--max-boxes", default=100, show_default=True, type=click.IntRange(min=1), help="Boxes of an image, the best.")
+@click.option("--image-size", type=click.IntRange(8, 4096), metavar="PIXELS",
+              help="Side that regions are resized to.  [default: the run's scene size]")  # fmt: skip
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Regions a forward pass.")
 @click.option(
     "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: a CPU less than there are]"
 )
@@ -37,29 +40,35 @@ def retrieve(
     neighbours: int,
     share: float,
     max_boxes: int,
+    image_size: int | None,
     batch_size: int,
     workers: int | None,
     device: str,
     quiet: bool,
 ) -> None:
-    """Find regions of SHARDS that look alike in different images, by the backbone of RUN: what `train --method orl` needs.
+    """Pairs of boxes that look alike to the backbone of RUN, in images of SHARDS that look alike: what `--method orl` trains on.
 
-    Stage 2 of ORL: RUN is of `train --method byol`. Killed, the same command goes on.
+    Images are compared by FEATURES, boxes by their own. Killed, the same command does what is missing; under torchrun the ranks
+    share the work. The file belongs to these shards: refilter first, then embed, pair and train on the same ones.
 
     \b
-    univip-stream embed runs/byol shards/ --out features.parquet
-    univip-stream retrieve runs/byol shards/ --features features.parquet --out pairs.parquet
-    univip-stream train --shards shards/ --method orl --set views.pairs=pairs.parquet
+    univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
+    univip-stream train --method byol --shards shards-96/ --out runs/byol
+    univip-stream embed runs/byol shards-96/ --out features.parquet
+    univip-stream retrieve runs/byol shards-96/ --features features.parquet --out pairs.parquet
+    univip-stream train --method orl --shards shards-96/ --set views.pairs=pairs.parquet --out runs/orl
     """
-    from univip_stream.evaluation.retrieval import retrieve as find
-    from univip_stream.evaluation.subject import open_subject
-    from univip_stream.shards import expand_shards, open_index
-
     index = open_index(expand_shards(shards))
-    with Progress(f"regions of {shards}", len(index), unit="images", quiet=quiet) as bar:
-        pairs = find(
-            open_subject(run), index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes,
-            batch_size=batch_size, workers=reading_workers(workers), device=pick_device(device, ALONE), progress=bar.add,
-        )  # fmt: skip
-    if not quiet:
-        click.echo(f"{out}: {pairs} pairs of regions, {neighbours} neighbours of each of {len(index)} images")
+    subject = open_subject(run, image_size=image_size)
+    place = place_from_environment()
+    where = pick_device(device, place)
+    silent = quiet or not place.is_first
+    with joined(place, where):
+        found = Retrieval(subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place)
+        with Progress(f"regions of {shards}", len(index), unit="images", quiet=silent) as bar:
+            found.embed_regions(batch_size=batch_size, workers=reading_workers(workers), device=where, progress=bar.add)
+        with Progress("pairs", len(index), unit="images", quiet=silent) as bar:
+            found.match(device=where, progress=bar.add)
+        found.write()
+    if not silent:
+        click.echo(f"{out}: {len(index)} images, {found.neighbours} neighbours each")

@@ -24,6 +24,7 @@ from univip_stream.probe.labelled import ImageSource
 CHUNK = 4096
 """Images of a chunk: 32 MB at 2048 floats each."""
 _FINGERPRINT = b"univip-stream.features"
+_IMAGES = b"univip-stream.images"
 
 
 def embed(
@@ -118,7 +119,7 @@ def make_chunks(
                 "label": pa.array(source.all_labels[first:last], pa.string()),
                 "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), values.shape[1]),
             },
-            metadata={_FINGERPRINT: print_of.encode()},
+            metadata={_FINGERPRINT: print_of.encode(), _IMAGES: source.fingerprint.encode()},
         )
         with written_atomically(path) as file:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -153,6 +154,30 @@ def features(
     )  # fmt: skip
     wait_for_all(place)
     return np.concatenate([_matrix(table) for table in chunks(folder, wanted)])
+
+
+def load_features(path: Path) -> tuple[np.ndarray, str]:
+    """The vectors of a file that `embed` wrote, float32 N x D, and the fingerprint of the images they are of.
+
+    Raises:
+        InputError: no such file, or none of `embed`'s.
+
+    """
+    try:
+        table = pq.read_table(path, columns=["vector"], page_checksum_verification=True)
+        images = (table.schema.metadata or {})[_IMAGES].decode(errors="replace")
+        vectors_ND = _matrix(
+            table.cast(pa.schema([("vector", pa.list_(pa.float32(), table.schema.field(0).type.list_size))]))
+        )
+    except KeyError as error:
+        raise InputError(
+            f"{path} does not say which images its features are of; `univip-stream embed` makes it anew"
+        ) from error
+    except (OSError, ValueError, IndexError, AttributeError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as features ({error}); `univip-stream embed` makes them") from error
+    if not np.isfinite(vectors_ND).all():
+        raise InputError(f"{path} holds features that are not finite; `univip-stream embed` makes them anew")
+    return vectors_ND, images
 
 
 def _matrix(table: pa.Table) -> np.ndarray:

@@ -1,223 +1,267 @@
-"""Regions of different images that look alike: stage 2 of ORL (Xie et al. 2021, arXiv:2106.11952, section 3.2).
+"""Regions that look alike in images that look alike: ORL's second stage, by chunks that are whole or not there.
 
-For every image its nearest images by the cosine of whole-image features; then, of each such pair of images, the pairs of regions
-with the greatest cosine, a tenth as many as the image has regions. Numbers as in the paper and its code (Jiahao000/ORL @ 2ad64f7):
-10 neighbours, a share of 0.1 (at least one pair), regions resized to 224 px, features of the last stage, averaged over space.
+ORL (Xie et al. 2021, arXiv:2106.11952), section 3.2, and its code (Jiahao000/ORL @ 2ad64f7: `tools/coco_knn_image_retrieval.ipynb`,
+`openselfsup/models/correspondence.py`), with a backbone of stage 1 in evaluation mode:
 
-Each region goes through the network once; ORL's code runs it again for every image it is a neighbour of.
+1. The neighbours of an image are the K = 10 others whose features have the greatest cosine with its own.
+2. Every region is resized to 224 x 224 and run through the backbone; its feature is the pooled one, normalised.
+3. Of all pairs of a region here and one in the neighbour, those with the greatest cosine are kept: a tenth of the image's number
+   of regions, rounded down, at least one. The code takes the tenth of the regions, not of the pairs, and so do we.
 
-Shape letters: N images, R regions of all images, D width of a feature, K neighbours, S side of a region, P pairs.
+Differences: images are compared by the features that `embed` writes, the backbone's, where the notebook has the projector's.
+Regions are the shards', the best 100 of an image (`refilter --min-scale 96 --max-boxes 100` gives ORL's); an image without one
+counts as one region, where ORL takes its first candidate. Features of regions are kept as float16 while it works; each region
+goes through the network once, in the code again for every image that it is a neighbour of. Equal cosines go to the earlier image,
+then to the earlier regions; the code leaves them to chance.
+
+Letters: N images, R regions, D width of a feature, K neighbours, Q images asked about at once.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError
+from univip_stream.evaluation.embedding import load_features
 from univip_stream.evaluation.subject import Subject
-from univip_stream.files import written_atomically
+from univip_stream.files import sha256_of, written_atomically
+from univip_stream.probe.crops import one_thread
 from univip_stream.probe.features import normalised
 from univip_stream.shards import ShardIndex
 from univip_stream.stream.cut import cut
-from univip_stream.stream.pairs import write_pairs
+from univip_stream.stream.pairs import pairs_table, regions_of
 from univip_stream.stream.reader import Reader
 
-SIDE = 224
-"""Pixels, of a region before the network. ORL's `patch_size`."""
-_CHUNK = 256
-"""Images between two notes of how far it is."""
-_ROWS = 1024
-"""Images whose similarities to all others are in memory at a time."""
+CHUNK = 256
+"""Images of a chunk: with 20 regions each, 5,000 pictures for the backbone and 20 MB."""
+_QUERIES = 128
+"""Images whose cosines with all others are in memory at once."""
+_HALF = np.dtype(np.float16)
 
 
-def retrieve(
-    subject: Subject,
-    index: ShardIndex,
-    features: Path,
-    out: Path,
-    *,
-    neighbours: int = 10,
-    share: float = 0.1,
-    max_boxes: int = 100,
-    batch_size: int = 128,
-    workers: int = 0,
-    device: torch.device,
-    progress: Callable[[int], None] = lambda images: None,
-) -> int:
-    """Write the pairs of regions that ORL trains on.
+class Retrieval:
+    """The pairs of some shards, for `univip-stream retrieve`: `embed_regions`, then `match`, then `write`.
 
-    Features of regions lie in `OUT.parts/` meanwhile, two bytes a number (2048 x 2 x regions: 24 GB for COCO at 50 an image);
-    called again after it was killed, it goes on there.
+    What is done lies beside the file (`FILE.parts/`): made again after it was killed, it does what is missing. That takes 2 D bytes
+    a region: 4 KB with a ResNet-50. In memory are the images' features, 4 D bytes each.
 
     Args:
-        subject: whose backbone looks at regions.
-        index: of the shards, with their boxes; an image without any is one region.
-        features: what `univip-stream embed` wrote for the same shards.
-        out: the Parquet file; see `stream.pairs`.
-        neighbours: nearest images of each.
-        share: pairs kept of two images, as a share of the first one's regions; at least one.
-        max_boxes: regions of an image, the best.
-        batch_size: regions a forward pass.
-        workers: processes that read images.
-        device: where the network runs.
-        progress: called as images are done, with their number.
-
-    Returns:
-        Pairs that were written.
+        subject: whose backbone sees the regions, and at which size.
+        index: of the shards.
+        features: file that `embed` wrote about the same shards.
+        out: the file to write; replaced whole, if it is there.
+        neighbours: K.
+        share: of an image's number of regions, how many pairs are kept with each neighbour.
+        max_boxes: regions of an image that are looked at, the best.
+        place: this process among those that share the chunks.
 
     Raises:
-        InputError: features of other images, or fewer images than neighbours.
+        InputError: features of other images, a single image, or nowhere to write.
 
     """
-    if len(index) <= neighbours:
-        raise InputError(f"the shards hold {len(index)} images; expected more than {neighbours}, the neighbours of each")
-    nearest_NK = nearest(_features(features, index), neighbours, device)
-    regions = [regions_of(index, sample, max_boxes) for sample in range(len(index))]
-    start = np.concatenate([[0], np.cumsum([len(boxes) for boxes in regions])])
-    parts = out.with_name(out.name + ".parts")
-    looked_RD = _look(subject, index, regions, start, parts, batch_size, workers, device, progress)
-    count = 0
 
-    def rows() -> Iterator[tuple[int, int, np.ndarray]]:
-        nonlocal count
-        for sample in range(len(index)):
-            own = _unit(looked_RD[start[sample] : start[sample + 1]], device)
-            for other in nearest_NK[sample].tolist():
-                theirs = _unit(looked_RD[start[other] : start[other + 1]], device)
-                one, two = alike(own, theirs, share)
-                count += len(one)
-                yield sample, other, np.concatenate([regions[sample][one], regions[other][two]], axis=1)
+    def __init__(
+        self,
+        subject: Subject,
+        index: ShardIndex,
+        features: Path,
+        out: Path,
+        *,
+        neighbours: int = 10,
+        share: float = 0.1,
+        max_boxes: int = 100,
+        place: Place = ALONE,
+    ):
+        self.subject, self.index, self.out, self.place = subject, index, out, place
+        self.share, self.max_boxes = share, max_boxes
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder; expected the name of a file, such as {out / 'pairs.parquet'}")
+        if len(index) < 2:
+            raise InputError("the shards hold one image; expected at least two, to be each other's neighbours")
+        vectors_ND, images = load_features(features)
+        if images != index.fingerprint or len(vectors_ND) != len(index):
+            raise InputError(
+                f"{features} holds features of {len(vectors_ND)} images, and not of the {len(index)} of these shards as they "
+                "are now; `univip-stream embed RUN SHARDS` makes them for these"
+            )
+        self._unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+        self.neighbours = min(neighbours, len(index) - 1)
+        counts = np.diff(index.box_start).clip(1, max_boxes)
+        self._start = np.concatenate([[0], np.cumsum(counts)])
+        seen = {"weights_sha256": subject.weights_hash(), "size": str(subject.size), "max_boxes": str(max_boxes)}
+        self.facts = seen | {"features_sha256": sha256_of(features), "neighbours": str(self.neighbours), "share": str(share)}
+        """What the pairs depend on beside the shards, for the file's metadata."""
+        self._parts = out.with_name(out.name + ".parts")
+        self._regions = self._parts / f"regions-{self._digest(seen)}"
+        self._pairs = self._parts / f"pairs-{self._digest(self.facts)}"
 
-    write_pairs(out, index, rows())
-    for path in parts.iterdir():
-        path.unlink()
-    parts.rmdir()
-    return count
+    def embed_regions(
+        self, *, batch_size: int, workers: int, device: torch.device, progress: Callable[[int], None] = lambda images: None
+    ) -> None:
+        """Do this rank's share of the regions' features that are not there yet.
+
+        Args:
+            batch_size: regions a forward pass.
+            workers: processes that read images.
+            device: where the backbone runs.
+            progress: called as images get done, with their number; those that were done count too.
+
+        Raises:
+            InputError: an image that cannot be read, features that are not finite.
+
+        """
+        self._regions.mkdir(parents=True, exist_ok=True)
+        backbone = self.subject.backbone.to(device).eval()
+        for first, last in self._mine():
+            path = self._regions / f"{first:09d}.f16"
+            size = int(self._start[last] - self._start[first]) * backbone.width * _HALF.itemsize
+            if not path.is_file() or path.stat().st_size != size:
+                regions = [(sample, box) for sample in range(first, last) for box in self._boxes(sample)]
+                crops = _Crops(self.index, regions, self.subject.size, batch_size)
+                with written_atomically(path) as file:
+                    for images in crops.loaded(workers):
+                        with torch.inference_mode():
+                            found = backbone(normalised(images.to(device, non_blocking=True))).float()
+                        if not found.isfinite().all():
+                            raise InputError(
+                                "the backbone's features are not finite: its weights are damaged, or training had burst"
+                            )
+                        file.write(F.normalize(found, dim=1).half().cpu().numpy().tobytes())
+            progress(last - first)
+        wait_for_all(self.place)
+
+    def match(self, *, device: torch.device, progress: Callable[[int], None] = lambda images: None) -> None:
+        """Do this rank's share of the pairs that are not there yet; every rank must have embedded its regions."""
+        self._pairs.mkdir(parents=True, exist_ok=True)
+        unit_ND = torch.from_numpy(self._unit_ND).to(device)
+        for first, last in self._mine():
+            path = self._pairs / f"{first:09d}.parquet"
+            if _read(path) is None:
+                rows = []
+                for at in range(first, last, _QUERIES):
+                    end = min(at + _QUERIES, last)
+                    for sample, others in zip(range(at, end), nearest(unit_ND, at, end, self.neighbours), strict=True):
+                        mine = self._features(sample)
+                        rows += [(sample, other, self._alike(sample, mine, other)) for other in others.tolist()]
+                table = pairs_table(self.index, rows, self.facts)
+                with written_atomically(path) as file:
+                    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+            progress(last - first)
+        wait_for_all(self.place)
+
+    def write(self) -> None:
+        """Put the file together, and remove what it was made from; the first rank does."""
+        if not self.place.is_first:
+            return
+        schema = pairs_table(self.index, [], self.facts).schema
+        with (
+            written_atomically(self.out) as file,
+            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for path in sorted(self._pairs.glob("*.parquet")):
+                if (table := _read(path)) is None:
+                    raise InputError(f"{path} changed while it was read; run the same command again")
+                writer.write_table(table)
+        shutil.rmtree(self._parts)
+
+    def _digest(self, facts: dict[str, str]) -> str:
+        return hashlib.sha256(json.dumps([self.index.fingerprint, CHUNK, facts]).encode()).hexdigest()[:16]
+
+    def _mine(self) -> list[tuple[int, int]]:
+        """(first, last) of this rank's chunks."""
+        starts = range(0, len(self.index), CHUNK)[self.place.rank :: self.place.world_size]
+        return [(first, min(first + CHUNK, len(self.index))) for first in starts]
+
+    def _boxes(self, sample: int) -> np.ndarray:
+        return regions_of(self.index, sample)[: self.max_boxes]
+
+    def _features(self, sample: int) -> np.ndarray:
+        """float32 R x D, unit length: of the sample's regions."""
+        first = sample - sample % CHUNK
+        before, count = self._start[sample] - self._start[first], self._start[sample + 1] - self._start[sample]
+        width = self.subject.backbone.width
+        path = self._regions / f"{first:09d}.f16"
+        found = np.fromfile(path, _HALF, int(count) * width, offset=int(before) * width * _HALF.itemsize)
+        return found.reshape(count, width).astype(np.float32)
+
+    def _alike(self, sample: int, mine: np.ndarray, other: int) -> np.ndarray:
+        """P x 8: the pairs of a sample and a neighbour that are kept, most alike first."""
+        cosines = mine @ self._features(other).T
+        keep = max(1, int(self.share * len(mine)))
+        best = np.argsort(-cosines, axis=None, kind="stable")[:keep]
+        own, theirs = np.unravel_index(best, cosines.shape)
+        return np.concatenate([self._boxes(sample)[own], self._boxes(other)[theirs]], axis=1)
 
 
-def nearest(features_ND: np.ndarray, neighbours: int, device: torch.device) -> np.ndarray:
-    """int64, N x K: the nearest others of each image by cosine, nearest first; of equals the first."""
-    unit_ND = _unit(features_ND, device)
-    told = []
-    for first in range(0, len(unit_ND), _ROWS):
-        similarity = unit_ND[first : first + _ROWS] @ unit_ND.T
-        here = torch.arange(len(similarity), device=device)
-        similarity[here, first + here] = -torch.inf
-        told.append(similarity.sort(dim=1, descending=True, stable=True).indices[:, :neighbours].cpu())
-    return torch.cat(told).numpy()
+def nearest(unit_ND: Tensor, first: int, last: int, count: int) -> np.ndarray:
+    """int64, (last - first) x count: the images most like those from `first` to `last`, most alike first, none its own.
+
+    Args:
+        unit_ND: features of unit length.
+        first: of the images asked about.
+        last: one after them.
+        count: neighbours, less than N.
+
+    """
+    cosines_QN = unit_ND[first:last] @ unit_ND.T
+    asked = torch.arange(last - first, device=unit_ND.device)
+    cosines_QN[asked, asked + first] = -torch.inf
+    # topk leaves equal ones to chance: all that are as near as its last are sorted once more.
+    rows, others = (cosines_QN >= cosines_QN.topk(count, dim=1).values[:, -1:]).nonzero(as_tuple=True)
+    cosines, rows_, others_ = (found.cpu().numpy() for found in (cosines_QN[rows, others], rows, others))
+    order = np.lexsort((others_, -cosines, rows_))
+    starts = np.searchsorted(rows_, np.arange(last - first))
+    kept: np.ndarray = others_[order][starts[:, None] + np.arange(count)]
+    return kept
 
 
-def alike(own_MD: Tensor, theirs_ND: Tensor, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the one, rows of the other) of the most similar pairs, best first: max(1, share x M) of them."""
-    similarity = (own_MD @ theirs_ND.T).flatten()
-    wanted = min(max(1, int(share * len(own_MD))), len(similarity))
-    best = similarity.sort(descending=True, stable=True).indices[:wanted].cpu().numpy()
-    return best // len(theirs_ND), best % len(theirs_ND)
-
-
-def regions_of(index: ShardIndex, sample: int, max_boxes: int) -> np.ndarray:
-    """int32, M x 4: the best boxes of an image, or all of it where it has none."""
-    boxes = index.boxes_of(sample)[:max_boxes].astype(np.int32)
-    if len(boxes):
-        return boxes
-    return np.array([[0, 0, index.width[sample], index.height[sample]]], np.int32)
-
-
-def _unit(features: np.ndarray, device: torch.device) -> Tensor:
-    return F.normalize(torch.from_numpy(np.array(features, np.float32)).to(device), dim=1)
-
-
-def _features(path: Path, index: ShardIndex) -> np.ndarray:
-    """float32, N x D, in the order of the index."""
+def _read(path: Path) -> pa.Table | None:
+    """A chunk of pairs; None where there is none, or a damaged one."""
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path} cannot be read as features: {error}; `univip-stream embed RUN SHARDS` makes them"
-        ) from error
-    if not {"key", "vector"} <= set(table.column_names):
-        raise InputError(
-            f"{path} has the columns {', '.join(table.column_names)}; expected key and vector, as `embed` writes"
-        )
-    place = {key: row for row, key in enumerate(table.column("key").to_pylist())}
-    keys = index.key.to_pylist()
-    missing = [key for key in keys if key not in place]
-    if missing or len(place) != len(keys):
-        raise InputError(
-            f"{path} has features of {len(place)} images, the shards hold {len(keys)}; {len(missing)} of these have none"
-            + (f", such as {missing[0]}" if missing else "")
-            + ": `univip-stream embed RUN SHARDS` of the same shards makes them"
-        )
-    vectors = table.column("vector").combine_chunks()
-    width = vectors.type.list_size
-    found: np.ndarray = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[[place[key] for key in keys]]
-    return found
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return None
 
 
-class _Regions(Dataset[Tensor]):
-    """uint8, M x 3 x S x S: the regions of an image, cut out."""
+class _Crops(Dataset[Tensor | InputError]):
+    """Item n is the n-th batch of regions, (sample, box), cut out: uint8 B x 3 x S x S; or what is wrong with it."""
 
-    def __init__(self, index: ShardIndex, regions: list[np.ndarray], first: int):
-        self.index, self.regions, self.first = index, regions, first
-        self.reader: Reader | None = None
+    def __init__(self, index: ShardIndex, regions: list[tuple[int, np.ndarray]], size: int, batch_size: int) -> None:
+        self.regions, self.reader, self.size, self.batch_size = regions, Reader(index), size, batch_size
 
     def __len__(self) -> int:
-        return len(self.regions) - self.first
+        return -(-len(self.regions) // self.batch_size)
 
-    def __getitem__(self, number: int) -> Tensor:
-        if self.reader is None:
-            self.reader = Reader(self.index)
-        sample = self.first + number
-        image = self.reader.image(sample)
-        out = np.empty((len(self.regions[sample]), SIDE, SIDE, 3), np.uint8)
-        for box, place in zip(self.regions[sample], out, strict=True):
-            cut(image, box, place, "bilinear", antialias=True)
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
+    def __getitem__(self, number: int) -> Tensor | InputError:
+        some = self.regions[number * self.batch_size : (number + 1) * self.batch_size]
+        pixels = np.empty((len(some), self.size, self.size, 3), np.uint8)
+        at, image = -1, np.empty(0)
+        try:
+            for place, (sample, box) in enumerate(some):
+                if sample != at:
+                    at, image = sample, self.reader.image(sample)
+                cut(image, box, pixels[place], "bilinear", antialias=True)
+        except InputError as error:  # an item, because DataLoader would lay a worker's traceback over its words
+            return InputError(str(error))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-
-def _look(
-    subject: Subject,
-    index: ShardIndex,
-    regions: list[np.ndarray],
-    start: np.ndarray,
-    parts: Path,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    progress: Callable[[int], None],
-) -> np.ndarray:
-    """float16, R x D on disk: features of all regions; what an earlier call has done stays."""
-    width = subject.backbone.width
-    job = hashlib.sha256(
-        json.dumps([subject.weights_hash(), index.fingerprint, int(start[-1]), width, SIDE]).encode()
-    ).hexdigest()
-    parts.mkdir(parents=True, exist_ok=True)
-    note, store = parts / "done.json", parts / "regions.f16"
-    shape = (int(start[-1]), width)
-    done = 0
-    if note.exists() and store.exists() and store.stat().st_size == 2 * shape[0] * shape[1]:
-        facts = json.loads(note.read_bytes())
-        done = facts["images"] if facts["job"] == job else 0
-    looked = np.memmap(store, np.float16, "r+" if done else "w+", shape=shape)
-    progress(done)
-    network = subject.backbone.to(device)
-    images = DataLoader(_Regions(index, regions, done), batch_size=None, num_workers=workers)
-    with torch.no_grad():
-        for sample, pixels in enumerate(images, done):
-            found = [network(normalised(part.to(device))).float().cpu() for part in pixels.split(batch_size)]
-            looked[start[sample] : start[sample + 1]] = torch.cat(found).numpy()
-            progress(1)
-            if (sample + 1) % _CHUNK == 0:
-                looked.flush()
-                with written_atomically(note) as file:
-                    file.write(json.dumps({"job": job, "images": sample + 1}).encode())
-    return looked
+    def loaded(self, workers: int) -> Iterator[Tensor]:
+        """The batches in their order, made in so many processes (0: in this one)."""
+        more: dict[str, Any] = {"worker_init_fn": one_thread} if workers else {}
+        for images in DataLoader(self, batch_size=None, num_workers=workers, **more):
+            if isinstance(images, InputError):
+                raise images
+            yield images
+        self.reader.close()

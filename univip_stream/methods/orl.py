@@ -1,22 +1,22 @@
 """ORL (Xie et al. 2021, arXiv:2106.11952), stage 3: BYOL on the image, within a region, and between regions that look alike.
 
-Stage 1 is `--method byol`. Stage 2 is `univip-stream embed` and `univip-stream retrieve`: for every image its nearest images,
-and of each the pairs of regions that look most alike. Stage 3, here, begins from scratch and adds up three losses, each
-BYOL's of two pictures, both ways round (`regression.symmetric_loss`), with one backbone and projector and a predictor each:
+Stage 1 is `--method byol`, stage 2 `univip-stream embed` and `univip-stream retrieve` (`evaluation.retrieval`). Stage 3, here,
+begins from scratch and adds up three losses. Each is BYOL's of two pictures, both ways round (`regression.symmetric_loss`); they
+share backbone, projector and target, and have a predictor each:
 
-    L = L_global(two views of the image) + L_intra(a region, one about it) + L_inter(a region, its like in another image)
+    L = L_global(two views of the image) + L_intra(a region, one near it) + L_inter(a region, its like in another image)
 
-with equal weights.
+Defaults, from its code (Jiahao000/ORL @ 2ad64f7): the three weigh the same; BYOL's views; a region at random, one near it by
+`boxes.nearby_box`, then a neighbour and one of its pairs at random (`stream.pairs`); patches of 96 px, not cropped further; BYOL's
+augmentations, the first picture of each two with the first view's, the second with the second's; heads 2048-4096-256; target
+momentum 0.99 to 1. Its optimizer on COCO is what the recipe `coco` has, 800 epochs. Its loss is -2 cos, ours 2 - 2 cos: the
+same gradient.
 
-Defaults, from the paper and its code (Jiahao000/ORL @ 2ad64f7): BYOL's views and augmentations, the first picture of each pair
-with the first view's, the second with the second's; patches of 96 px, not cropped further; the second region of `boxes.nearby_box`;
-10 neighbours, a tenth of the regions; heads 2048-4096-256; target momentum 0.99 to 1. Its optimizer on COCO is SGD, learning
-rate 0.4 at batch 512, weight decay 1e-4, warm-up 4 epochs, 800 epochs: what the recipe `coco` has.
+Difference: regions are the shards' boxes, the whole image where there is none. ORL's have sides of at least 96 px and are at
+most 100 an image, of which it falls back on the first candidate: `univip-stream refilter SHARDS --min-scale 96 --max-boxes 100`,
+before `embed` and `retrieve`.
 
-Difference: boxes are the shards'; ORL's have sides of at least 96 px and are at most 100: `univip-stream refilter SHARDS
---min-scale 96 --max-boxes 100`, before `retrieve`.
-
-Letters: A augmentations, B images, K instances, S and I sides, D width.
+Letters: A augmentations, B images, K instances, S and I sides of scene and instance, I2 of a patch, D width.
 """
 
 import torch

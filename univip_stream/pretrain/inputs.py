@@ -1,6 +1,6 @@
-"""What a method gets beside scenes and instances, if it wants it: boxes in the views, and a third view.
+"""What a method gets beside scenes and instances, if it wants it: boxes in the views, a third view, and patches.
 
-Letters: B images, K instances an image, V views, S and T sides of scene and third view.
+Letters: B images, K instances an image, V views, S, I and T sides of scene, patch and third view.
 """
 
 import torch
@@ -8,15 +8,14 @@ from torch import Tensor
 
 from univip_stream.augment import FLIP, AugmentConfig, augment
 from univip_stream.errors import UsageError
-from univip_stream.methods import Method, Wants
+from univip_stream.methods import Wants
 from univip_stream.shapes import Float, Int32
 from univip_stream.stream import Batch
 from univip_stream.views import ViewConfig
 
 
-def check_views(method: Method, views: ViewConfig) -> None:
-    """Raise UsageError if the views that are set lack what the method wants."""
-    name, wants = method.config.name, method.wants
+def check_views(name: str, wants: Wants, views: ViewConfig) -> None:
+    """Raise UsageError if the views that are set lack what the method of that name wants."""
     if wants.boxes and views.instances == 0:
         raise UsageError(f"{name} looks at boxes, and views.instances is 0; set it to the boxes of an image, such as 4")
     if wants.crops and views.instances and not views.instance_crops:
@@ -25,7 +24,7 @@ def check_views(method: Method, views: ViewConfig) -> None:
         raise UsageError(f"{name} looks at a third view, and views.third_size is 0; set it to pixels, such as 112")
     if wants.patches and views.pairs is None:
         raise UsageError(
-            f"{name} looks at pairs of regions, and views.pairs names none; `univip-stream retrieve` makes them: --set "
+            f"{name} looks at pairs of regions, and views.pairs names no file of them; `univip-stream retrieve` makes one: --set "
             "views.pairs=pairs.parquet"
         )
 

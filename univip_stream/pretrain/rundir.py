@@ -19,8 +19,18 @@ LOCK = ".lock"
 """In the run folder; held by the process that trains."""
 
 
-def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, place: Place) -> None:
+def open_run(
+    run: Path, config: PretrainConfig, index: ShardIndex, steps: int, place: Place, *, pairs: str | None = None
+) -> None:
     """Write `config.json` into a new run folder, or check that the run there is this one.
+
+    Args:
+        run: the folder.
+        config: of the run.
+        index: of its shards.
+        steps: updates of the whole run.
+        place: this process; the first writes.
+        pairs: SHA-256 of the file of pairs, where the method uses one.
 
     Raises:
         InputError: the folder holds a run of other settings or other shards, or things that are no run.
@@ -28,7 +38,7 @@ def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, p
     """
     path = run / CONFIG
     if path.exists():
-        _refuse_other_run(path, config, index, steps)
+        _refuse_other_run(path, config, index, steps, pairs)
         return
     # What begins with a dot is ours or Ray's.
     if run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
@@ -40,6 +50,7 @@ def open_run(run: Path, config: PretrainConfig, index: ShardIndex, steps: int, p
         "config": to_dict(config),
         "steps": steps,
         "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
+        "pairs": pairs,
         "created_by": {"univip-stream": __version__},
     }
     with written_atomically(path) as file:
@@ -64,7 +75,7 @@ def hold(run: Path) -> int:
     return descriptor
 
 
-def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, steps: int) -> None:
+def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, steps: int, pairs: str | None) -> None:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         there, shards, total = found["config"], found["shards"], found["steps"]
@@ -78,6 +89,8 @@ def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, ste
     differences = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
     if their_fingerprint != index.fingerprint:
         differences.append(f"other shards ({their_images} images there, {len(index)} here)")
+    if found.get("pairs") != pairs:
+        differences.append(f"another file of pairs ({config.views.pairs} here)")
     if not differences and total != steps:
         differences.append(f"{total} steps there, {steps} here")
     if differences:

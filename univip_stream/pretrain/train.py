@@ -117,8 +117,10 @@ class _Trainer:
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
         wants = method_class(config.method.name).wants
-        # Views and augmentations are the same with and without the crops; nobody would look at them.
+        check_views(config.method.name, wants, config.views)
+        # Views and augmentations are the same with and without crops and pairs; nobody would look at them.
         views = config.views if wants.crops else replace(config.views, instance_crops=False)
+        views = views if wants.patches else replace(views, pairs=None)
         stream = Stream(
             shards, views, config.augment, config.stream,
             rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
@@ -128,12 +130,11 @@ class _Trainer:
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
         self.boxes, self.notes = len(stream.index.boxes), stream.notes
         with after_the_first(place):
-            open_run(run, config, stream.index, self.total, place)
+            open_run(run, config, stream.index, self.total, place, pairs=stream.pairs)
             self.lock = hold(run) if place.is_first else None
 
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
-        check_views(self.method, config.views)
         if place.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format

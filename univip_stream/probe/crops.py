@@ -90,7 +90,7 @@ def batches(
 ) -> Iterator[Crops]:
     """Crops of the images with these numbers, in this order, read and cut in `workers` processes (0: in this one)."""
     images = _Cropped(source, np.asarray(numbers), crop)
-    more: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _one_thread} if workers else {}
+    more: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": one_thread} if workers else {}
     loader: DataLoader[Any] = DataLoader(images, batch_size, num_workers=workers, collate_fn=_stacked, **more)
     yield from loader
 
@@ -112,7 +112,7 @@ def _stacked(items: list[tuple[Tensor, Tensor, int]]) -> Crops:
     return Crops(images=torch.stack(images), draws=torch.stack(draws), numbers=torch.tensor(numbers))
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
     """Workers are the parallelism."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)  # 1 would end the threads of a pool that did not survive the fork, and wait for them for ever

@@ -1,86 +1,126 @@
-"""Pairs of regions in different images that look alike: what `univip-stream retrieve` writes and ORL trains on.
+"""Pairs of regions that look alike in different images: what `univip-stream retrieve` writes and ORL trains on.
 
-One Parquet row an image and neighbour: `key` and `other`, keys of samples, and `pairs`, eight int32 a pair: x, y, w, h in the
-image, then in the neighbour. The schema's metadata holds the fingerprint of the shards whose boxes they are.
+The file is described in shards/README.md: a row an image and neighbour, `key`, `other` and `pairs`, with the fingerprint of the
+shards in its metadata. Boxes are x, y, w, h in pixels.
 
 Letters: N samples, R rows, P pairs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from univip_stream.boxes import nearby_box
 from univip_stream.errors import InputError
-from univip_stream.files import written_atomically
+from univip_stream.files import sha256_of
 from univip_stream.shards import ShardIndex
 
-_FINGERPRINT = b"univip-stream.shards"
-_SCHEMA = {"key": pa.string(), "other": pa.string(), "pairs": pa.list_(pa.int32())}
-_ROWS = 65536
-"""Rows that are written at a time."""
+_SHARDS = b"univip-stream.shards"
+_COLUMNS = {"key": pa.string(), "other": pa.string(), "pairs": pa.list_(pa.list_(pa.int16(), 8))}
 
 
-def write_pairs(path: Path, index: ShardIndex, rows: Iterable[tuple[int, int, np.ndarray]]) -> None:
-    """Write (sample, other sample, int32 P x 8) rows of an index, whole or not at all."""
-    schema = pa.schema(_SCHEMA, metadata={_FINGERPRINT: index.fingerprint.encode()})
-    with written_atomically(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for part in _parts(rows):
-            columns = [
-                pa.array([index.text("key", sample) for sample, _, _ in part], pa.string()),
-                pa.array([index.text("key", other) for _, other, _ in part], pa.string()),
-                pa.array([pairs.ravel().astype(np.int32) for _, _, pairs in part], pa.list_(pa.int32())),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+def regions_of(index: ShardIndex, sample: int) -> np.ndarray:
+    """int32, at least 1 x 4: the boxes of a sample; the whole image where it has none."""
+    boxes = index.boxes_of(sample)
+    return boxes if len(boxes) else np.array([[0, 0, index.width[sample], index.height[sample]]], np.int32)
+
+
+def pairs_table(index: ShardIndex, rows: list[tuple[int, int, np.ndarray]], facts: Mapping[str, str]) -> pa.Table:
+    """Rows of a file of pairs.
+
+    Args:
+        index: of the shards that they are of.
+        rows: (sample, the other sample, P x 8: the boxes in the one and in the other).
+        facts: more for the metadata.
+
+    """
+    metadata = {_SHARDS: index.fingerprint.encode(), **{name.encode(): value.encode() for name, value in facts.items()}}
+    return pa.Table.from_arrays(
+        [
+            pa.array([index.text("key", sample) for sample, _, _ in rows], pa.string()),
+            pa.array([index.text("key", other) for _, other, _ in rows], pa.string()),
+            pa.array([pairs.tolist() for _, _, pairs in rows], _COLUMNS["pairs"]),
+        ],
+        schema=pa.schema(_COLUMNS, metadata=metadata),
+    )
 
 
 class Pairs:
-    """The pairs of an index's samples, in memory.
+    """The pairs of an index's samples, in memory: 16 bytes a pair.
 
     Raises:
-        InputError: no such file, one of other shards, or one that lacks a sample.
+        InputError: no such file, one of other shards, or one that a person has spoilt.
 
     """
 
     def __init__(self, path: str | Path, index: ShardIndex):
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"{path} cannot be read as pairs of regions: {error}; `univip-stream retrieve` makes it"
-            ) from error
-        if not set(_SCHEMA) <= set(table.column_names):
-            raise InputError(f"{path} has the columns {', '.join(table.column_names)}; expected {', '.join(_SCHEMA)}")
-        if (table.schema.metadata or {}).get(_FINGERPRINT, b"").decode() != index.fingerprint:
-            raise InputError(f"{path} holds pairs of other shards than these; `univip-stream retrieve` makes them for these")
-        place = {key: sample for sample, key in enumerate(index.key.to_pylist())}
-        own = np.array([place[key] for key in table.column("key").to_pylist()], np.int64)
-        order = np.argsort(own, kind="stable")
-        others = np.array([place[key] for key in table.column("other").to_pylist()], np.int64)
+        table = _read(path, index)
+        self.fingerprint = sha256_of(Path(path))
+        """SHA-256 of the file."""
+        self.index = index
+        own, self._other = (_places(table.column(name), index, path) for name in ("key", "other"))
+        if len(missing := np.setdiff1d(np.arange(len(index)), own)):
+            raise InputError(f"{path} has no row for {len(missing)} samples, such as {index.text('key', int(missing[0]))}")
+        self._rows = np.argsort(own, kind="stable")
+        self._start = np.searchsorted(own[self._rows], np.arange(len(index) + 1))
         pairs = table.column("pairs").combine_chunks()
-        self._start = np.searchsorted(own[order], np.arange(len(index) + 1))
-        if (missing := np.flatnonzero(np.diff(self._start) == 0)).size:
-            raise InputError(f"{path} has no pair for {missing.size} samples, such as {index.text('key', int(missing[0]))}")
-        self._other, self._row = others[order], order
-        self._first = np.asarray(pairs.offsets) // 8
-        self._boxes = np.asarray(pairs.values, np.int32).reshape(-1, 8)
+        self._first = np.concatenate([[0], np.cumsum(pc.list_value_length(pairs).to_numpy())])
+        self._boxes = pairs.flatten().flatten().to_numpy().reshape(-1, 2, 4)
+        if (empty := np.flatnonzero(np.diff(self._first) == 0)).size:
+            raise InputError(f"{path} has rows without a pair, such as row {empty[0]}; expected at least one in each")
+        for side, samples in enumerate((own, self._other)):
+            x, y, w, h = self._boxes[:, side].astype(np.int32).T
+            of_pair = np.repeat(samples, np.diff(self._first))
+            bad = (x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > index.width[of_pair]) | (y + h > index.height[of_pair])
+            if bad.any():
+                key = index.text("key", int(of_pair[bad.argmax()]))
+                raise InputError(f"{path} has {bad.sum()} boxes outside their images, the first in sample {key}")
 
-    def draw(self, sample: int, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
-        """(a neighbour at random, then of its pairs one at random: the box in the sample, the box in the neighbour)."""
-        place = int(rng.integers(self._start[sample], self._start[sample + 1]))
-        row = int(self._row[place])
+    def draw(self, sample: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        """What ORL looks at beside two views of an image (Jiahao000/ORL @ 2ad64f7, `COCOORLJson` and `ORLDataset`).
+
+        Returns:
+            (one of the sample's neighbours; int32 4 x 4: a region of the sample at random, one near it (`boxes.nearby_box`),
+            and one of the pairs at random: a region of the sample, and its like in the neighbour).
+
+        """
+        regions = regions_of(self.index, sample)
+        region = regions[rng.integers(len(regions))]
+        near = nearby_box(region, int(self.index.width[sample]), int(self.index.height[sample]), rng)
+        row = self._rows[rng.integers(self._start[sample], self._start[sample + 1])]
         pair = self._boxes[rng.integers(self._first[row], self._first[row + 1])]
-        return int(self._other[place]), pair[:4], pair[4:]
+        return int(self._other[row]), np.stack([region, near, *pair.astype(np.int32)])
 
 
-def _parts(rows: Iterable[tuple[int, int, np.ndarray]]) -> Iterator[list[tuple[int, int, np.ndarray]]]:
-    part = []
-    for row in rows:
-        part.append(row)
-        if len(part) == _ROWS:
-            yield part
-            part = []
-    if part:
-        yield part
+def _read(path: str | Path, index: ShardIndex) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"{path} cannot be read as pairs of regions ({error}); `univip-stream retrieve` makes them"
+        ) from error
+    if (table.schema.metadata or {}).get(_SHARDS, b"").decode(errors="replace") != index.fingerprint:
+        raise InputError(
+            f"{path} holds no pairs of these shards but of others; `univip-stream retrieve` makes them for these"
+        )
+    try:
+        table = table.select(list(_COLUMNS)).cast(pa.schema(_COLUMNS))
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path} is no file of pairs ({error}); expected the columns of shards/README.md") from error
+    flat = table.column("pairs").combine_chunks().flatten()
+    if any(table.column(name).null_count for name in _COLUMNS) or flat.null_count or flat.flatten().null_count:
+        raise InputError(f"{path} has rows that lack something; expected key, other and pairs in each")
+    return table
+
+
+def _places(keys: pa.ChunkedArray, index: ShardIndex, path: str | Path) -> np.ndarray:
+    """int64: the samples that keys stand for."""
+    found = pc.index_in(keys, value_set=index.key.combine_chunks())
+    if found.null_count:
+        first = pc.filter(keys, pc.is_null(found))[0].as_py()
+        raise InputError(f"{path} names {found.null_count} samples that the shards lack, such as {first!r}")
+    return np.asarray(found.to_numpy(), np.int64)

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
-from univip_stream.boxes import naive_boxes, nearby_box
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
@@ -136,10 +135,12 @@ class Stream:
                 f"the shards hold {self.images} images, fewer than one batch of {config.batch_size}; "
                 f"use --batch-size {self.images} or less, or more shards"
             )
-        self.notes = [*self.index.notes, *_small_cache(self.index, config)]
+        self.notes = [*self.index.notes, *_small_cache(self.index, config, views)]
         self.steps_per_epoch = self.images / config.batch_size
         self.wait_seconds = 0.0
         self._batches = _Batches(self.index, views, augment, config, rank, world_size, parts)
+        self.pairs = self._batches.pairs.fingerprint if self._batches.pairs else None
+        """SHA-256 of the file of pairs; None where none is used."""
         self._reuse = reuse and config.workers > 0 and not torch.cuda.is_available()
         self._first = start_step * parts
 
@@ -195,14 +196,17 @@ class Stream:
         )
 
 
-def _small_cache(index: ShardIndex, config: StreamConfig) -> list[str]:
+def _small_cache(index: ShardIndex, config: StreamConfig, views: ViewConfig) -> list[str]:
     remote = sorted(size for size, shard in zip(index.tar_bytes, index.shards, strict=True) if is_remote(shard))
-    needed = sum(remote[-config.window :])
+    if views.pairs:
+        needed, what = sum(remote), "neighbours lie in all shards, which take"
+    else:
+        needed, what = sum(remote[-config.window :]), f"a shuffle window of {config.window} shards takes"
     if needed <= index.cache.limit:
         return []
     return [
-        f"the cache {index.cache.folder} may have {index.cache.limit} bytes, and a shuffle window of {config.window} shards takes "
-        f"{needed}: shards will be fetched again and again (stream.cache_bytes, stream.window)"
+        f"the cache {index.cache.folder} may have {index.cache.limit} bytes, and {what} {needed}: "
+        f"shards will be fetched again and again (stream.cache_bytes, stream.window)"
     ]
 
 
@@ -297,8 +301,12 @@ class _Batches(Dataset[Batch | InputError]):
                 third_draws[b] = augmentation.draw(rng, self.augment, 1)
                 self._cut(image, drawn.scenes[1], third[b])
             if self.pairs:
-                for n, (pixels, box) in enumerate(self._regions(self.pairs, sample, image, rng, skipped)):
-                    self._cut(pixels, box, patches[b, n])
+                other, regions = self.pairs.draw(sample, rng)
+                like = self._image(other, skipped)
+                if like is None:
+                    like, regions[2:] = image, regions[:2]
+                for n, pixels in enumerate((image, image, image, like)):
+                    self._cut(pixels, regions[n], patches[b, n])
                     patch_draws[b, n] = augmentation.draw(rng, self.augment, n % 2)
         if self.ring:
             scenes, instances, third, patches = _NO_PIXELS, _NO_PIXELS, _NO_PIXELS[0], _NO_PIXELS  # the main process has them
@@ -325,41 +333,25 @@ class _Batches(Dataset[Batch | InputError]):
     def _cut(self, image: np.ndarray, box: np.ndarray, out: torch.Tensor) -> None:
         cut(image, box, out.numpy(), self.views.interpolation, antialias=self.config.antialias)
 
-    def _regions(
-        self, pairs: Pairs, sample: int, image: np.ndarray, rng: np.random.Generator, skipped: list[str]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(image, box) of ORL's four patches: a region and one about it, a region and its like in another image."""
-        height, width = image.shape[:2]
-        boxes = self.index.boxes_of(sample)
-        if len(boxes) == 0:
-            boxes = naive_boxes([0, 0, width, height], 1, rng, min_scale=self.views.min_scale)
-        region = boxes[rng.integers(len(boxes))]
-        near = nearby_box(region, width, height, rng)
-        other, own, theirs = pairs.draw(sample, rng)
+    def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
+        """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
+        for step in range(_STAND_INS):
+            sample = int(self.order.samples(position + step, 1)[0])
+            if (pixels := self._image(sample, skipped)) is not None:
+                return sample, pixels
+        raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
+
+    def _image(self, sample: int, skipped: list[str]) -> np.ndarray | None:
+        """A sample's pixels; None, and why is noted, where it is bad and that is allowed."""
         try:
-            like = self.reader.image(other)
+            return self.reader.image(sample)
         except FetchError:
             raise
         except InputError as error:
             if self.config.on_bad_sample == "raise":
                 raise
             skipped.append(str(error))
-            own, like, theirs = region, image, near
-        return [(image, region), (image, near), (image, own), (like, theirs)]
-
-    def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
-        """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
-        for step in range(_STAND_INS):
-            sample = int(self.order.samples(position + step, 1)[0])
-            try:
-                return sample, self.reader.image(sample)
-            except FetchError:
-                raise
-            except InputError as error:
-                if self.config.on_bad_sample == "raise":
-                    raise
-                skipped.append(str(error))
-        raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
+            return None
 
 
 def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
