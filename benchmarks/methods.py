@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from univip_stream.distributed import ALONE
@@ -29,7 +30,7 @@ from univip_stream.pretrain.settings import with_settings
 from univip_stream.pretrain.update import Updates
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream
-from univip_stream.stream.pairs import write_pairs
+from univip_stream.stream.pairs import pairs_table, regions_of
 
 
 def drawn_shards(folder: Path) -> Path:
@@ -48,14 +49,9 @@ def drawn_shards(folder: Path) -> Path:
 def some_pairs(shards: str, path: Path) -> Path:
     """Pairs of regions by chance: what they are changes no cost."""
     index = open_index(expand_shards(shards))
-    boxes = [
-        index.boxes_of(at) if len(index.boxes_of(at)) else np.array([[0, 0, 64, 64]], np.int16) for at in range(len(index))
-    ]
-    count = len(index)
-    rows = (
-        (at, (at + 1) % count, np.concatenate([boxes[at][:1], boxes[(at + 1) % count][:1]], axis=1)) for at in range(count)
-    )
-    write_pairs(path, index, rows)
+    others = [(at, (at + 1) % len(index)) for at in range(len(index))]
+    rows = [(one, two, np.concatenate([regions_of(index, at)[:1] for at in (one, two)], axis=1)) for one, two in others]
+    pq.write_table(pairs_table(index, rows, {}), path)
     return path
 
 
@@ -121,13 +117,14 @@ def main() -> None:
                 method.step()
                 if round_ == 0:
                     method.seconds.clear()  # allocations and the like
-    reference = statistics.median(methods["byol"].seconds)
+    reference = methods["byol"].seconds
     print(f"{args.backbone}, {args.batch_size} images a step, fp32, {args.rounds} rounds, {torch.get_num_threads()} threads")
     print(f"{'method':10} {'ms a step':>10} {'of BYOL':>8} {'trained':>9} {'kilopixels an image':>20}")
     for name, method in sorted(methods.items(), key=lambda item: statistics.median(item[1].seconds)):
         seconds = statistics.median(method.seconds)
         kilopixels = sum(method.inputs) / args.batch_size / 1000
-        print(f"{name:10} {1000 * seconds:10.0f} {seconds / reference:7.2f}x {method.trained / 1e6:8.1f}M {kilopixels:20.0f}")
+        ratio = statistics.median(own / byol for own, byol in zip(method.seconds, reference, strict=True))
+        print(f"{name:10} {1000 * seconds:10.0f} {ratio:7.2f}x {method.trained / 1e6:8.1f}M {kilopixels:20.0f}")
 
 
 if __name__ == "__main__":
