@@ -85,12 +85,12 @@ def test_neighbours_and_pairs_are_those_of_plain_loops(run, few, features, tmp_p
         return found
 
     regions = [seen(sample) for sample in range(len(index))]
-    number = {index.text("key", sample): sample for sample in range(len(index))}
+    keys = index.key.to_pylist()
     rows = pq.read_table(out).to_pylist()
-    assert [row["key"] for row in rows] == [key for key in whole for _ in range(3)]
+    assert [keys[row["sample"]] for row in rows] == [key for key in whole for _ in range(3)]
     counts = set()
     for row in rows:
-        i, j = number[row["key"]], number[row["other"]]
+        i, j = row["sample"], row["other"]
         expected = max(1, int(0.4 * len(regions[i])))
         between = np.array([[cosine(a, b) for b in regions[j]] for a in regions[i]])
         places = [
@@ -106,7 +106,7 @@ def test_neighbours_and_pairs_are_those_of_plain_loops(run, few, features, tmp_p
     assert max(map(len, regions)) == 6 < max(np.diff(index.box_start))
     for key, vector in whole.items():
         near = sorted(((cosine(vector, other), name) for name, other in whole.items() if name != key), reverse=True)
-        assert [row["other"] for row in rows if row["key"] == key] == [name for _, name in near[:3]]
+        assert [keys[row["other"]] for row in rows if keys[row["sample"]] == key] == [name for _, name in near[:3]]
     assert Pairs(out, index).draw(0, np.random.default_rng(0))[1].shape == (4, 4)
 
 

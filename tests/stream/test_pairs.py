@@ -63,9 +63,9 @@ def test_patches_are_a_region_twice_and_a_pair_of_the_file(drawn_shards, drawn_p
         found = [
             (row["other"], at)
             for row in rows
-            if row["key"] == key
+            if row["sample"] == number[key]
             for at, pair in enumerate(row["pairs"])
-            if (own == patch(key, pair[:4])).all() and (like == patch(row["other"], pair[4:])).all()
+            if (own == patch(key, pair[:4])).all() and (like == patch(index.text("key", row["other"]), pair[4:])).all()
         ]
         assert found
         used.add((key, *found[0]))
@@ -120,10 +120,21 @@ def test_rows_may_stand_in_any_order(drawn_shards, drawn_pairs, tmp_path, rng):
     pairs, rows = Pairs(tmp_path / "mixed.parquet", index), pq.read_table(tmp_path / "mixed.parquet").to_pylist()
     for sample in range(len(index)):
         drawn = [pairs.draw(sample, rng) for _ in range(60)]
-        own = [row for row in rows if row["key"] == index.text("key", sample)]
-        assert {(index.text("key", other), *boxes[2:].ravel().tolist()) for other, boxes in drawn} == {
+        own = [row for row in rows if row["sample"] == sample]
+        assert {(other, *boxes[2:].ravel().tolist()) for other, boxes in drawn} == {
             (row["other"], *pair) for row in own for pair in row["pairs"]
         }
+
+
+def test_folders_whose_keys_repeat_can_be_joined(drawn_shards, tmp_path, rng):
+    shutil.copytree(drawn_shards, tmp_path / "again")
+    index = open_index(expand_shards([str(drawn_shards), str(tmp_path / "again")]))
+    assert len(set(index.key.to_pylist())) == len(index) // 2
+    box = np.array([[0, 0, 9, 9, 0, 0, 9, 9]])
+    rows = [(at, (at + 1) % len(index), box) for at in range(len(index))]
+    pq.write_table(pairs_table(index, rows, {}), tmp_path / "pairs.parquet")
+    pairs = Pairs(tmp_path / "pairs.parquet", index)
+    assert [pairs.draw(at, rng)[0] for at in range(len(index))] == [other for _, other, _ in rows]
 
 
 def edited(path, out, **columns):
@@ -139,9 +150,9 @@ def edited(path, out, **columns):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"key": lambda keys: ["000000001"] * len(keys)}, "has no row for 11 samples, such as 000000000"),
-        ({"other": lambda keys: ["dog", *keys[1:]]}, "names 1 samples that the shards lack, such as 'dog'"),
-        ({"other": lambda keys: [None, *keys[1:]]}, "rows that lack something"),
+        ({"sample": lambda places: [1] * len(places)}, "has no row for 11 samples, such as 000000000"),
+        ({"other": lambda places: [12, *places[1:]]}, "names 1 samples of 12 that the shards lack, such as 12"),
+        ({"other": lambda places: [None, *places[1:]]}, "rows that lack something"),
         ({"pairs": lambda pairs: [[], *pairs[1:]]}, "rows without a pair, such as row 0"),
         ({"pairs": lambda pairs: [[[0, 0, 9, 9, 0, 0, 321, 9]], *pairs[1:]]}, "outside their images, the first in .* 000000001"),
         ({"pairs": lambda pairs: [[[0, 0, 0, 9, 0, 0, 9, 9]], *pairs[1:]]}, "outside their images, the first in .* 000000000"),

@@ -9,8 +9,8 @@ share backbone, projector and target, and have a predictor each:
 Defaults, from its code (Jiahao000/ORL @ 2ad64f7): the three weigh the same; BYOL's views; a region at random, one near it by
 `boxes.nearby_box`, then a neighbour and one of its pairs at random (`stream.pairs`); patches of 96 px, not cropped further; BYOL's
 augmentations, the first picture of each two with the first view's, the second with the second's; heads 2048-4096-256; target
-momentum 0.99 to 1. Its optimizer on COCO is what the recipe `coco` has, 800 epochs. Its loss is -2 cos, ours 2 - 2 cos: the
-same gradient.
+momentum 0.99 to 1. Its optimizer on COCO is what the recipe `coco` has, 800 epochs. Its loss is
+2 - 2 cos each way, as ours.
 
 Difference: regions are the shards' boxes, the whole image where there is none. ORL's have sides of at least 96 px and are at
 most 100 an image, of which it falls back on the first candidate: `univip-stream refilter SHARDS --min-scale 96 --max-boxes 100`,

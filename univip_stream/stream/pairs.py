@@ -1,7 +1,8 @@
 """Pairs of regions that look alike in different images: what `univip-stream retrieve` writes and ORL trains on.
 
-The file is described in shards/README.md: a row an image and neighbour, `key`, `other` and `pairs`, with the fingerprint of the
-shards in its metadata. Boxes are x, y, w, h in pixels.
+The file is described in shards/README.md: a row an image and neighbour, `sample`, `other` and `pairs`, with the fingerprint of the
+shards in its metadata. Samples are named by their place, as keys may repeat where several folders are joined. Boxes are x, y, w, h in
+pixels.
 
 Letters: N samples, R rows, P pairs.
 """
@@ -20,7 +21,7 @@ from univip_stream.files import sha256_of
 from univip_stream.shards import ShardIndex
 
 _SHARDS = b"univip-stream.shards"
-_COLUMNS = {"key": pa.string(), "other": pa.string(), "pairs": pa.list_(pa.list_(pa.int16(), 8))}
+_COLUMNS = {"sample": pa.int32(), "other": pa.int32(), "pairs": pa.list_(pa.list_(pa.int16(), 8))}
 
 
 def regions_of(index: ShardIndex, sample: int) -> np.ndarray:
@@ -41,8 +42,8 @@ def pairs_table(index: ShardIndex, rows: list[tuple[int, int, np.ndarray]], fact
     metadata = {_SHARDS: index.fingerprint.encode(), **{name.encode(): value.encode() for name, value in facts.items()}}
     return pa.Table.from_arrays(
         [
-            pa.array([index.text("key", sample) for sample, _, _ in rows], pa.string()),
-            pa.array([index.text("key", other) for _, other, _ in rows], pa.string()),
+            pa.array([sample for sample, _, _ in rows], pa.int32()),
+            pa.array([other for _, other, _ in rows], pa.int32()),
             pa.array([pairs.tolist() for _, _, pairs in rows], _COLUMNS["pairs"]),
         ],
         schema=pa.schema(_COLUMNS, metadata=metadata),
@@ -62,7 +63,7 @@ class Pairs:
         self.fingerprint = sha256_of(Path(path))
         """SHA-256 of the file."""
         self.index = index
-        own, self._other = (_places(table.column(name), index, path) for name in ("key", "other"))
+        own, self._other = (_places(table.column(name), index, path) for name in ("sample", "other"))
         if len(missing := np.setdiff1d(np.arange(len(index)), own)):
             raise InputError(f"{path} has no row for {len(missing)} samples, such as {index.text('key', int(missing[0]))}")
         self._rows = np.argsort(own, kind="stable")
@@ -113,14 +114,16 @@ def _read(path: str | Path, index: ShardIndex) -> pa.Table:
         raise InputError(f"{path} is no file of pairs ({error}); expected the columns of shards/README.md") from error
     flat = table.column("pairs").combine_chunks().flatten()
     if any(table.column(name).null_count for name in _COLUMNS) or flat.null_count or flat.flatten().null_count:
-        raise InputError(f"{path} has rows that lack something; expected key, other and pairs in each")
+        raise InputError(f"{path} has rows that lack something; expected sample, other and pairs in each")
     return table
 
 
-def _places(keys: pa.ChunkedArray, index: ShardIndex, path: str | Path) -> np.ndarray:
-    """int64: the samples that keys stand for."""
-    found = pc.index_in(keys, value_set=index.key.combine_chunks())
-    if found.null_count:
-        first = pc.filter(keys, pc.is_null(found))[0].as_py()
-        raise InputError(f"{path} names {found.null_count} samples that the shards lack, such as {first!r}")
-    return np.asarray(found.to_numpy(), np.int64)
+def _places(column: pa.ChunkedArray, index: ShardIndex, path: str | Path) -> np.ndarray:
+    """int64: places of samples in the index."""
+    found: np.ndarray = column.to_numpy().astype(np.int64)
+    wrong = (found < 0) | (found >= len(index))
+    if wrong.any():
+        raise InputError(
+            f"{path} names {wrong.sum()} samples of {len(index)} that the shards lack, such as {found[wrong.argmax()]}"
+        )
+    return found
