@@ -1,9 +1,10 @@
 """What the indexes say beside where the samples lie: what became of every image, and why. No pixels are read."""
 
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,10 +12,11 @@ import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
 from univip_stream.shards import ShardIndex
+from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.foreign import foreign_index
 from univip_stream.shards.format import HELD, STATUSES, index_name
 from univip_stream.shards.manifest import has_manifest, read_manifest
-from univip_stream.storage import name_of, opened, parent
+from univip_stream.storage import is_remote, name_of, parent
 
 _COLUMNS = ["key", "source", "label", "width", "height", "status", "reason", "converted"]
 _AT_ONCE = 8
@@ -70,11 +72,16 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
             return foreign_index(shard, index.cache).table.select(_COLUMNS)
         path = index_name(shard)
         try:
-            with opened(path) as file:
+            with _index_file(path, name_of(shard), entries.get(parent(shard)), index.cache) as file:
                 return pq.read_table(file, columns=_COLUMNS)
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
 
+    remote = dict.fromkeys(map(parent, filter(is_remote, index.shards)))
+    entries = {
+        folder: {entry["name"]: entry for entry in read_manifest(folder)["shards"]}
+        for folder in remote if has_manifest(folder)
+    }  # fmt: skip
     statuses: Counter[str] = Counter()
     failures: list[Failure] = []
     reasons: dict[int, str] = {}
@@ -121,6 +128,15 @@ def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         facts.append(("Of another program", ", ".join(foreign[:3]) + more))
     return facts
+
+
+def _index_file(path: str, shard: str, entries: dict[str, Any] | None, cache: Cache) -> BinaryIO:
+    """An index, from the cache where it is remote: it was fetched there when the shards were opened."""
+    if entries is None:
+        return open(path, "rb")
+    expected = entries[shard]["index"]
+    remote = Remote(location=path, size=int(expected["bytes"]), sha256=expected["sha256"])
+    return os.fdopen(cache.open(remote), "rb")
 
 
 def _failure(shard: str, row: dict[str, Any]) -> Failure:
