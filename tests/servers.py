@@ -51,6 +51,9 @@ class WebHandler(http.server.SimpleHTTPRequestHandler):
             return
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         data = path.read_bytes()
+        if int(first) >= len(data):
+            self.send_error(416)
+            return
         piece = data[int(first) : int(last) + 1 if last else None]
         self.send_response(206)
         self.send_header("Content-Range", f"bytes {first}-{int(first) + len(piece) - 1}/{len(data)}")

@@ -82,8 +82,11 @@ def test_mining_loads_no_torch(module):
     assert loaded_after(f"import {module}", {"torch", "torchvision", "webdataset"}) == set()
 
 
-def test_training_loads_neither_ray_nor_numba():
-    assert loaded_after("import univip_stream.cli.train, univip_stream.pretrain", {"ray", "numba"}) == set()
+@pytest.mark.parametrize(
+    "modules", ["univip_stream.cli.train, univip_stream.pretrain", "univip_stream.report.sheets, univip_stream.report.page"]
+)
+def test_training_and_looking_load_neither_ray_nor_numba(modules):
+    assert loaded_after(f"import {modules}", {"ray", "numba"}) == set()
 
 
 def test_training_runs_where_ray_numba_and_contrib_cannot_be_imported():

@@ -1,7 +1,7 @@
 """Locations, against a real S3 protocol server and a real web server."""
 
 import pytest
-from servers import BUCKET, s3_server, web_server
+from servers import BUCKET, WebHandler, s3_server, web_server
 
 from univip_stream import storage
 from univip_stream.errors import InputError
@@ -116,3 +116,14 @@ def test_locations_are_taken_apart_and_put_together():
     assert storage.name_of("https://h/k/x.tar?token=a/b") == "x.tar"
     assert storage.parent("s3://b/k/x.tar") == "s3://b/k"
     assert storage.join("/a", "x") == "/a/x"
+
+
+def test_of_a_web_server_that_serves_ranges_only_the_range_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    answer = WebHandler.do_GET
+    monkeypatch.setattr(WebHandler, "do_GET", lambda self: (asked.append(self.headers.get("Range")), answer(self)))
+    (tmp_path / "file").write_bytes(DATA)
+    with web_server(tmp_path) as server:
+        assert storage.read(f"{server.url}/file", 1000, 24) == DATA[1000:1024]
+    assert asked[-1] == "bytes=1000-1023"
+    assert None not in asked

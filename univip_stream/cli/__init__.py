@@ -14,7 +14,9 @@ COMMANDS = {
     "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards.", "Make shards"),
     "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards.", "Make shards"),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest.", "Make shards"),
-    "inspect": Command("univip_stream.cli.inspect:inspect", "A page about shards: boxes, views, what is odd.", "Make shards"),
+    "inspect": Command(
+        "univip_stream.cli.inspect:inspect", "Look at shards: numbers, boxes, views, what is odd.", "Make shards"
+    ),
     "train": Command("univip_stream.cli.train:train", "Pre-train from shards; run again, it continues.", "Train"),
     "retrieve": Command("univip_stream.cli.retrieve:retrieve", "Regions that look alike, for ORL.", "Train"),
     "plot": Command("univip_stream.cli.plot:plot", "Curves of runs over each other.", "Train"),

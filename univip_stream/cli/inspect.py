@@ -2,65 +2,104 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from univip_stream.cli.progress import Progress
+from univip_stream.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from univip_stream.report.build import Report
 
 
 @click.command()
 @click.argument("shards", nargs=-1, required=True)
-@click.option(
-    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The page that is written."
-)
-@click.option(
-    "--png", "sheets", type=click.Path(path_type=Path, file_okay=False), help="Also contact sheets, into this folder."
-)
-@click.option(
-    "--samples", type=click.IntRange(min=0), default=48, show_default=True, help="Images that chance chooses, beside the odd."
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of that choice, of views and augmentations."
-)
-@click.option("--cache", type=click.Path(path_type=Path), help="Where remote shards come to.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write one self-contained page.")  # fmt: skip
+@click.option("--png", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Write contact sheets.")
+@click.option("--samples", default=48, show_default=True, type=click.IntRange(0, 2000),
+              help="Images shown at random, beside those that stand out.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, (1 << 63) - 1),
+              help="Of the random choice and of the views: those of a training with this seed.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), help="Where remote indexes come to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 def inspect(
     shards: tuple[str, ...],
-    page: Path,
-    sheets: Path | None,
+    html: Path | None,
+    png: Path | None,
     samples: int,
     seed: int,
     cache: Path | None,
-    quiet: bool,
     as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Look at SHARDS: one page with images, boxes, views and instances, distributions, and what is odd.
+    """Look at SHARDS: numbers, and with --html or --png pictures of boxes, views and instances as a training sees them.
 
-    The numbers are of all images, the pictures of a sample and of the odd ones. The page needs nothing but itself. SHARDS are
-    as for `train`, also remote, also of other programs.
+    The numbers are of all indexes. Pixels are read of a few images only: those that stand out, and a random sample. SHARDS
+    is anything `train --shards` takes, local or remote, also shards of other programs.
 
     \b
     univip-stream inspect shards/ --html report.html
-    univip-stream inspect 'shards/<000..127>.tar' --html report.html --png sheets/ --samples 100
+    univip-stream inspect 'shards/<000..127>.tar' --png sheets/ --samples 100 --seed 1
     """
-    from univip_stream.report import inspect as looking
-    from univip_stream.report.survey import survey
-    from univip_stream.shards import expand_shards, open_index
+    from univip_stream.files import written_atomically
+    from univip_stream.report.build import look
+    from univip_stream.report.charts import spoken
+    from univip_stream.report.page import render
+    from univip_stream.report.sheets import write_sheets
     from univip_stream.shards.cache import Cache
 
-    index = open_index(expand_shards(list(shards)), Cache(cache))
-    found = survey(index, seed=seed)
-    title = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
-    with Progress("looking", len(looking.chosen(found, samples, seed)), unit="images", quiet=quiet) as bar:
-        facts = looking.write_page(found, page, title=title, samples=samples, seed=seed, sheets=sheets, progress=bar.add)
+    if quiet and not (html or png or as_json):
+        raise UsageError("--quiet without --html, --png or --json would do nothing; give one of them")
+    # Before the work, not after it.
+    for place in ((html.parent,) if html else ()) + ((png,) if png else ()):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{place} is, or lies in, a file; expected a folder to write to") from error
+    with Progress("cutting", 0, unit="images", quiet=quiet or as_json) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.add(done - bar.done)
+
+        report = look(shards, samples=samples, seed=seed, pictures=bool(html or png), cache=Cache(cache), progress=tell)
+    if html:
+        page = render(report)
+        with written_atomically(html) as file:
+            file.write(page)
+    sheets = write_sheets(report, png) if png else []
     if as_json:
-        click.echo(json.dumps(facts | {"page": str(page)}))
-        return
-    failed = sum(facts["failed"].values())
-    click.echo(
-        f"{page}: {facts['images']} images in {facts['shards']} shards, {facts['boxes_per_image']} boxes an image, "
-        f"{facts['without_boxes']} without, {failed} could not be used; {facts['shown']} images shown"
-    )
-    for sheet in facts["sheets"]:
-        click.echo(sheet)
+        click.echo(json.dumps(report.as_json()))
+    elif not quiet:
+        _say(report)
+        if html:
+            click.echo(
+                f"{html}: {len(report.picked)} images, {spoken(html.stat().st_size / 1e6, 'MB')}; open it in a browser"
+            )
+        if sheets:
+            click.echo(f"{png}: {len(sheets)} sheets, {sheets[0].name} to {sheets[-1].name}")
+
+
+def _say(report: "Report") -> None:
+    """The numbers as a short text."""
+    from univip_stream.report.charts import share, spoken
+
+    index, outcomes = report.index, report.outcomes
+    counted = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
+    click.echo(f"{outcomes.images:,} images in {len(index.shards):,} shards: {counted}; {len(index.boxes):,} boxes")
+    for found in report.distributions:
+        low, high = spoken(found.low), spoken(found.high, found.unit)
+        said = f"{low} to {high}, median {spoken(found.median)}" if found.total else f"no {found.of}"
+        click.echo(f"  {found.name}: {said}")
+    drawn = "" if report.drawn == len(index) else f" (of {report.drawn:,} images at random)"
+    click.echo(f"  Filled at random: {share(report.filled, report.drawn * report.views.instances)} of the instances{drawn}")
+    for note in index.notes:
+        click.echo(f"  {note}")
+    for failure in outcomes.failures[:5]:
+        click.echo(f"  {failure.source}: {failure.status}: {failure.reason}")
+    failed = outcomes.images - len(index)
+    if failed > 5:
+        click.echo(f"  and {failed - 5:,} more failures; --html lists them")

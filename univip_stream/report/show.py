@@ -1,0 +1,114 @@
+"""One image as a run sees it: Algorithm 1's views and instances, cut and augmented by the stream's own code.
+
+Letters: K instances, S side of a picture in pixels.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from univip_stream import augment as augmentation
+from univip_stream import storage
+from univip_stream.augment import AugmentConfig
+from univip_stream.errors import InputError
+from univip_stream.report.numbers import FirstEpoch
+from univip_stream.stream.cut import cut
+from univip_stream.stream.reader import Reader
+from univip_stream.views import ViewConfig, Views
+
+LONGEST = 512
+"""Longest side of an image in the page, pixels."""
+
+
+class RangeReader(Reader):
+    """Reads single images from wherever they lie, also from several threads; of a remote shard only their bytes come."""
+
+    def _bytes(self, sample: int) -> bytes:
+        index = self.index
+        size, offset = int(index.size[sample]), int(index.offset[sample])
+        try:
+            data = storage.read(index.shards[int(index.shard[sample])], offset, size)
+        except OSError as error:
+            raise InputError(f"{self.name(sample)}: {error}") from error
+        if len(data) != size:
+            raise InputError(f"{self.name(sample)}: the shard ends after {len(data)} of its {size} bytes; it was cut off")
+        return data
+
+    def _fetched_again(self, sample: int, data: bytes) -> bytes:
+        return self._bytes(sample) if hashlib.sha256(data).hexdigest() != self.index.text("sha256", sample) else data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What a network gets of one window of the image, before and after augmentation."""
+
+    before: np.ndarray
+    """uint8, S x S x 3, RGB: cut and resized."""
+    after: np.ndarray
+    """uint8, S x S x 3, RGB: augmented, without the normalising that comes last."""
+    flipped: bool
+    """Whether `after` is mirrored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image and all that is cut out of it."""
+
+    image: np.ndarray
+    """uint8, RGB, as large as fits LONGEST."""
+    views: Views
+    """The windows."""
+    scenes: list[Cut]
+    """The two views."""
+    instances: list[Cut]
+    """K."""
+    ranks: list[int | None]
+    """K: which of the image's boxes an instance is, 0 the best; None for a random box."""
+
+
+def show(reader: Reader, epoch: FirstEpoch, augment: AugmentConfig, sample: int) -> Shown:
+    """Draw, cut and augment one image as the stream does at its place of the first epoch, from the same numbers.
+
+    Raises:
+        InputError: its bytes are not those that were mined.
+
+    """
+    image = reader.image(sample)
+    views, rng = epoch.draw(sample)
+    config = epoch.config
+    scenes = []
+    for view, box in enumerate(views.scenes):
+        numbers = augmentation.draw(rng, augment, view)
+        scenes.append(_cut(image, box, config.scene_size, numbers, augment, config))
+    instances = []
+    for box in views.instances:
+        # An instance may have two augmentations: all are drawn, as the stream does, and the first is shown.
+        drawn = [augmentation.draw(rng, augment, which) for which in range(config.instance_augmentations)]
+        instances.append(_cut(image, box, config.instance_size, drawn[0], augment, config))
+    rank = {tuple(box): at for at, box in reversed(list(enumerate(reader.index.boxes_of(sample).tolist())))}
+    mined = len(views.instances) - views.filled
+    ranks = [rank.get(tuple(box)) if k < mined else None for k, box in enumerate(views.instances.tolist())]
+    return Shown(image=fitted(image, LONGEST), views=views, scenes=scenes, instances=instances, ranks=ranks)
+
+
+def fitted(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image with its longest side at most `longest` pixels; smaller ones stay as they are."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def _cut(
+    image: np.ndarray, box: np.ndarray, side: int, numbers: np.ndarray, augment: AugmentConfig, config: ViewConfig
+) -> Cut:
+    before = np.empty((side, side, 3), np.uint8)
+    cut(image, box, before, config.interpolation, antialias=True)
+    pixels = torch.from_numpy(before).permute(2, 0, 1)[None]
+    after = augmentation.augment(pixels, torch.from_numpy(numbers)[None], augment, keep_uint8=True)
+    return Cut(before=before, after=after[0].permute(1, 2, 0).numpy(), flipped=bool(numbers[augmentation.FLIP]))
