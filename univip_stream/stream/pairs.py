@@ -1,8 +1,8 @@
 """Pairs of regions that look alike in different images: what `univip-stream retrieve` writes and ORL trains on.
 
 The file is described in shards/README.md: a row an image and neighbour, `sample`, `other` and `pairs`, with the fingerprint of the
-shards in its metadata. Samples are named by their place, as keys may repeat where several folders are joined. Boxes are x, y, w, h in
-pixels.
+shards in its metadata. Samples are named by their place, as keys may repeat where several folders are joined. Boxes are x, y, w, h
+in pixels.
 
 Letters: N samples, R rows, P pairs.
 """
