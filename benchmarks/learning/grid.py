@@ -41,7 +41,8 @@ class ImageSet:
     settings: tuple[str, ...]
     """As after --set, over the recipe cpu-demo."""
     probe: tuple[str, str]
-    """Folders of labelled images: those that vote or are learned from, those that are judged. Below the work folder or Imagenette's."""
+    """Folders of labelled images, those that vote or are learned from and those that are judged: below the work folder, or a
+    split of Imagenette."""
     rows: tuple[str, ...]
     """In the order in which they are run, every row for a seed, then the next seed."""
     later: tuple[str, ...] = ()
