@@ -22,7 +22,7 @@ def main(results: Path, *, write: bool) -> int:
     text = PAGE.read_text() if write else ""
     for name in SETS:
         found = read(results, name)
-        lines = [*scores(found, name), "", *explained(found, name)] if found else ["No cell of this set is finished."]
+        lines = [*scores(found), "", *explained(found)] if found else ["No cell of this set is finished."]
         print(f"== {name}\n" + "\n".join(lines) + "\n")
         text = _between(text, name, lines) if write else text
     done = [cell for cell in cells() if (results / f"{cell.name}.json").exists()]
@@ -57,7 +57,7 @@ def read_cell(results: Path, cell: Cell) -> Result:
     return result
 
 
-def scores(found: dict[str, list[Result]], name: str) -> list[str]:
+def scores(found: dict[str, list[Result]]) -> list[str]:
     """A row a way to train: kNN and linear probe, and the paired difference against BYOL with its 95 % interval."""
     lines = [
         "| row | what | seeds | kNN | - BYOL | linear | - BYOL | images seen | CPU min | wall min |",
@@ -76,7 +76,7 @@ def scores(found: dict[str, list[Result]], name: str) -> list[str]:
     return lines
 
 
-def explained(found: dict[str, list[Result]], name: str) -> list[str]:
+def explained(found: dict[str, list[Result]]) -> list[str]:
     """What goes with the scores: gradient norms, the plan's own matches, cosines; means over seeds."""
     rows = {row: there for row, there in found.items() if any(result["explained"] for result in there)}
     if not rows:
