@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from univip_stream import storage
+from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.shards.manifest import read_manifest
@@ -52,12 +53,8 @@ class Fact:
         array = np.asarray(boxes, np.int64).reshape(-1, 4)
         if upright or self.orientation == 1:
             return array
-        low, high = array[:, :2], array[:, :2] + array[:, 2:]
-        size = np.array([self.width, self.height])
-        backwards = np.array([self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)])
-        low, high = np.where(backwards, size - high, low), np.where(backwards, size - low, high)
-        if self.orientation >= 5:  # upright x runs along stored y
-            low, high = low[:, ::-1], high[:, ::-1]
+        size = (self.width, self.height)
+        low, high = to_stored(array[:, :2], array[:, :2] + array[:, 2:], size, self.orientation)
         return np.concatenate([low, high - low], axis=1)
 
 
