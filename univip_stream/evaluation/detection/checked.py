@@ -38,6 +38,8 @@ def checked(content: Any) -> tuple[dict[str, Any], dict[str, int]]:
             left_out[NO_AREA] += 1
         else:
             annotations.append(fields)
+    if left_out[NO_BOX] == len(content["annotations"]) > 0:
+        raise ValueError(f"all of its {left_out[NO_BOX]} annotations have no bbox of four numbers x, y, w, h")
     return {**content, "images": images, "annotations": annotations, "categories": categories}, dict(left_out)
 
 
