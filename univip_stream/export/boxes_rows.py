@@ -16,6 +16,7 @@ from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.shards.manifest import read_manifest
+from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import path_below
 
 _FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
@@ -78,7 +79,7 @@ class Shards:
         self.folder = text
         self.manifest = read_manifest(text)
         self.parameters: dict[str, Any] = self.manifest["parameters"]
-        self.ids = ids or {}
+        self.ids = ByName(ids or {})
         sources = self.parameters.get("sources")
         if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
             raise InputError(f"{folder}: its manifest names no sources; it was changed or damaged: mine again")
