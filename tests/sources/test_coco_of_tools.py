@@ -11,6 +11,7 @@ from PIL import Image
 
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
+from univip_stream.probe.labelled import ImageSource
 
 
 @pytest.fixture
@@ -200,3 +201,14 @@ def test_a_frame_where_no_boxes_are_read_is_wrong_use(upside_down, tmp_path):
         of_truth(tmp_path / "out", folder, content, proposals="naive", box_frame="upright")
     _, report = of_truth(tmp_path / "out", folder, content, proposals="naive")
     assert "box_frame" not in report.manifest["parameters"]
+
+
+def test_protocols_take_the_images_of_a_part_that_are_there(photos):
+    """What is judged is a folder; an annotation file beside it may name more."""
+    folder, content = photos
+    content["images"].append({"id": 50, "file_name": "a-gone.jpg", "width": 320, "height": 240})
+    (folder.parent / "annotations").mkdir()
+    (folder.parent / "annotations" / "instances_photos.json").write_text(json.dumps(content))
+    found = ImageSource(str(folder))
+    assert len(found) == 4
+    assert found[0].key == "photos/scene00.jpg"
