@@ -27,7 +27,7 @@ SHORT = (
 )
 """Added to every training, which as the page gives it would take minutes to weeks; the last of equal options wins."""
 
-MAY_LACK = ("lightning", "lightly")
+MAY_LACK = ("lightning", "lightly", "datasets")
 """Libraries of examples that may not be there. lightly's pins contradict those of a tool that the tests need."""
 
 

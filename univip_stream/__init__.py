@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from univip_stream.shards.huggingface import huggingface_features as huggingface_features
     from univip_stream.stream import ShardDataset as ShardDataset
 
-__all__ = ["ShardDataset", "__version__"]
+__all__ = ["ShardDataset", "__version__", "huggingface_features"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from univip_stream.stream import ShardDataset
 
         return ShardDataset
+    if name == "huggingface_features":
+        from univip_stream.shards.huggingface import huggingface_features
+
+        return huggingface_features
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,6 +47,38 @@ def validate_boxes(boxes: BoxesLike, width: int, height: int) -> None:
         )
 
 
+UPRIGHT, STORED = "upright", "stored"
+"""The two frames that boxes of a photograph may be in, which differ where EXIF says that it is to be turned: the picture as a
+viewer shows it, and the pixels as they lie in the file."""
+FRAMES = (UPRIGHT, STORED)
+
+
+def to_upright(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
+    """Corners in the stored pixels as corners in the upright image. A point is given as both.
+
+    Args:
+        low: N x 2, x and y of the corner nearest to the first pixel.
+        high: N x 2, of the other corner.
+        size: width and height of the upright image, pixels.
+        orientation: EXIF's, 1 to 8 (Exif 2.32, tag 0x0112).
+
+    """
+    if orientation >= 5:  # stored x runs along upright y
+        low, high = low[:, ::-1], high[:, ::-1]
+    return _mirrored(low, high, size, orientation)
+
+
+def to_stored(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
+    """The reverse of `to_upright`; `size` is the upright image's here too."""
+    low, high = _mirrored(low, high, size, orientation)
+    return (low[:, ::-1], high[:, ::-1]) if orientation >= 5 else (low, high)
+
+
+def _mirrored(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
+    backwards = np.array([orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)])
+    return np.where(backwards, np.array(size) - high, low), np.where(backwards, np.array(size) - low, high)
+
+
 def iou(boxes: BoxesLike, others: BoxesLike) -> Float[np.ndarray, "N M"]:
     """Intersection over union of every pair, 0 to 1, float64."""
     a, b = as_boxes(boxes).astype(np.int64), as_boxes(others).astype(np.int64)

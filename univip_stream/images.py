@@ -8,7 +8,8 @@ carefully, and can be stored as an upright RGB JPEG instead.
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -101,6 +102,37 @@ def orientation_of(data: bytes) -> int:
     with _opened(data) as image:
         found = _decoded(lambda img: img.getexif().get(0x0112, 1), image)
     return int(found) if found in range(2, 9) else 1
+
+
+def stored_size_of(path: Path) -> tuple[int, int, int]:
+    """(width, height, EXIF's orientation) of the pixels as they lie in a local file, from its header alone. Pillow may warn.
+
+    Raises:
+        BadImageError: `unreadable`, as far as the header tells.
+
+    """
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(file, formats=_FORMATS)
+            # Pillow decodes a whole PNG to look for EXIF behind the pixels; few have it there, and a walk over the chunks shows it.
+            late = image.format == "PNG" and _facts_behind_pixels(file)
+            found = (image.getexif() if late or image.format != "PNG" else Image.Image.getexif(image)).get(0x0112, 1)
+            return (*image.size, int(found) if found in range(2, 9) else 1)
+    except Exception as error:  # as in `_opened`
+        raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error
+
+
+def _facts_behind_pixels(file: BinaryIO) -> bool:
+    """Whether a PNG has text or EXIF behind its first pixels; the place in the file stays."""
+    place = file.tell()
+    file.seek(8)
+    pixels = found = False
+    while len(head := file.read(8)) == 8:
+        pixels = pixels or head[4:] == b"IDAT"
+        found = found or (pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
+        file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Detection: scores whose value is known by hand, a run that learns and resumes, and sets that do not belong together."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image, ImageOps
+from pycocotools import mask as mask_tools
 
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
@@ -87,6 +91,154 @@ def test_the_truth_itself_scores_one_with_boxes_and_with_masks(drawn):
         result = {**target, "masks": target["masks"][:, None].float(), "scores": torch.ones(len(target["labels"]))}
         rows += detections(known, number, result)
     assert [average_precision(known, rows, kind)["AP"] for kind in ("bbox", "segm")] == [pytest.approx(1), pytest.approx(1)]
+
+
+def perfect(known, kind="bbox"):
+    """AP of detections that are the truth."""
+    rows = []
+    for number in range(len(known)):
+        target = known.target(number, masks=kind == "segm")
+        result = {**target, "scores": torch.ones(len(target["labels"]))}
+        if kind == "segm":
+            result["masks"] = target["masks"][:, None].float()
+        rows += detections(known, number, result)
+    return average_precision(known, rows, kind)["AP"]
+
+
+def changed(drawn, tmp_path, change):
+    """The drawn annotations after a change, beside their images."""
+    content = json.loads((drawn / "boxes.json").read_text())
+    change(content)
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    return read_coco(tmp_path / "changed.json", drawn)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [1, 1, 1], [2**40, None, 0]])
+def test_ap_does_not_depend_on_the_ids_of_annotations(ids, drawn, tmp_path):
+    def renumber(content):
+        for row, number in zip(content["annotations"], ids, strict=True):
+            row["id"] = number
+
+    known = changed(drawn, tmp_path, renumber)
+    assert [perfect(known, kind) for kind in ("bbox", "segm")] == [pytest.approx(1), pytest.approx(1)]
+
+
+def test_json_of_other_tools_is_read_and_what_has_no_box_is_counted(drawn, tmp_path):
+    def floats(content):
+        for row in content["images"]:
+            row |= {name: float(row[name]) for name in ("id", "width", "height")}
+        for row in content["annotations"]:
+            row |= {"image_id": float(row["image_id"]), "area": None, "iscrowd": None}
+
+    assert perfect(changed(drawn, tmp_path, floats)) == pytest.approx(1)
+
+    def empty(content):
+        content["annotations"][0]["bbox"] = []
+        content["annotations"][1]["bbox"] = [10, 10, -5, 4]
+
+    known = changed(drawn, tmp_path, empty)
+    assert known.facts()["left_out"] == {"without a bbox": 1, "with a bbox of no area": 1}
+    assert known.facts()["objects"] == 1
+    assert "1 objects are without a bbox, and left out" in known.notes[1]
+    assert perfect(known) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("here", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_match_in_either_unicode_form(here, there, drawn, tmp_path):
+    content = json.loads((drawn / "boxes.json").read_text())
+    for at, image in enumerate(content["images"]):
+        data = (drawn / image["file_name"]).read_bytes()
+        (tmp_path / unicodedata.normalize(there, f"café{at}.png")).write_bytes(data)
+        image["file_name"] = unicodedata.normalize(here, f"café{at}.png")
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    known = read_coco(tmp_path / "boxes.json", tmp_path)
+    assert known.pixels(0).shape == (80, 96, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content["images"][0].update(id="8193"), "has the id '8193'; expected a whole number"),
+        (lambda content: content["images"][0].pop("width"), "the image '0.png' has no width"),
+        (lambda content: content["images"][0].update(height=79.5), "has the height 79.5; expected a whole number of pixels"),
+        (lambda content: content["images"][0].pop("file_name"), "has no file_name"),
+        (lambda content: content["annotations"][0].update(category_id=4711), "no category_id that is one of the categories"),
+        (lambda content: content["annotations"][0].update(image_id=[1]), "no image_id that is a whole number"),
+        (lambda content: content["images"][1].update(id=100), "two images with the id 100"),
+        (lambda content: content["categories"].append({"id": 7}), "two of its categories have one id"),
+    ],
+)
+def test_what_is_wrong_with_annotations_is_named(change, words, drawn, tmp_path):
+    with pytest.raises(InputError, match=re.escape(words)):
+        changed(drawn, tmp_path, change)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["outline", "run lengths", "compressed"])
+def test_boxes_and_masks_of_either_frame_lie_on_the_upright_picture(orientation, kind, tmp_path):
+    """A bright L on black: no turn and no mirror maps it to itself."""
+    stored = np.zeros((60, 90), np.uint8)
+    stored[10:50, 12:24] = stored[38:50, 12:70] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    for frame, pixels in (("stored", stored), ("upright", upright)):
+        ys, xs = np.nonzero(pixels)
+        box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+        run = mask_tools.encode(np.asfortranarray(pixels // 255))
+        outlines = {
+            "outline": [
+                np.squeeze(cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]).ravel().tolist()
+            ],
+            "run lengths": {"size": [*pixels.shape], "counts": lengths(pixels)},
+            "compressed": {"size": [*run["size"]], "counts": run["counts"].decode()},
+        }
+        image = {"id": 1, "file_name": "a.png", "width": pixels.shape[1], "height": pixels.shape[0]}
+        thing = {"id": 0, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0, "segmentation": outlines[kind]}
+        content = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "L"}]}
+        (tmp_path / "boxes.json").write_text(json.dumps(content))
+        known = read_coco(tmp_path / "boxes.json", tmp_path, box_frame=frame)
+        assert known.notes == []
+        assert known.pixels(0).shape[:2] == upright.shape
+        target = known.target(0, masks=True)
+        x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+        ys, xs = np.nonzero(upright)
+        assert (x1, y1, x2, y2) == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+        differ = (target["masks"][0].numpy() > 0) != (upright > 0)
+        # An outline runs through the middles of the outermost pixels, and its raster may lack a line of them.
+        assert differ.sum() <= (0 if kind != "outline" else 220)
+        assert [perfect(known, kind) for kind in ("bbox", "segm")] == [pytest.approx(1), pytest.approx(1)]
+
+
+def lengths(pixels):
+    """COCO's uncompressed runs, of nothing first, column after column."""
+    flat = np.concatenate([[0], pixels.T.ravel() > 0, [2]])
+    ends = np.nonzero(np.diff(flat))[0]
+    return np.diff(np.concatenate([[0], ends])).tolist()
+
+
+def test_a_size_of_the_other_frame_is_said_and_the_picture_is_upright_all_the_same(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.jpg", exif=exif)
+    image = {"id": 1, "file_name": "a.jpg", "width": 96, "height": 64}  # Label Studio: upright boxes beside it
+    thing = {"id": 0, "image_id": 1, "category_id": 1, "bbox": [30, 60, 20, 20]}
+    content = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    known = read_coco(tmp_path / "boxes.json", tmp_path)
+    assert known.target(0, masks=False)["boxes"].tolist() == [[30, 60, 50, 80]]
+    assert known.pixels(0).shape == (96, 64, 3)
+    done = command(run, tmp_path, tmp_path / "out.json", "--iterations", 1)
+    assert done.exit_code == 0, done.output
+    assert (
+        "1 images have the width and height of the stored picture, such as a.jpg (96 x 64 there, 64 x 96 upright)"
+        in done.stderr
+    )
+    assert "if they lie wrong, use --box-frame stored" in done.stderr
+    done = command(run, tmp_path, tmp_path / "out.json", "--iterations", 1, "--box-frame", "stored")
+    assert "have the width" not in done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["train"]["box_frame"] == "stored"
 
 
 @pytest.mark.parametrize("name", MODELS)

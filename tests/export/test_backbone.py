@@ -1,7 +1,9 @@
 """An exported backbone is the trained one in the library that reads it, and has the names that library publishes."""
 
 import pickle
+import pickletools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from univip_stream.cli import cli
-from univip_stream.errors import UsageError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.export.backbone import FORMATS, detectron2_name, export_backbone
 from univip_stream.methods import MethodConfig
 from univip_stream.networks import build_backbone
@@ -83,7 +85,60 @@ def test_detectron2_gets_its_own_names_and_a_configuration(tmp_path):
     assert settings["MODEL"]["RESNETS"]["RES2_OUT_CHANNELS"] == 256
     assert settings["INPUT"]["FORMAT"] == "RGB"
     np.testing.assert_allclose(settings["MODEL"]["PIXEL_MEAN"], np.array([0.485, 0.456, 0.406]) * 255, atol=1e-3)
-    assert settings["MODEL"]["WEIGHTS"] == "univip.pkl"
+    assert settings["MODEL"]["WEIGHTS"] == str(tmp_path / "univip.pkl")
+
+
+def test_detectron2s_weights_name_nothing_that_an_old_numpy_lacks(tmp_path):
+    export_backbone(*trained(), "detectron2", tmp_path / "univip.pkl")
+    data = (tmp_path / "univip.pkl").read_bytes()
+    named = {argument for code, argument, _ in pickletools.genops(data) if code.name in ("GLOBAL", "INST")}
+    assert named == {"numpy ndarray", "numpy dtype"}
+    assert not any("STACK_GLOBAL" in code.name for code, _, _ in pickletools.genops(data))
+
+
+@pytest.mark.parametrize("folder", ["plain", 'with: colon, # and "quotes"', "zwei Wörter 😀"])
+def test_the_configurations_name_their_weights_so_that_any_folder_will_do(folder, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    backbone, config = trained()
+    yaml_file = export_backbone(backbone, config, "detectron2", Path("a.pkl")).files[1].resolve()
+    python_file = export_backbone(backbone, config, "mmdet", Path("a.pth")).files[1].resolve()
+    monkeypatch.chdir("/")
+    found = yaml.safe_load(yaml_file.read_text())["MODEL"]["WEIGHTS"]
+    assert Path(found) == tmp_path / folder / "a.pkl"
+    settings = {}
+    exec(python_file.read_text(), settings)
+    found = settings["model"]["backbone"]["init_cfg"]["checkpoint"]
+    assert torch.load(found, weights_only=True)["state_dict"].keys() == backbone.trunk.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "words"),
+    [
+        ("mmdet", "x.py", "expected another suffix, such as"),
+        ("detectron2", "y.yaml", "expected {folder}/y.pkl"),
+        ("detectron2", "y.pth", "expected {folder}/y.pkl"),
+        ("detectron2", "y", "expected {folder}/y.pkl"),
+        ("torchvision", "y.yaml", "expected another suffix"),
+        ("timm", "y.safetensors", "expected another suffix"),
+        ("safetensors", "y.pth", "expected {folder}/y.safetensors"),
+    ],
+)
+def test_a_suffix_of_another_format_is_refused_and_nothing_is_written(format, name, words, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(words.format(folder=tmp_path))):
+        export_backbone(*trained(), format, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_replaces_none_but_ours(tmp_path):
+    backbone, config = trained()
+    (tmp_path / "train.py").write_text("print('mine')")
+    with pytest.raises(InputError, match="none of ours"):
+        export_backbone(backbone, config, "mmdet", tmp_path / "train.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+    for _ in range(2):
+        export_backbone(backbone, config, "mmdet", tmp_path / "ours.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.pth", "ours.py", "train.py"]
 
 
 def mmdet_names():
@@ -105,7 +160,7 @@ def test_mmdetection_gets_its_own_names_and_a_configuration(tmp_path):
     settings = {}
     exec(written.files[1].read_text(), settings)
     model = settings["model"]
-    assert model["backbone"]["init_cfg"] == {"type": "Pretrained", "checkpoint": "univip.pth"}
+    assert model["backbone"]["init_cfg"] == {"type": "Pretrained", "checkpoint": str(tmp_path / "univip.pth")}
     assert (model["backbone"]["style"], model["backbone"]["frozen_stages"]) == ("pytorch", -1)
     assert model["data_preprocessor"]["bgr_to_rgb"] is True
     assert model["neck"]["in_channels"] == [256, 512, 1024, 2048]

@@ -136,6 +136,22 @@ def test_soco_finds_the_boxes_of_each_line_of_its_map_by_the_stem(shards, rows, 
     assert {tuple(box[2:]) for box in boxes_of["0009"]} == {(32, 32)}, "no size fits, and those of any size are taken"
 
 
+def test_socos_coco_branch_finds_its_names_where_images_have_cocos_ids(shards, labelled_folder, tmp_path):
+    """`prefix = 'trainunlabeled2017'`: prefix + "_map.txt", prefix + f"_{filter_strategy}.json"."""
+    for _ in range(2):  # again into the same folder
+        told = exported(shards, "soco", tmp_path / "coco")
+        for name in ("map.txt", "ratio3size0308post.json"):
+            both = [tmp_path / "coco" / f"{prefix}_{name}" for prefix in ("train", "trainunlabeled2017")]
+            assert both[0].read_bytes() == both[1].read_bytes()
+            assert {*map(str, both)} <= {*told["files"]}
+    source = tmp_path / "own" / "star"
+    source.mkdir(parents=True)
+    (source / "a.jpg").symlink_to(next(labelled_folder.rglob("*.jpg")))
+    mine(MiningConfig(sources=(tmp_path / "own",), out=tmp_path / "new", proposals="many_boxes:many_boxes", inline=True))
+    exported(tmp_path / "new", "soco", tmp_path / "out")  # without ids
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train_map.txt", "train_ratio3size0308post.json"]
+
+
 def test_soco_numbers_the_classes_in_their_order(labelled_folder, tmp_path):
     mine(MiningConfig(sources=(labelled_folder,), out=tmp_path / "shards", proposals="many_boxes:many_boxes", inline=True))
     done = CliRunner().invoke(cli, ["export", "boxes", str(tmp_path / "shards"), "--format", "soco", "--out", str(tmp_path)])
@@ -218,6 +234,11 @@ def test_pycocotools_reads_images_and_boxes_under_cocos_ids(format, shards, rows
         boxes = [one["bbox"] for one in found.loadAnns(found.getAnnIds(imgIds=[row["image_id"]]))]
         rule = aligndet_rule(row["candidates"], row["width"], row["height"])
         assert boxes == (rule if format == "aligndet" else row["boxes"])
+    whole = json.loads((tmp_path / "boxes.json").read_text())
+    # pycocotools 2.0.9 and 2.0.10 copy these when they load results; without them they stop with a KeyError.
+    assert (whole["licenses"], "univip-stream" in whole["info"]["description"]) == ([], True)
+    result = [{"image_id": 100, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 1.0}]
+    assert found.loadRes(result).dataset["info"] == whole["info"]
     assert told["left_out"][0][0] == "train2017/broken.jpg"
     assert told["boxes"] == len(found.anns)
 
@@ -251,6 +272,56 @@ def test_boxes_are_in_the_frame_that_a_reader_sees(orientation, tmp_path):
         seen, same = (image[b[1] : b[3], b[0] : b[2]] for image, b in ((upright, box), (as_stored, other)))
         assert seen.size == same.size
         assert abs(seen.mean() - same.mean()) < 0.1  # the same pixels, laid otherwise
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_cocos_json_is_of_the_upright_picture_or_of_the_stored_pixels_and_both_come_back(orientation, tmp_path):
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(draw_scene("disc", np.random.default_rng(1), 240, 180))
+    picture.save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
+    mine(MiningConfig(sources=(tmp_path / "photos",), out=tmp_path / "s", proposals="many_boxes:many_boxes", inline=True))
+    [row] = pq.read_table(tmp_path / "s" / "000.parquet").to_pylist()
+    found = {}
+    for frame in ("upright", "stored"):
+        file = tmp_path / f"{frame}.json"
+        exported(tmp_path / "s", "coco", file, "--box-frame", frame)
+        found[frame] = json.loads(file.read_text())
+        size = (row["width"], row["height"]) if frame == "upright" else (240, 180)
+        assert (found[frame]["images"][0]["width"], found[frame]["images"][0]["height"]) == size
+        back = ["import", "boxes", file, "--format", "coco", "--src", tmp_path / "photos", "--inline", "--max-iou", 1,
+                "--max-aspect", 99, "--min-scale", 1]  # fmt: skip
+        told = run(*back, "--box-frame", frame, "--out", tmp_path / frame)
+        assert "notes" not in told
+        [again] = pq.read_table(tmp_path / frame / "000.parquet").to_pylist()
+        assert again["candidates"] == row["boxes"]
+        parameters = json.loads((tmp_path / frame / "manifest.json").read_text())["parameters"]
+        assert parameters.get("box_frame") == ("upright" if frame == "upright" else None)
+    assert [one["bbox"] for one in found["upright"]["annotations"]] == row["boxes"]
+    assert found["stored"]["annotations"] != found["upright"]["annotations"]
+    exported(tmp_path / "s", "coco", tmp_path / "default.json")
+    assert json.loads((tmp_path / "default.json").read_text()) == found["upright"]
+    if orientation == 6:
+        told = run(*back, "--box-frame", "upright", "--out", tmp_path / "contrary")  # of stored.json
+        assert "have the width and height of the stored picture" in told["notes"][0]
+    done = CliRunner().invoke(
+        cli,
+        [
+            "export",
+            "boxes",
+            str(tmp_path / "s"),
+            "--format",
+            "orl",
+            "--out",
+            "x",
+            "--annotations",
+            "x",
+            "--box-frame",
+            "stored",
+        ],
+    )
+    assert (done.exit_code, "for coco" in done.output) == (2, True)
 
 
 def test_shards_in_an_object_store_give_the_same_bytes(shards, tmp_path):

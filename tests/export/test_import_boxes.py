@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,47 @@ def test_what_does_not_match_is_counted_and_named(coco, tmp_path):
     assert facts == {"entries": 7, "images_without_entry": 2, "entries_without_image": 1, "such_as": ["0042"]}
 
 
+def test_cocos_list_of_results_is_ranked_by_its_scores(coco, tmp_path):
+    """By image id, of any category, the best first; of equal scores the earlier."""
+    results = [
+        {"image_id": 50, "category_id": 1, "bbox": [1, 2, 90, 80], "score": 0.2},
+        {"image_id": 51, "category_id": 2, "bbox": [0, 0, 70, 70], "score": 0.5},
+        {"image_id": 50.0, "category_id": 2, "bbox": [3.5, 4, 100, 90.25], "score": 0.9},
+        {"image_id": 50, "category_id": 1, "bbox": [5, 6, 80, 80], "score": 0.2},
+        {"image_id": 52, "category_id": 1, "segmentation": {"size": [160, 200], "counts": "x"}, "score": 0.7},
+        {"image_id": 4711, "category_id": 1, "bbox": [0, 0, 70, 70], "score": 1},
+    ]
+    (tmp_path / "results.json").write_text("\n " + json.dumps(results))
+    told = imported(tmp_path / "results.json", "coco", coco / "train2017", tmp_path / "out")
+    found = {row["image_id"]: row["candidates"] for row in rows(tmp_path / "out")}
+    assert found[50] == [[3, 4, 101, 91], [1, 2, 90, 80], [5, 6, 80, 80]]
+    assert found[51] == [[0, 0, 70, 70]]
+    assert told["entries_without_image"] == ["4711"]
+    assert len(told["images_without_entry"]) == 6
+    assert told["notes"] == ["1 objects of the annotations are without a bbox, and left out"]
+    # Elsewhere the file that says the ids can be given; without one, nothing tells whose boxes these are.
+    (tmp_path / "photos").mkdir()
+    for path in (coco / "train2017").iterdir():
+        (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
+    arguments = (tmp_path / "results.json", "--format", "coco", "--src", tmp_path / "photos", "--inline", "--out",
+                 tmp_path / "o")  # fmt: skip
+    done = called("import", "boxes", *arguments)
+    assert (done.exit_code, "names images by COCO's ids" in done.output) == (1, True)
+    ids = coco / "annotations" / "instances_train2017.json"
+    assert called("import", "boxes", *arguments, "--annotations", ids).exit_code == 0
+    assert {row["image_id"]: row["candidates"] for row in rows(tmp_path / "o")} == found
+
+
+def test_accents_match_in_either_unicode_form(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(draw_scene("disc", np.random.default_rng(1), 80, 80)).save(
+        tmp_path / "photos" / unicodedata.normalize("NFD", "café.jpg")
+    )
+    (tmp_path / "soco.json").write_text(json.dumps({unicodedata.normalize("NFC", "café"): [[0, 0, 69, 69]]}))
+    told = imported(tmp_path / "soco.json", "soco", tmp_path / "photos", tmp_path / "out")
+    assert (told["ok"], told["images_without_entry"], told["entries_without_image"]) == (1, [], [])
+
+
 def test_orls_only_box_may_be_flattened(coco, tmp_path):
     boxes = [[[at, at, 100, 100], [0, 0, 70, 70]] for at in range(8)]
     boxes[2] = [5, 6, 90, 80]
@@ -165,6 +207,10 @@ WRONG = {
     "no number": ("soco", '{"0000": [[1, 2, 3, NaN]]}', "expected N x 4 numbers"),
     "json as pickle": ("detectron2", "{}", "is no pickle that can be read"),
     "file for a folder": ("detreg", "{}", "is no folder"),
+    "results without scores": ("coco", '[{"image_id": 50, "bbox": [0, 0, 9, 9]}]', "has image_id 50 and score None"),
+    "results of words": ("coco", '["a"]', "expected a list of results"),
+    "results of three": ("coco", '[{"image_id": 50, "bbox": [0, 0, 9], "score": 1}]', "expected four numbers"),
+    "no result": ("coco", "[]", "has no entry"),
     "soco as coco": ("coco", '{"0000": [[0, 0, 9, 9]]}', "is no COCO annotation file"),
 }
 

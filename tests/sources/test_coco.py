@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from mined import column, mined
-from PIL import Image
+from PIL import Image, ImageOps
 
 from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
@@ -17,12 +17,12 @@ from univip_stream.mining import RefilterConfig, refilter
 from univip_stream.sources import list_sources
 
 
-def annotate(path, images, annotations=()):
+def annotate(path, images, annotations=(), size=(320, 240)):
     """An instances file; annotations are (image id, bbox, iscrowd)."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({
         "info": {}, "licenses": [{"id": 1, "name": "any"}], "categories": [{"id": 1, "name": "thing"}],
-        "images": [{"file_name": name, "id": number, "width": 320, "height": 240} for name, number in images],
+        "images": [{"file_name": name, "id": number, "width": size[0], "height": size[1]} for name, number in images],
         "annotations": [
             {"id": n, "image_id": image, "bbox": box, "iscrowd": crowd, "segmentation": {"counts": [1, 2], "size": [3, 4]}}
             for n, (image, box, crowd) in enumerate(annotations)
@@ -75,8 +75,9 @@ def test_ground_truth_boxes_are_the_candidates_and_the_filter_applies(coco, tmp_
     assert json.loads(again[1]["json"])["image_id"] == 100
 
 
+@pytest.mark.parametrize("frame", ["upright", "stored"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_turn_with_an_image_that_is_stored_turned(orientation, tmp_path):
+def test_boxes_of_either_frame_lie_on_an_image_that_is_stored_turned(orientation, frame, tmp_path):
     """A white box on black, found again by its pixels in the upright image of the shard."""
     folder = tmp_path / "val"
     folder.mkdir()
@@ -85,8 +86,12 @@ def test_boxes_turn_with_an_image_that_is_stored_turned(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(folder / "turned.jpg", exif=exif, quality=95)
-    annotate(tmp_path / "annotations" / "instances_val.json", [("turned.jpg", 1)], [(1, [40, 80, 128, 96], 0)])
-    rows, _ = mined(tmp_path / "out", folder, proposals="ground-truth", num_shards=1)
+    seen = picture if frame == "stored" else ImageOps.exif_transpose(Image.open(folder / "turned.jpg"))
+    left, top, right, bottom = seen.convert("L").point(lambda value: 255 * (value > 127)).getbbox()
+    box = [left, top, right - left, bottom - top]
+    annotate(tmp_path / "annotations" / "instances_val.json", [("turned.jpg", 1)], [(1, box, 0)], seen.size)
+    rows, report = mined(tmp_path / "out", folder, proposals="ground-truth", num_shards=1, box_frame=frame)
+    assert report.notes == []
     upright = Image.open(io.BytesIO(rows[0]["data"])).convert("L").point(lambda value: 255 * (value > 127))
     left, top, right, bottom = upright.getbbox()
     assert rows[0]["boxes"] == [[left, top, right - left, bottom - top]]

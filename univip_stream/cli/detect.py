@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from univip_stream.boxes import FRAMES, UPRIGHT
 from univip_stream.cli.judging import reading_workers, run_argument, write
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import joined, pick_device, place_from_environment
@@ -32,6 +33,9 @@ _SAY_EVERY = 5.0
 @click.option("--val-json", type=_FILE, help="COCO's annotations of the images to judge by.")
 @click.option("--val-images", type=_FOLDER, help="Their folder.")
 @click.option("--voc", "devkit", type=_FOLDER, help="A VOCdevkit instead: trainval of 2007 and 2012, judged by test 2007.")
+@click.option("--box-frame", type=click.Choice(FRAMES), default=UPRIGHT, show_default=True,
+              help="Of photographs that EXIF turns: the boxes are of the upright picture, as people saw it when they drew, or of "
+              "the pixels as they are stored. The same as in `mine --proposals ground-truth`.")  # fmt: skip
 # How.
 @click.option("--model", type=click.Choice(MODELS), help="[default: mask-rcnn; faster-rcnn with --voc]")
 @click.option("--schedule", type=click.Choice([*SCHEDULES]), help="90, 180 or 540 thousand iterations.  [default: 1x]")
@@ -58,6 +62,7 @@ def detect(
     val_json: Path | None,
     val_images: Path | None,
     devkit: Path | None,
+    box_frame: str,
     model: str | None,
     schedule: str | None,
     iterations: int | None,
@@ -84,7 +89,7 @@ def detect(
     """
     if schedule is not None and iterations is not None:
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
-    train, val = _sets(devkit, train_json, train_images, val_json, val_images)
+    train, val = _sets(devkit, train_json, train_images, val_json, val_images, box_frame)
     said: dict[str, Any] = {
         "model": model, "iterations": iterations or (SCHEDULES[schedule] if schedule else None), "batch_size": batch_size,
         "sides": sides or None, "seed": seed,
@@ -115,6 +120,8 @@ def detect(
         f"{protocol.model} from {run}: {len(train)} images, {len(train.categories)} categories; batch {protocol.batch_size}, "
         f"rate {protocol.rate:g}, {protocol.iterations} iterations; judged by {len(val)} images"
     )
+    for note in dict.fromkeys([*train.notes, *val.notes]):
+        say(note)
     with joined(place, where):
         result = detect_with(
             subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
@@ -132,13 +139,19 @@ def detect(
 
 
 def _sets(
-    devkit: Path | None, train_json: Path | None, train_images: Path | None, val_json: Path | None, val_images: Path | None
+    devkit: Path | None,
+    train_json: Path | None,
+    train_images: Path | None,
+    val_json: Path | None,
+    val_images: Path | None,
+    box_frame: str,
 ) -> tuple[DetectionSet, DetectionSet]:
     named = (train_json, train_images, val_json, val_images)
     if devkit is not None:
         if any(named):
             raise UsageError("--voc and COCO's files are both given; expected one of them")
-        return read_voc(devkit, [("2007", "trainval"), ("2012", "trainval")]), read_voc(devkit, [("2007", "test")])
+        train = read_voc(devkit, [("2007", "trainval"), ("2012", "trainval")], box_frame=box_frame)
+        return train, read_voc(devkit, [("2007", "test")], box_frame=box_frame)
     if train_json is None or train_images is None or val_json is None or val_images is None:
         raise UsageError("expected --train-json, --train-images, --val-json and --val-images, or --voc")
-    return read_coco(train_json, train_images), read_coco(val_json, val_images)
+    return read_coco(train_json, train_images, box_frame=box_frame), read_coco(val_json, val_images, box_frame=box_frame)

@@ -17,7 +17,8 @@ def backbone(run: Path, format: str, out: Path) -> None:
     """Write the backbone of RUN under the names of a library.
 
     For Detectron2 a YAML and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the 3 x 3
-    convolution, SyncBN, nothing frozen, as the paper trains them.
+    convolution, SyncBN, nothing frozen, as the paper trains them. It names the weights by their absolute path, so that it works
+    from any folder. Detectron2 needs a name that ends in .pkl.
 
     \b
     univip-stream export backbone runs/coco --format timm --out univip-resnet50.pth

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import click
 
+from univip_stream.boxes import FRAMES
 from univip_stream.cli.jobs import counted
 from univip_stream.cli.progress import Progress
 from univip_stream.export.boxes import export_boxes
@@ -21,6 +22,12 @@ from univip_stream.sources.targets import TARGETS
     metavar="JSON",
     help="COCO's file: the order of ORL's boxes, and image ids where the shards have none. ORL's COCO+: one after the other.",
 )
+@click.option(
+    "--box-frame",
+    type=click.Choice(FRAMES),
+    help="Of photographs that EXIF turns, for coco: boxes, width and height of the upright picture, or of the pixels as they are "
+    "stored. The other formats have their reader's.  [default: upright]",
+)
 # Other boxes than the target's own choice.
 @click.option("--min-scale", type=click.IntRange(min=1), help="Shortest side kept, pixels.  [default: the target's own, here "
               "and below]")  # fmt: skip
@@ -36,6 +43,7 @@ def boxes(
     format: str,
     out: str,
     annotations: tuple[str, ...],
+    box_frame: str | None,
     min_scale: int | None,
     max_aspect: float | None,
     min_size: float | None,
@@ -49,7 +57,8 @@ def boxes(
 
     SHARDS is a folder of finished shards. Each target gets its own choice of the candidates that mining kept: ORL, DETReg,
     SiameseDETR and Detectron2 all of them, SoCo and AlignDet those that their own filters leave, coco the filtered boxes of the
-    shards. Nothing is mined again.
+    shards. Nothing is mined again. SoCo reads images out of train.zip, or trainunlabeled2017.zip with its --dataset COCO, beside
+    the files written here.
 
     \b
     univip-stream export boxes shards/ --format soco --out imagenet/
@@ -66,6 +75,7 @@ def boxes(
             format,
             out,
             annotations=annotations,
+            box_frame=box_frame,
             overrides=overrides,
             planned=lambda images: bar.append(Progress("exporting", images, unit="images", quiet=quiet)),
             progress=lambda images: bar[0].add(images),

@@ -5,7 +5,7 @@ import os
 
 import click
 
-from univip_stream.boxes import BoxFilter
+from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.export_boxes import some
 from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
@@ -27,7 +27,14 @@ from univip_stream.storage import is_remote
     "--annotations",
     multiple=True,
     metavar="JSON",
-    help="COCO's file: the order of ORL's boxes, and the images' ids.  [default: that in ../annotations]",
+    help="COCO's file: the order of ORL's boxes, and the images' ids, by which a list of results names them.  [default: that in "
+    "../annotations]",
+)
+@click.option(
+    "--box-frame",
+    type=click.Choice(FRAMES),
+    help="Of photographs that EXIF turns, for coco: the boxes are of the upright picture, or of the pixels as they are stored.  "
+    "[default: upright]",
 )
 @click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help="How many shards.  [default: as for `mine`]")
 # Which boxes are trained on; all are kept as candidates.
@@ -46,6 +53,7 @@ def boxes(
     sources: tuple[str, ...],
     out: str,
     annotations: tuple[str, ...],
+    box_frame: str | None,
     num_shards: int | None,
     min_scale: int,
     max_aspect: float,
@@ -60,9 +68,10 @@ def boxes(
 ) -> None:
     """Make shards of images and of boxes that others published in FILE, without mining.
 
-    FILE is a file, or a folder of .npy for detreg and siamesedetr. All its boxes become candidates, the filter chooses among
-    them, as after mining. An image without an entry is a sample without boxes, and is named; so is an entry without an image.
-    Interrupt it whenever you like: the same command goes on.
+    FILE is a file, or a folder of .npy for detreg and siamesedetr. For coco it is an instances file, or a list of results
+    ([{image_id, category_id, bbox, score}, ...]), which is ranked by its scores. All its boxes become candidates, the filter
+    chooses among them, as after mining. An image without an entry is a sample without boxes, and is named; so is an entry
+    without an image. Interrupt it whenever you like: the same command goes on.
 
     \b
     univip-stream import boxes train_ratio3size0308post.json --format soco --src imagenet/train --out shards/
@@ -77,6 +86,7 @@ def boxes(
         out=out,
         num_shards=num_shards,
         published=published,
+        box_frame=box_frame,
         filter=BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou, max_boxes=max_boxes),
         max_failures=max_failures,
         workers=workers,
@@ -101,9 +111,12 @@ def boxes(
     assert match is not None
     if as_json:
         unmatched = {"images_without_entry": match.without_entry, "entries_without_image": match.without_image}
-        click.echo(json.dumps({"out": out, **report.manifest["totals"], "entries": match.entries, **unmatched}))
+        said = {"notes": report.notes} if report.notes else {}
+        click.echo(json.dumps({"out": out, **report.manifest["totals"], "entries": match.entries, **unmatched, **said}))
         return
     click.echo(summary(report.manifest))
+    for note in report.notes:
+        click.echo(note)
     some("images without an entry, which have no boxes", match.without_entry)
     some("entries without an image, which are not used", match.without_image)
     some("images that are no samples", [f"{source}: {status}: {reason}" for source, status, reason in report.failures])

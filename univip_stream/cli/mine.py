@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
-from univip_stream.boxes import BoxFilter
+from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
+from univip_stream.mining.noticed import left_out
 from univip_stream.mining.pipeline import Plan, plan_job
 from univip_stream.proposals import ENGINES
 
@@ -53,6 +54,12 @@ from univip_stream.proposals import ENGINES
     metavar="NAME",
     help=f"Where boxes come from: {', '.join(ENGINES)}, ground-truth (COCO's), none, or your own function as module:function.",
 )
+@click.option(
+    "--box-frame",
+    type=click.Choice(FRAMES),
+    help="Of photographs that EXIF turns, for ground-truth: the JSON's boxes are of the upright picture, as people saw it when "
+    "they drew, or of the pixels as they are stored. The same as in `eval detect`.  [default: upright]",
+)
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
 @click.option("--min-scale", default=64, show_default=True, type=click.IntRange(min=1), help="Shortest side kept, pixels.")
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
@@ -84,6 +91,7 @@ def mine(
     out: str,
     num_shards: int | None,
     proposals: str,
+    box_frame: str | None,
     options: tuple[str, ...],
     min_scale: int,
     max_aspect: float,
@@ -116,6 +124,7 @@ def mine(
         out=out,
         num_shards=num_shards,
         proposals=proposals,
+        box_frame=box_frame,
         options=parse_options(options),
         seed=seed,
         filter=BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou, max_boxes=max_boxes),
@@ -143,7 +152,8 @@ def mine(
             for line in bar:
                 line.__exit__(None, None, None)
     if as_json:
-        click.echo(json.dumps({"out": str(out), "mined": report.mined, **report.manifest["totals"]}))
+        said = {"notes": report.notes} if report.notes else {}
+        click.echo(json.dumps({"out": str(out), "mined": report.mined, **report.manifest["totals"], **said}))
     else:
         _print_report(report, out)
 
@@ -171,10 +181,18 @@ def _print_plan(plan: Plan, finished: int, out: str) -> None:
     if plan.listing.ignored:
         others = ", ".join(f"{count} {suffix}" for suffix, count in plan.listing.ignored.items())
         click.echo(f"not images by their name, left out: {others}", err=True)
+    for line in left_out(plan.listing, None):
+        click.echo(line, err=True)
+    if plan.upright is False:
+        click.echo(
+            "boxes are those of the stored pixels, and turn with images that EXIF turns (--box-frame stored)", err=True
+        )
 
 
 def _print_report(report: MiningReport, out: str) -> None:
     click.echo(summary(report.manifest))
+    for line in report.notes:
+        click.echo(line)
     shards = report.manifest["shards"]
     for source, status, reason in report.failures[:10]:
         click.echo(f"  {source}: {status}: {reason}")

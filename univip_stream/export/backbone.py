@@ -1,7 +1,7 @@
 """A trained backbone for torchvision, timm, Detectron2, MMDetection, or as safetensors."""
 
 import io
-import pickle
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from univip_stream.errors import InputError, UsageError
+from univip_stream.export.pickled import pickled
 from univip_stream.files import written_atomically
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig
@@ -39,11 +40,11 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
         backbone: of a run.
         config: of its pre-training: it names the architecture.
         format: a name of `FORMATS`.
-        out: the file; a configuration goes beside it under the same name.
+        out: the file; a configuration goes beside it under the same name, and names the file by its absolute path.
 
     Raises:
-        UsageError: no such format, or one that has no such architecture.
-        InputError: nowhere to write.
+        UsageError: no such format, one that has no such architecture, or a file whose suffix is another format's.
+        InputError: nowhere to write, or a file of somebody else's where the configuration goes.
 
     """
     if format not in FORMATS:
@@ -81,6 +82,7 @@ def _timm(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Expo
 
 
 def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+    _suffix(out, "safetensors", only=".safetensors")
     from safetensors.torch import save
 
     facts = {"backbone": config.method.backbone, "small_stem": str(config.method.small_stem)}
@@ -90,24 +92,27 @@ def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) 
 
 def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
     depth = _plain_resnet(config, "detectron2")
+    _suffix(out, "detectron2", only=".pkl")  # its checkpointer reads a pickle by that suffix alone
+    settings = _beside(out, ".yaml")
     named = {
         detectron2_name(name): value.numpy() for name, value in weights.items() if not name.endswith("num_batches_tracked")
     }
     # A pickle is what Detectron2 reads; it holds arrays and text alone.
-    _write(out, pickle.dumps({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
-    settings = out.with_suffix(".yaml")
-    _write(settings, DETECTRON2.format(weights=out.name, depth=depth, res2=64 if depth < 50 else 256).encode())
+    _write(out, pickled({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
+    place = json.dumps(str(out.absolute()), ensure_ascii=False)  # a string of YAML too
+    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=64 if depth < 50 else 256).encode())
     return Exported(files=[out, settings], tensors=len(named), use=f"tools/train_net.py --config-file {settings}")
 
 
 def _mmdet(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
     depth = _plain_resnet(config, "mmdet")
+    _suffix(out, "mmdet")
+    settings = _beside(out, ".py")
     channels = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
     buffer = io.BytesIO()
     torch.save({"state_dict": weights}, buffer)
     _write(out, buffer.getvalue())
-    settings = out.with_suffix(".py")
-    _write(settings, MMDET.format(weights=out.name, depth=depth, channels=list(channels)).encode())
+    _write(settings, MMDET.format(weights=ascii(str(out.absolute())), depth=depth, channels=list(channels)).encode())
     return Exported(files=[out, settings], tensors=len(weights), use=f"tools/train.py {settings}")
 
 
@@ -160,7 +165,7 @@ model = dict(
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
     backbone=dict(
         depth={depth}, frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, style="pytorch",
-        init_cfg=dict(type="Pretrained", checkpoint="{weights}"),
+        init_cfg=dict(type="Pretrained", checkpoint={weights}),
     ),
     neck=dict(in_channels={channels}, norm_cfg=norm_cfg),
     roi_head=dict(
@@ -171,7 +176,49 @@ model = dict(
 """
 
 
+_OTHERS = (".pkl", ".safetensors", ".yaml", ".yml", ".py", ".json")
+"""Suffixes that no file of torch.save should have: a library would read it as something else."""
+_FIRST_LINE = b"# Mask R-CNN R"
+"""Of every configuration of ours."""
+
+
+def _suffix(out: Path, format: str, only: str | None = None) -> None:
+    """See that a file is called what it will be."""
+    suffix = out.suffix.lower()
+    if only is not None and out.suffix != only:
+        raise UsageError(
+            f"--out {out}: {format} reads weights from files that end in {only}; expected {out.with_suffix(only)}"
+        )
+    if only is None and suffix in _OTHERS:
+        raise UsageError(
+            f"--out {out}: {format} reads a file of torch.save, and {suffix} says another kind; expected another suffix, such as "
+            f"{out.with_suffix('.pth')}"
+        )
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    """Where the configuration goes."""
+    path = out.with_suffix(suffix)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and the configuration beside {out} would have its name; choose another --out")
+    if path.exists() and not _begins(path):
+        raise InputError(
+            f"{path} is there and none of ours, and the configuration beside {out} would replace it; choose another --out"
+        )
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"--out {out!r} is no text, and the configuration names it; choose a path of valid UTF-8") from error
+    return path
+
+
+def _begins(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+
+
 def _saved(weights: dict[str, Tensor], out: Path, use: str) -> Exported:
+    _suffix(out, "torch.load")
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     _write(out, buffer.getvalue())

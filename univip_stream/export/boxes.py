@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from univip_stream import storage
-from univip_stream.boxes import filter_boxes
+from univip_stream.boxes import FRAMES, UPRIGHT, filter_boxes
 from univip_stream.errors import InputError, UsageError
 from univip_stream.export.boxes_arrays import write_detectron2, write_detreg, write_siamesedetr
 from univip_stream.export.boxes_json import write_coco, write_orl, write_soco
@@ -90,6 +90,8 @@ class Job:
     choice: Choice | None
     """None: the boxes as the shards have them filtered."""
     out: Path
+    upright: bool
+    """Whether the boxes are of the upright images; otherwise of the pixels as they are stored."""
     annotations: list[Named]
     progress: Callable[[int], None]
     written: BoxesWritten = field(default_factory=BoxesWritten)
@@ -128,7 +130,7 @@ class Job:
     def chosen(self, fact: Fact, boxes: np.ndarray) -> np.ndarray:
         """The boxes that the target gets, int64 N x 4 x, y, w, h in its frame."""
         kept = boxes if self.choice is None else self.choice(boxes, fact.width, fact.height)
-        return fact.framed(kept, TARGETS[self.format].upright)
+        return fact.framed(kept, self.upright)
 
 
 _WRITERS: dict[str, Callable[[Job], None]] = {
@@ -148,6 +150,7 @@ def export_boxes(
     out: str | Path,
     *,
     annotations: tuple[str, ...] = (),
+    box_frame: str | None = None,
     overrides: dict[str, float | None] | None = None,
     planned: Callable[[int], None] = lambda images: None,
     progress: Callable[[int], None] = lambda images: None,
@@ -159,6 +162,7 @@ def export_boxes(
         format: a name of `TARGETS`.
         out: local file, or folder for SoCo, DETReg and SiameseDETR.
         annotations: COCO's files: the order of ORL's boxes, and the image ids where the shards have none.
+        box_frame: for COCO's JSON, `upright` (the default) or `stored`: of which picture the boxes are where EXIF turns it.
         overrides: fields of `Choice` that replace the target's own; None keeps them.
         planned: called once with the number of images.
         progress: called as images get done, with their number.
@@ -174,6 +178,11 @@ def export_boxes(
         raise UsageError("--format orl needs --annotations: ORL finds an image's boxes by its place in the annotation file")
     if annotations and format in ("soco", "detreg", "siamesedetr"):
         raise UsageError(f"--annotations means nothing to {format}, which finds boxes by the names of files; leave it out")
+    if box_frame is not None and (format != "coco" or box_frame not in FRAMES):
+        raise UsageError(
+            f"--box-frame {box_frame} for {format}; expected one of {', '.join(FRAMES)}, for coco: the other repositories' own "
+            "readers say in which frame their boxes are"
+        )
     if storage.is_remote(out):
         raise UsageError(f"--out {out}: expected a local path; the readers of {format} open local files")
     place = Path(out)
@@ -183,6 +192,7 @@ def export_boxes(
     found = Shards(shards, ids)
     job = Job(
         shards=found, format=format, choice=_choice(found, format, overrides or {}), out=place, annotations=listed,
+        upright=TARGETS[format].upright if box_frame is None else box_frame == UPRIGHT,
         progress=progress,
     )  # fmt: skip
     planned(found.images)

@@ -1,10 +1,5 @@
-"""Boxes for repositories that read numpy arrays: DETReg, SiameseDETR, Detectron2.
+"""Boxes for repositories that read numpy arrays: DETReg, SiameseDETR, Detectron2."""
 
-Pickled arrays name nothing but `numpy.ndarray` and `numpy.dtype`, so that every numpy reads them: numpy 2's own pickles name
-`numpy._core`, which the versions that these repositories need do not have.
-"""
-
-import io
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -12,32 +7,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from univip_stream.errors import InputError
+from univip_stream.export.pickled import PROTOCOL, pickled
 from univip_stream.files import folder_written_atomically, written_atomically
 
 if TYPE_CHECKING:
     from univip_stream.export.boxes import Job
-
-_PROTOCOL = 3
-"""The last one without frames, so that pieces can be put together; Python 3.0 reads it."""
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return NotImplemented
-        data = value.tolist() if value.dtype.hasobject else value.tobytes()
-        if value.dtype.hasobject and value.shape == ():
-            data = [data]
-        return np.ndarray, ((0,), "b"), (1, value.shape, value.dtype, False, data)
-
-
-def pickled(value: Any, *, piece: bool = False) -> bytes:
-    """A pickle of builtin values and arrays; as a piece, without its beginning, its end and references."""
-    buffer = io.BytesIO()
-    pickler = _Pickler(buffer, _PROTOCOL)
-    pickler.fast = piece  # no references: they would count from another beginning
-    pickler.dump(value)
-    return buffer.getvalue()[2:-1] if piece else buffer.getvalue()
 
 
 def write_detreg(job: "Job") -> None:
@@ -87,7 +61,7 @@ def write_detectron2(job: "Job") -> None:
     """
     facts = job.facts()
     with written_atomically(job.out) as file:
-        file.write(pickle.PROTO + bytes([_PROTOCOL]) + pickle.EMPTY_DICT + pickle.MARK)
+        file.write(pickle.PROTO + bytes([PROTOCOL]) + pickle.EMPTY_DICT + pickle.MARK)
         file.write(pickled("ids", piece=True) + pickled([_id(job.named(fact)) for fact in facts], piece=True))
         file.write(pickled("boxes", piece=True) + pickle.EMPTY_LIST)
         counts = []

@@ -2,22 +2,28 @@
 
 import json
 import os
+import shutil
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from univip_stream import __version__
 from univip_stream.errors import InputError
 from univip_stream.export.boxes_rows import Fact
 from univip_stream.files import written_atomically
-from univip_stream.sources.targets import TARGETS, path_below, path_of
+from univip_stream.sources.names import ByName
+from univip_stream.sources.targets import path_below, path_of
 
 if TYPE_CHECKING:
     from univip_stream.export.boxes import Job
 
 SOCO_BOXES = "train_ratio3size0308post.json"
 SOCO_IMAGES = "train_map.txt"
+SOCO_COCO = "trainunlabeled2017"
+"""Instead of `train` in the names that its --dataset COCO looks for (hologerry/SoCo @ 2be1229, contrast/data/__init__.py)."""
 _SOCO_READS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
 
 
@@ -27,16 +33,17 @@ def write_orl(job: "Job") -> None:
     ORL filters when it reads, and takes the first box where none passes: so an image whose boxes are all filtered out here
     keeps its first, and one without any gets itself as a box.
     """
-    order = {image.file_name: at for at, image in enumerate(job.annotations)}
-    there = {job.named(fact) for fact in job.facts()}
-    failed = {job.named(fact) for fact in job.shards.facts() if not fact.held}
+    order = ByName({image.file_name: at for at, image in enumerate(job.annotations)})
+    there = {order.said(job.named(fact)) for fact in job.facts()}
+    failed = {order.said(job.named(fact)) for fact in job.shards.facts() if not fact.held}
     missing = [name for name in order if name not in there and name not in failed]
     if missing:
         raise InputError(
             f"the annotations list {len(order)} images and {len(missing)} of them are not in the shards, such as {missing[0]}; "
             f"expected the annotations of the images that were mined, such as {min(there | failed)}"
         )
-    job.written.left_out = [line for line in job.written.left_out if path_below(line[0], job.shards.sources) not in order]
+    sources = job.shards.sources
+    job.written.left_out = [line for line in job.written.left_out if order.said(path_below(line[0], sources)) not in order]
     # Shards and annotations have orders of their own: what is written waits on disk until its turn.
     with tempfile.TemporaryFile() as waiting, written_atomically(job.out) as file:
         places: dict[int, tuple[int, int]] = {}
@@ -48,7 +55,7 @@ def write_orl(job: "Job") -> None:
             boxes = job.chosen(fact, candidates)
             if not len(boxes):
                 first = candidates[:1] if len(candidates) else np.array([[0, 0, fact.width, fact.height]])
-                boxes = fact.framed(first, TARGETS[job.format].upright)
+                boxes = fact.framed(first, job.upright)
                 job.written.filled.append(fact.source)
             job.written.count(boxes)
             data = json.dumps(boxes.tolist()).encode()
@@ -82,11 +89,13 @@ def _whole_image(name: str, width: Any, height: Any) -> np.ndarray:
 def write_soco(job: "Job") -> None:
     """`{stem: [[x, y, w, h], ...]}` with w = xmax - xmin, and the list of images with their labels' numbers.
 
-    Where no box passes the filter, its "post" step takes those of any size, and then of any aspect.
+    Where no box passes the filter, its "post" step takes those of any size, and then of any aspect. Images with COCO's ids get
+    both files under the names of its COCO branch too.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     labels = {label: at for at, label in enumerate(job.shards.classes)}
-    paths = [(path_of(fact.source, job.shards.sources), labels.get(fact.label or "", 0)) for fact in job.facts()]
+    facts = job.facts()
+    paths = [(path_of(fact.source, job.shards.sources), labels.get(fact.label or "", 0)) for fact in facts]
     for path, _ in paths:
         if len(path.split()) != 1 or not path.lower().endswith(_SOCO_READS):
             raise InputError(
@@ -104,27 +113,43 @@ def write_soco(job: "Job") -> None:
             entry = f"{json.dumps(job.named(fact))}: {json.dumps(boxes.tolist())}"
             boxes_file.write(b", " * (at > 0) + entry.encode())
         boxes_file.write(b"}")
-    job.written.files = [str(job.out / SOCO_BOXES), str(job.out / SOCO_IMAGES)]
+    names = [SOCO_BOXES, SOCO_IMAGES]
+    if any(fact.image_id is not None for fact in facts):
+        for name in (SOCO_BOXES, SOCO_IMAGES):
+            names.append(name.replace("train", SOCO_COCO, 1))
+            _same_file(job.out / name, job.out / names[-1])
+    job.written.files = [str(job.out / name) for name in names]
+
+
+def _same_file(there: Path, new: Path) -> None:
+    """Give a file a second name; a copy where the disk has no links."""
+    new.unlink(missing_ok=True)
+    try:
+        os.link(there, new)
+    except OSError:
+        with written_atomically(new) as copy, there.open("rb") as file:
+            shutil.copyfileobj(file, copy)
 
 
 def _soco_boxes(job: "Job", fact: Fact, candidates: np.ndarray) -> np.ndarray:
     assert job.choice is not None
     for choice in job.choice.ever_wider():
         if len(kept := choice(candidates, fact.width, fact.height)):
-            return fact.framed(kept, TARGETS[job.format].upright)
+            return fact.framed(kept, job.upright)
     return np.empty((0, 4), np.int64)
 
 
 def write_coco(job: "Job") -> None:
     """COCO's JSON: images, a box an annotation, one category; also AlignDet's."""
     facts = job.facts()
-    upright = TARGETS[job.format].upright
     ids = _ids(facts)
     category = "selective_search" if job.format == "aligndet" else "object"
     with written_atomically(job.out) as file:
-        file.write(b'{"images": [')
+        # pycocotools 2.0.9 and 2.0.10 read no results beside a file without `info`; COCO's own have both.
+        info = {"description": f"region proposals, written by univip-stream {__version__}"}
+        file.write(f'{{"info": {json.dumps(info)}, "licenses": [], "images": ['.encode())
         for at, fact in enumerate(facts):
-            width, height = fact.size(upright)
+            width, height = fact.size(job.upright)
             name = path_of(fact.source, job.shards.sources)
             _append(file, at, {"id": ids[fact.source], "file_name": name, "width": width, "height": height})
         file.write(b'], "annotations": [')

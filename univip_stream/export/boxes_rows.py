@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from univip_stream import storage
+from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.shards.manifest import read_manifest
+from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import path_below
 
 _FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
@@ -52,12 +54,8 @@ class Fact:
         array = np.asarray(boxes, np.int64).reshape(-1, 4)
         if upright or self.orientation == 1:
             return array
-        low, high = array[:, :2], array[:, :2] + array[:, 2:]
-        size = np.array([self.width, self.height])
-        backwards = np.array([self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)])
-        low, high = np.where(backwards, size - high, low), np.where(backwards, size - low, high)
-        if self.orientation >= 5:  # upright x runs along stored y
-            low, high = low[:, ::-1], high[:, ::-1]
+        size = (self.width, self.height)
+        low, high = to_stored(array[:, :2], array[:, :2] + array[:, 2:], size, self.orientation)
         return np.concatenate([low, high - low], axis=1)
 
 
@@ -81,7 +79,7 @@ class Shards:
         self.folder = text
         self.manifest = read_manifest(text)
         self.parameters: dict[str, Any] = self.manifest["parameters"]
-        self.ids = ids or {}
+        self.ids = ByName(ids or {})
         sources = self.parameters.get("sources")
         if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
             raise InputError(f"{folder}: its manifest names no sources; it was changed or damaged: mine again")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream import __version__
+from univip_stream.boxes import STORED
 from univip_stream.errors import InputError
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
@@ -24,6 +25,8 @@ from univip_stream.shards.write import finished_shard
 
 JOB = ".mining.json"
 """The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there."""
+UNSAID = {"box_frame": STORED}
+"""What parameters mean that do not say it: those of before there was a choice."""
 _MADE_WITH = ("numpy", "numba", "opencv-contrib-python-headless", "pillow", "pyarrow", "simplejpeg")
 """What bytes can depend on: other versions may decode, encode or compress otherwise."""
 
@@ -155,15 +158,16 @@ def _refuse_other_shards(job: Job) -> None:
     taken = [name for name in there if name in ours or name.endswith(".tar")]
     if not taken:
         return
-    found = _parameters_there(out)
+    found = parameters_there(out)
     if found is None and not any(_finished(job, name) for name in job.names):
         raise InputError(
             f"{out.location} holds {len(taken)} files that no job of ours wrote ({', '.join(taken[:3])}); choose another --out"
         )
     wanted = json.loads(json.dumps(job.parameters))
     if found is not None and found != wanted:
-        names = [name for name in wanted if name != "listing" and found.get(name) != wanted[name]]
-        differences = [f"{name} {found.get(name)!r} there, {wanted[name]!r} here" for name in names]
+        theirs, here = ({**UNSAID, **parameters} for parameters in (found, wanted))
+        names = [name for name in {**wanted, **found} if name != "listing" and theirs.get(name) != here.get(name)]
+        differences = [f"{name} {theirs.get(name)!r} there, {here.get(name)!r} here" for name in names]
         raise InputError(
             f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
             "Choose another --out, or empty that folder if those shards are not needed"
@@ -174,7 +178,7 @@ def _refuse_other_shards(job: Job) -> None:
         )
 
 
-def _parameters_there(out: Output) -> dict[str, Any] | None:
+def parameters_there(out: Output) -> dict[str, Any] | None:
     """The parameters of the job whose files these are, finished or not; None if no job of ours left them."""
     for name in (MANIFEST, JOB):
         data = out.read(name)

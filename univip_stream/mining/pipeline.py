@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from univip_stream import storage
-from univip_stream.boxes import BoxFilter
+from univip_stream.boxes import FRAMES, STORED, UPRIGHT, BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
-from univip_stream.mining.job import Job, carry_out, digest, failures
+from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there
+from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
 from univip_stream.mining.runner import Place
@@ -23,6 +24,7 @@ from univip_stream.proposals import ENGINES
 from univip_stream.shards.format import FORMAT, shard_name
 from univip_stream.sources import Listing, SourceImage, list_sources
 from univip_stream.sources.published import Match, Published
+from univip_stream.sources.targets import TARGETS
 
 DEFAULT_SHARDS = 128
 """000.tar to 127.tar."""
@@ -48,6 +50,9 @@ class MiningConfig(Place):
     """Boxes to import instead of proposing any."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the engine."""
+    box_frame: str | None = None
+    """Of which picture a COCO file's boxes are, where EXIF turns it: `upright` or `stored`. None goes on as the folder has begun,
+    else `upright`."""
     seed: int = 0
     """Of engines that use chance."""
     filter: BoxFilter = BoxFilter()  # noqa: RUF009 - frozen
@@ -74,6 +79,8 @@ class MiningReport:
     """Files that are no images by their name."""
     match: Match | None = None
     """How published boxes and images went together."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about what was left out, and where boxes and images contradict each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,8 @@ class Plan:
     """What is to be done with them."""
     match: Match | None = None
     """How published boxes go together with them."""
+    upright: bool | None = None
+    """Whether a COCO file's boxes are taken as boxes of the upright image; None where boxes come from elsewhere."""
 
 
 def plan_job(config: MiningConfig) -> Plan:
@@ -101,7 +110,10 @@ def plan_job(config: MiningConfig) -> Plan:
         raise UsageError(f"--proposals {proposals} needs the file of boxes; use `univip-stream import boxes`")
     proposer = load_proposer(proposals, seed=config.seed, options=config.options)
     listing = list_sources(config.sources, annotations=config.annotations, with_boxes=proposals == GROUND_TRUTH)
+    out = _output(config)
+    listing = _counted_or_left(listing, config, out)
     match = None if published is None else published.match(listing)
+    upright = _upright(config, proposals, out)
     if proposals in ENGINES:
         # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
         proposer(np.zeros((64, 64, 3), np.uint8))
@@ -120,11 +132,11 @@ def plan_job(config: MiningConfig) -> Plan:
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
         **({} if published is None else {"imported": published.digest}),
+        **({"box_frame": UPRIGHT} if upright else {}),
     }
     fingerprint = digest([FORMAT, parameters])
     cuts = [count * number // shards for number in range(shards + 1)]
     names = [shard_name(number, shards) for number in range(shards)]
-    out = _output(config)
 
     def ready(image: SourceImage) -> SourceImage:
         # Workers of a cluster were started in other folders.
@@ -145,6 +157,7 @@ def plan_job(config: MiningConfig) -> Plan:
             seed=config.seed,
             filter=config.filter,
             max_pixels=config.max_pixels,
+            upright=bool(upright) or (published is not None and upright is None and TARGETS[published.format].upright),
             keep=keep,
         )
 
@@ -156,13 +169,18 @@ def plan_job(config: MiningConfig) -> Plan:
         task=task,
         parameters=parameters,
         fingerprint=fingerprint,
-        facts={"classes": listing.classes, "ignored": dict(Counter(listing.ignored)), **_imported(match)},
+        facts={
+            "classes": listing.classes,
+            "ignored": dict(Counter(listing.ignored)),
+            **_left_out(listing, published),
+            **_imported(match),
+        },
         place=config,
         retry_failed=config.retry_failed,
-        allowed=allowed_failures(config.max_failures, count),
+        allowed=allowed_failures(config.max_failures, count) + (len(listing.absent) if listing.rows_of_absent else 0),
         allowed_text=config.max_failures,
     )
-    return Plan(listing=listing, job=job, match=match)
+    return Plan(listing=listing, job=job, match=match, upright=upright)
 
 
 def mine(
@@ -185,12 +203,14 @@ def mine(
     plan = plan_job(config)
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
+        said = notes(plan.listing, config.published, plan.upright, plan.job.out, manifest["shards"])
     return MiningReport(
         manifest=manifest,
         mined=mined,
         failures=failures(plan.job.out, manifest["shards"]),
         ignored=plan.listing.ignored,
         match=plan.match,
+        notes=said,
     )
 
 
@@ -204,6 +224,58 @@ def allowed_failures(text: str, images: int) -> float:
     if not value >= 0 or (percent and value > 100):
         raise UsageError(f"--max-failures is {text!r}; expected a share such as 1% or a number of images such as 25")
     return value / 100 * images if percent else value
+
+
+def _counted_or_left(listing: Listing, config: MiningConfig, out: Output) -> Listing:
+    """What becomes of images that an annotation file names and that are not there.
+
+    While they are few, as many as may fail, they are rows with that reason: a file put back is mined alone. Where more are
+    absent, the folder is a part of what the file describes: they are left out of the listing. A folder of shards that was
+    begun the one way or the other is gone on with as it was.
+    """
+    if not listing.absent:
+        return listing
+    few = len(listing.absent) <= allowed_failures(config.max_failures, len(listing))
+    begun = (parameters_there(out) or {}).get("listing")
+    if begun == listing.digest or (begun is None and few):
+        return listing
+    present = listing.present()
+    if few and begun != present.digest:
+        return listing
+    listing.close()
+    return present
+
+
+def _upright(config: MiningConfig, proposals: str, out: Output) -> bool | None:
+    """Whether a COCO file's boxes are taken as boxes of the upright image; None where boxes come from elsewhere.
+
+    What people draw today is upright: browsers and viewers turn a photograph before it is drawn on (Label Studio, CVAT,
+    labelme, RectLabel, FiftyOne), and so do the loaders of Detectron2, MMDetection and Ultralytics. COCO's own images have no
+    turns. Shards of before there was a choice took the stored pixels, and are finished so.
+    """
+    if config.box_frame not in (None, *FRAMES):
+        raise UsageError(f"--box-frame is {config.box_frame!r}; expected one of: {', '.join(FRAMES)}")
+    if proposals not in (GROUND_TRUTH, f"{IMPORTED}coco"):
+        if config.box_frame is not None:
+            raise UsageError(
+                f"--box-frame says of which picture a COCO file's boxes are, and the boxes of {proposals} need no such word; "
+                "leave it out"
+            )
+        return None
+    begun = parameters_there(out) if config.box_frame is None else None
+    if begun is not None and begun.get("proposals") == proposals:
+        return bool(begun.get("box_frame", UNSAID["box_frame"]) == UPRIGHT)
+    return config.box_frame != STORED
+
+
+def _left_out(listing: Listing, published: Published | None) -> dict[str, Any]:
+    """What the manifest says of images and boxes that annotation files have and the shards have not."""
+    boxes = listing.boxes_left_out + Counter({} if published is None else published.left_out)
+    absent = {"images": len(listing.absent), "of": listing.named, "such_as": listing.absent[:100]}
+    return {
+        **({"absent": absent} if listing.absent else {}),
+        **({"boxes_left_out": dict(sorted(boxes.items()))} if boxes else {}),
+    }
 
 
 def _imported(match: Match | None) -> dict[str, Any]:

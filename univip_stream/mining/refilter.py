@@ -101,7 +101,7 @@ def refilter(
         task=task,
         parameters=parameters,
         fingerprint=fingerprint,
-        facts={name: manifest[name] for name in ("classes", "ignored") if name in manifest},
+        facts={name: manifest[name] for name in ("classes", "ignored", "absent", "boxes_left_out") if name in manifest},
         place=config,
     )
     made, _ = carry_out(job, planned=lambda finished: planned(job, finished), progress=progress)

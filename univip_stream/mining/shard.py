@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from univip_stream import storage
-from univip_stream.boxes import BoxFilter, as_boxes, validate_boxes
+from univip_stream.boxes import BoxFilter, as_boxes, to_upright, validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, Proposer, load_proposer
@@ -21,7 +21,6 @@ from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name
 from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
-from univip_stream.sources.targets import TARGETS
 
 _REPORT_EVERY = 0.5
 """Seconds between two words about progress."""
@@ -51,6 +50,8 @@ class ShardTask:
     """Which boxes stay."""
     max_pixels: int
     """Larger images are rows with a reason."""
+    upright: bool = False
+    """Whether boxes that come with the images are of the upright image; otherwise of the pixels as they are stored."""
     keep: bool = False
     """The shard is there, of this very job: only the images that failed are mined again."""
 
@@ -105,7 +106,7 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     try:
         if task.proposals == GROUND_TRUTH or task.proposals.startswith(IMPORTED):
             given = () if image.boxes is None else image.boxes
-            candidates = ground_truth(given, width, height, 1 if _turned(task.proposals) else orientation_of(data))
+            candidates = ground_truth(given, width, height, 1 if task.upright else orientation_of(data))
         else:
             candidates = as_boxes(_proposed(proposer, picture.pixels))
         validate_boxes(candidates, width, height)
@@ -131,28 +132,19 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     )
 
 
-def _turned(proposals: str) -> bool:
-    """Whether published boxes refer to the upright image: their repository turns it by EXIF when it reads it."""
-    return proposals.startswith(IMPORTED) and TARGETS[proposals.removeprefix(IMPORTED)].upright
-
-
 def ground_truth(boxes: Boxes | np.ndarray, width: int, height: int, orientation: int) -> np.ndarray:
     """Boxes of the stored pixels as boxes of the upright image, clipped to it; those with nothing left are left out.
 
     Args:
-        boxes: xywh in the frame of the stored pixels: annotators' tools of COCO's time showed images as they are stored.
+        boxes: xywh in the frame of the stored pixels, or, with orientation 1, of the upright image already.
         width: of the upright image, pixels.
         height: as `width`.
         orientation: EXIF's, 1 to 8.
 
     """
     array = np.asarray(boxes, np.int64).reshape(-1, 4)
-    low, high = array[:, :2], array[:, :2] + array[:, 2:]
-    if orientation >= 5:  # stored x runs along upright y
-        low, high = low[:, ::-1], high[:, ::-1]
     size = np.array([width, height])
-    backwards = np.array([orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)])
-    low, high = np.where(backwards, size - high, low), np.where(backwards, size - low, high)
+    low, high = to_upright(array[:, :2], array[:, :2] + array[:, 2:], (width, height), orientation)
     low, high = np.clip(low, 0, size), np.clip(high, 0, size)
     kept = (high > low).all(axis=1)
     return as_boxes(np.concatenate([low, high - low], axis=1)[kept])

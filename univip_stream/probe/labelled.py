@@ -128,7 +128,7 @@ class _Listed:
     """Images as `mine --src` lists them."""
 
     def __init__(self, spec: str) -> None:
-        self.listing: Listing = list_sources([spec])
+        self.listing: Listing = list_sources([spec]).present()  # an annotation file may name more than the folder has
 
     def __len__(self) -> int:
         return len(self.listing)

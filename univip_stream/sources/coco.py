@@ -7,7 +7,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.sources.folder import files_below, folder_image, is_image, suffix_of
 from univip_stream.sources.listing import Boxes, SourceImage
+from univip_stream.sources.names import ByName
+
+NO_BOX, NO_AREA = "without a bbox", "with a bbox of no area"
+"""Why an object is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +34,10 @@ class Annotations:
     """First and last row (without it) of an image's boxes; None where the boxes were not asked for."""
     boxes: np.ndarray
     """int32 N x 4 xywh, sorted by image, otherwise in the file's order, crowds left out."""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Width and height that the file says of an image, by its name; only with boxes."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Objects without a box that can be used, counted by what they lack."""
 
     def boxes_of(self, image_id: int) -> Boxes | None:
         """Of an image; None where boxes were not asked for."""
@@ -86,10 +94,13 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
         )
     images = np.frombuffer(reader.images, np.int64) if reader.images else np.empty(0, np.int64)
     order = np.argsort(images, kind="stable")
-    boxes = np.asarray(reader.boxes, np.float64).reshape(-1, 4)[order]
+    boxes = _outwards(np.asarray(reader.boxes, np.float64).reshape(-1, 4)[order])
     values, first, counts = np.unique(images[order], return_index=True, return_counts=True)
     rows = zip(values.tolist(), zip(first.tolist(), (first + counts).tolist(), strict=True), strict=True)
-    return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=_outwards(boxes))
+    # Those of no area stay in the list, so that it is the same list as ever; no image keeps one.
+    flat = int((boxes[:, 2:] <= 0).any(axis=1).sum())
+    left_out = {what: count for what, count in ((NO_BOX, reader.empty), (NO_AREA, flat)) if count}
+    return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=boxes, sizes=reader.sizes, left_out=left_out)
 
 
 def coco_images(
@@ -97,10 +108,13 @@ def coco_images(
 ) -> Iterator[SourceImage]:
     """Images of a folder and those that its annotation file names, sorted by the bytes of their paths.
 
-    An image that the file does not name has no id; one that it names and that is not there has a fault. Its place in the
+    An image that the file does not name has no id; one that it names and that is not there is absent. Its place in the
     order is the same either way, so that a file put back later can be mined alone.
     """
-    named = ((path.encode("utf-8", "surrogateescape"), path, False) for path in sorted(annotations.ids, key=_bytes))
+    said = _said(folder, annotations)
+    found_otherwise = set(said.values())
+    names = sorted((path for path in annotations.ids if path not in found_otherwise), key=_bytes)
+    named = ((_bytes(path), path, False) for path in names)
     there = ((_bytes(path), path, True) for path in files_below(folder))
     last, met = None, 0
     for path_bytes, path, found in heapq.merge(there, named, key=lambda entry: (entry[0], not entry[2])):
@@ -111,16 +125,34 @@ def coco_images(
             ignored[suffix_of(path) or "(no suffix)"] += 1
             continue
         image = folder_image(folder, name, path, labelled=labelled and "/" in path)
-        image_id = annotations.ids.get(path)
+        known = said.get(path, path)
+        image_id = annotations.ids.get(known)
         met += found and image_id is not None
         boxes = None if image_id is None else annotations.boxes_of(image_id)
         fault = None if found else f"{annotations.name} names it, and it is not there"
-        yield replace(image, image_id=image_id, boxes=boxes, fault=fault)
+        size = annotations.sizes.get(known)
+        yield replace(image, image_id=image_id, boxes=boxes, fault=fault, absent=not found, size_said=size)
     if not met:
         raise InputError(
             f"{annotations.name} names {len(annotations.ids)} images, such as {next(iter(annotations.ids))}, and none of them "
             f"is in {folder}; expected the annotations of this folder"
         )
+
+
+def _said(folder: str, annotations: Annotations) -> dict[str, str]:
+    """Paths of the folder that the file names in another Unicode form, and how it names them."""
+    names = ByName(annotations.ids)
+    if all(name.isascii() for name in names):
+        return {}
+    there = [path for path in files_below(folder) if not path.isascii()]
+    taken = {path for path in there if path in annotations.ids}  # these come before names that only look so
+    said: dict[str, str] = {}
+    for path in there:
+        name = names.said(path)
+        if name != path and name not in taken:
+            said[path] = name
+            taken.add(name)
+    return said
 
 
 class _Top:
@@ -138,35 +170,58 @@ class _Reader:
         self.ids: dict[str, int] = {}
         self.images = array("q")
         self.boxes = array("d")
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.empty = 0
 
     def hook(self, fields: dict[str, Any]) -> Any:
         if "images" in fields:
             return _Top(isinstance(fields.get("annotations"), list))
         if "file_name" in fields and "id" in fields:
-            self._image(fields["file_name"], fields["id"])
-        elif self.with_boxes and "bbox" in fields and "image_id" in fields and not fields.get("iscrowd"):
-            self._box(fields["image_id"], fields["bbox"], fields.get("id"))
+            self._image(fields["file_name"], fields["id"], fields.get("width"), fields.get("height"))
+        elif self.with_boxes and "image_id" in fields and _is_object(fields) and not fields.get("iscrowd"):
+            self._box(fields["image_id"], fields.get("bbox"), fields.get("id"))
         return None
 
-    def _image(self, name: Any, number: Any) -> None:
-        if not isinstance(name, str) or not name or "\0" in name or not _whole(number):
-            raise ValueError(f"an image has file_name {name!r} and id {number!r}; expected a path and a whole number")
+    def _image(self, name: Any, said: Any, width: Any, height: Any) -> None:
+        number = whole_number(said)
+        if not isinstance(name, str) or not name or "\0" in name or number is None:
+            raise ValueError(f"an image has file_name {name!r} and id {said!r}; expected a path and a whole number")
         name.encode()  # half a surrogate pair is no text
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"the image {name!r} leads out of its folder")
         if self.ids.setdefault(name, number) != number:
             raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")
+        size = whole_number(width) or 0, whole_number(height) or 0
+        if self.with_boxes and min(size) > 0 and max(size) < 1 << 31:
+            self.sizes[name] = size
 
-    def _box(self, image: Any, box: Any, number: Any) -> None:
+    def _box(self, said: Any, box: Any, number: Any) -> None:
+        image = whole_number(said)
         fine = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in box)
-        if not fine or not _whole(image):
-            raise ValueError(f"annotation {number} has image_id {image!r} and bbox {box!r}; expected four numbers x, y, w, h")
+        if image is None or not (fine or has_no_box(box)):
+            raise ValueError(f"annotation {number} has image_id {said!r} and bbox {box!r}; expected four numbers x, y, w, h")
+        if not fine:
+            self.empty += 1
+            return
         self.images.append(image)
         self.boxes.extend(box)
 
 
-def _whole(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 1 << 63
+def whole_number(value: Any) -> int | None:
+    """A number of JSON that is whole, as tools that pass through floating point write it too (8193.0); None if it is none."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
+
+
+def has_no_box(box: Any) -> bool:
+    """Whether an object's `bbox` is not there or empty, as tools write it for one that has only a mask or a label."""
+    return box is None or box == []
+
+
+def _is_object(fields: dict[str, Any]) -> bool:
+    """Whether these are the fields of an annotation: COCO's captions have an image too."""
+    return "bbox" in fields or "category_id" in fields
 
 
 def _bytes(path: str) -> bytes:

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +33,8 @@ _SCHEMA = pa.schema(
         ("image_id", pa.int64()),
         ("boxes", pa.list_(pa.list_(pa.int32(), 4))),
         ("fault", pa.string()),
+        ("absent", pa.bool_()),
+        ("size_said", pa.list_(pa.int32(), 2)),
     ]
 )
 
@@ -57,6 +60,10 @@ class SourceImage:
     published, an array, which no listing holds."""
     fault: str | None = None
     """Why it cannot be read, where the source knows already."""
+    absent: bool = False
+    """An annotation file names it, and its folder has no such file."""
+    size_said: tuple[int, int] | None = None
+    """Width and height that an annotation file with boxes says, pixels."""
 
 
 class Spool:
@@ -112,6 +119,14 @@ class Listing:
         """What each source is called; the first part of its images' names."""
         self.ignored: dict[str, int] = {}
         """Files that are no images by their name, counted by suffix."""
+        self.boxes_left_out: Counter[str] = Counter()
+        """Objects of annotation files without a box that can be used, counted by what they lack."""
+        self.named = 0
+        """Images that annotation files name."""
+        self.absent: list[str] = []
+        """Those of them that are not there; `present` is the listing without them."""
+        self.rows_of_absent = True
+        """Whether absent images are in the listing."""
         self._spool = Spool()
         self._labels: set[str] = set()
         self._digest = hashlib.sha256()
@@ -119,6 +134,8 @@ class Listing:
     def add(self, image: SourceImage) -> None:
         """Append an image; not after the first reading."""
         self._spool.add(image)
+        if image.absent:
+            self.absent.append(image.source)
         if image.label is not None:
             self._labels.add(image.label)
         line = json.dumps([image.source, image.label, image.image_id, image.boxes], separators=(",", ":"))
@@ -144,6 +161,20 @@ class Listing:
     def digest(self) -> str:
         """SHA-256 over source, label, image id and boxes of every image, in order."""
         return self._digest.hexdigest()
+
+    def present(self) -> "Listing":
+        """This listing without the images that are absent, which it still tells of; itself where there are none."""
+        if not self.absent:
+            return self
+        fewer = Listing(self.sources)
+        for image in self:
+            if not image.absent:
+                fewer.add(image)
+        fewer.ignored, fewer.boxes_left_out, fewer.named, fewer.absent = (
+            self.ignored, self.boxes_left_out, self.named, self.absent,
+        )  # fmt: skip
+        fewer.rows_of_absent = False
+        return fewer
 
     def slice(self, first: int, last: int) -> list[SourceImage]:
         """Images `first` to `last` (without it)."""
@@ -215,4 +246,6 @@ def _image(row: dict[str, Any]) -> SourceImage:
     row["path"] = os.fsdecode(row["path"])
     if row["boxes"] is not None:
         row["boxes"] = tuple(map(tuple, row["boxes"]))
+    if row["size_said"] is not None:
+        row["size_said"] = tuple(row["size_said"])
     return SourceImage(**row)

@@ -11,7 +11,7 @@ from pathlib import Path
 from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards.spec import expand_shards
-from univip_stream.sources.coco import coco_images, find_annotations, read_annotations
+from univip_stream.sources.coco import Annotations, coco_images, find_annotations, read_annotations
 from univip_stream.sources.folder import files_below, folder_images, is_flat, is_image
 from univip_stream.sources.listing import Listing, SourceImage, text_of
 from univip_stream.sources.lists import TABLES, TEXTS, list_images
@@ -53,6 +53,9 @@ def list_sources(
             if len(listing) == before:
                 raise _no_image(source.text, left_out)
             ignored += left_out
+            if source.annotations is not None:
+                listing.named += len(source.annotations.ids)
+                listing.boxes_left_out += Counter(source.annotations.left_out)
     except BaseException:
         listing.close()
         raise
@@ -66,6 +69,8 @@ class _Source:
 
     text: str
     """As the user wrote it."""
+    annotations: Annotations | None = None
+    """Of its images, once they were listed."""
 
     @cached_property
     def remote(self) -> bool:
@@ -151,8 +156,8 @@ class _Source:
                 f"../annotations/instances_{name.rpartition('/')[2]}.json, or the file by --annotations"
             )
         if found:
-            read = read_annotations(found, with_boxes=with_boxes)
-            yield from coco_images(self.text, name, ignored, read, labelled=not flat)
+            self.annotations = read_annotations(found, with_boxes=with_boxes)
+            yield from coco_images(self.text, name, ignored, self.annotations, labelled=not flat)
         elif of_files:
             yield from folder_images(self.text, name, ignored, labelled=not flat)
         elif self.kind == "list":

@@ -11,6 +11,7 @@ import numpy as np
 
 from univip_stream.errors import InputError
 from univip_stream.sources.listing import Listing, SourceImage
+from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import name_in
 
 _FURTHEST = 1e6
@@ -42,6 +43,13 @@ class Published:
         self._places: dict[str, tuple[int, int]] = {}
         self._digest = hashlib.sha256()
         self._sources: list[str] = []
+        self._names: ByName[tuple[int, int]] = ByName({})
+        self.by_id = False
+        """Whether it calls images by COCO's ids, not by the format's names."""
+        self.sizes: dict[str, tuple[int, int]] = {}
+        """Width and height that the file says of an image."""
+        self.left_out: dict[str, int] = {}
+        """Objects of the file without a box that can be used, counted by what they lack."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -86,10 +94,14 @@ class Published:
         """
         self._file.flush()
         self._sources = listing.sources
+        self._names = ByName(self._places)
         found = Match(entries=len(self), images=len(listing))
         taken: dict[str, str] = {}
         for image in listing:
             name = self._name(image)
+            if name is None:
+                found.without_entry.append(image.source)
+                continue
             if (other := taken.setdefault(name, image.source)) != image.source:
                 raise InputError(
                     f"{other} and {image.source} are both {name!r} in the format {self.format}, so whose boxes these are cannot "
@@ -98,6 +110,12 @@ class Published:
             if name not in self._places:
                 found.without_entry.append(image.source)
         found.without_image = [name for name in self._places if name not in taken]
+        if self.by_id and not taken:
+            raise InputError(
+                f"{self.location} names images by COCO's ids, such as {next(iter(self._places), 'none')}, and none of the "
+                f"{len(listing)} images, such as {found.without_entry[0]!r}, has one; give the file that says their ids by "
+                "--annotations, and a folder by --src"
+            )
         if len(found.without_entry) == len(listing):
             raise InputError(
                 f"{self.location} has {len(self)} entries, such as {next(iter(self._places), 'none')!r}, and none for the "
@@ -107,13 +125,21 @@ class Published:
 
     def boxes_of(self, image: SourceImage) -> np.ndarray | None:
         """int32 N x 4 x, y, w, h of an image of the listing; None where there is no entry."""
-        place = self._places.get(self._name(image))
+        name = self._name(image)
+        place = None if name is None else self._places.get(name)
         if place is None:
             return None
         return np.frombuffer(os.pread(self._file.fileno(), place[1], place[0]), np.int32).reshape(-1, 4)
 
-    def _name(self, image: SourceImage) -> str:
-        return name_in(self.format, image.source, image.image_id, self._sources)
+    def size_of(self, image: SourceImage) -> tuple[int, int] | None:
+        """Width and height that the file says of an image of the listing, if it does."""
+        name = self._name(image)
+        return None if name is None else self.sizes.get(name)
+
+    def _name(self, image: SourceImage) -> str | None:
+        if self.by_id:
+            return None if image.image_id is None else str(image.image_id)
+        return self._names.said(name_in(self.format, image.source, image.image_id, self._sources))
 
 
 def numbers_of(boxes: Any, name: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.listing import text_of
 from univip_stream.sources.pickles import load_plain
 from univip_stream.sources.published import Published, numbers_of
+from univip_stream.sources.results import read_results
 from univip_stream.sources.targets import TARGETS
 
 
@@ -130,7 +131,14 @@ def _read_soco(published: Published) -> None:
 
 
 def _read_coco(published: Published) -> None:
+    with storage.opened(published.location) as file:
+        results = file.read(64).lstrip().startswith(b"[")
+    if results:
+        with storage.opened(published.location) as file:
+            read_results(published, JsonStream(file, published.location))
+        return
     found = read_annotations(published.location, with_boxes=True)
+    published.sizes, published.left_out = found.sizes, found.left_out
     for name, image_id in found.ids.items():
         boxes = found.boxes_of(image_id)
         published.add(name, [] if boxes is None else list(boxes))

@@ -21,12 +21,12 @@ class Target:
 
 TARGETS = {
     "orl": Target(says="ORL: one JSON, boxes in the order of the annotations, unfiltered"),
-    "soco": Target(says="SoCo: train_ratio3size0308post.json and train_map.txt", folder=True),
+    "soco": Target(says="SoCo: train_ratio3size0308post.json and train_map.txt, and COCO's names", folder=True),
     "detreg": Target(says="DETReg: a .npy an image, unfiltered", folder=True),
     "siamesedetr": Target(says="SiameseDETR: a pickled .npy an image, unfiltered", folder=True),
     "aligndet": Target(says="AlignDet: COCO JSON, ratio 3, size up to 0.8, IoU 0.5", upright=True),
     "detectron2": Target(says="Detectron2: a pickle of proposals, unfiltered", upright=True),
-    "coco": Target(says="COCO JSON of the shards' filtered boxes"),
+    "coco": Target(says="COCO JSON of the shards' filtered boxes", upright=True),  # unless told otherwise by --box-frame
 }
 
 

@@ -1,12 +1,12 @@
 """Images with boxes and masks that people drew: COCO's JSON, and PASCAL VOC's folders brought into the same form."""
 
 import json
-import math
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cached_property
 from io import StringIO
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from univip_stream.boxes import UPRIGHT
 from univip_stream.errors import InputError
+from univip_stream.evaluation.detection.checked import checked
+from univip_stream.evaluation.detection.frames import made_upright
 from univip_stream.files import sha256_of
 from univip_stream.images import read_picture
+from univip_stream.sources.names import spellings
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
@@ -35,14 +39,25 @@ class DetectionSet:
         folders: where the images lie; a file name is looked for in each.
         name: of the annotations, for people.
         sha256: of the file of annotations, if there is one.
+        box_frame: of which picture boxes and outlines are where EXIF turns it: `upright`, or `stored`; here all become upright.
+        left_out: objects that the annotations have and `content` no longer, counted by what they lack.
 
     Raises:
         InputError: annotations that cannot be read, or of other images than those in the folders.
 
     """
 
-    def __init__(self, content: dict[str, Any], folders: Sequence[Path], name: str, sha256: str | None = None) -> None:
-        self.content, self.name, self.sha256 = content, name, sha256
+    def __init__(
+        self,
+        content: dict[str, Any],
+        folders: Sequence[Path],
+        name: str,
+        sha256: str | None = None,
+        *,
+        box_frame: str = UPRIGHT,
+        left_out: Mapping[str, int] | None = None,
+    ) -> None:
+        self.name, self.sha256, self.box_frame, self.left_out = name, sha256, box_frame, dict(left_out or {})
         self.images = sorted(content["images"], key=lambda image: image["id"])
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         self.paths = [_found(folders, image["file_name"]) for image in self.images]
@@ -54,13 +69,28 @@ class DetectionSet:
                 f"{f', such as {missing[0]}' if missing else ''}; expected the annotations of these images"
             )
         of_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in self.images}
-        for annotation in content["annotations"]:
+        if len(of_image) < len(self.images):
+            twice = next(one["id"] for one, next_one in pairwise(self.images) if one["id"] == next_one["id"])
+            raise InputError(f"{name} has two images with the id {twice}, so whose objects these are cannot be told")
+        for number, annotation in enumerate(content["annotations"], 1):
             if annotation["image_id"] not in of_image:
                 raise InputError(
                     f"{name}: annotation {annotation.get('id')} is of image {annotation['image_id']}, which it does not list"
                 )
-            of_image[annotation["image_id"]].append(annotation)
-        self.annotations = [of_image[image["id"]] for image in self.images]
+            # Numbered anew: pycocotools takes an id of 0 for no match and objects of one id for one (cocodataset/cocoapi#507).
+            of_image[annotation["image_id"]].append({**annotation, "id": number})
+        objects = [of_image[image["id"]] for image in self.images]
+        self.notes = [f"{name}: {count} objects are {what}, and left out" for what, count in sorted(self.left_out.items())]
+        """Sentences about what was left out, and where annotations and images contradict each other."""
+        self.images, self.annotations, contrary = made_upright(self.images, objects, self.paths, box_frame)
+        if contrary:
+            this, that = ("upright", "stored") if box_frame == UPRIGHT else ("stored", "upright")
+            self.notes.append(
+                f"{name}: {len(contrary)} images have the width and height of the {that} picture, such as {contrary[0]}, and their "
+                f"boxes are taken as of the {this} one (--box-frame {this}); if they lie wrong, use --box-frame {that}"
+            )
+        # pycocotools 2.0.9 and 2.0.10 read no results beside annotations that have no `info`.
+        self.content = {"info": {}, **content, "images": self.images, "annotations": [*chain.from_iterable(self.annotations)]}
         self.label_of = {category["id"]: place for place, category in enumerate(self.categories)}
 
     def __len__(self) -> int:
@@ -124,29 +154,40 @@ class DetectionSet:
     def facts(self) -> dict[str, Any]:
         """What a result says of it."""
         count = sum(map(len, self.annotations))
-        return {"annotations": self.name, "sha256": self.sha256, "images": len(self), "objects": count}
+        more = {
+            **({"left_out": self.left_out} if self.left_out else {}),
+            **({"box_frame": self.box_frame} if self.box_frame != UPRIGHT else {}),
+        }
+        return {"annotations": self.name, "sha256": self.sha256, "images": len(self), "objects": count, **more}
 
 
-def read_coco(annotations: Path, images: Path) -> DetectionSet:
+def read_coco(annotations: Path, images: Path, *, box_frame: str = UPRIGHT) -> DetectionSet:
     """COCO's JSON with its folder of images.
+
+    Args:
+        annotations: the JSON.
+        images: the folder.
+        box_frame: of which picture the boxes are where EXIF turns it: `upright`, as it is seen, or `stored`, as it lies in the
+            file.
 
     Raises:
         InputError: files that cannot be read, or do not belong together.
 
     """
     try:
-        content = json.loads(annotations.read_bytes())
+        found = json.loads(annotations.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{annotations} cannot be read as COCO annotations: {error}") from error
-    wrong = _wrong(content)
-    if wrong:
-        raise InputError(f"{annotations} is no COCO annotation file: {wrong}")
+    try:
+        content, left_out = checked(found)
+    except ValueError as error:
+        raise InputError(f"{annotations} is no COCO annotation file: {error}") from error
     if not images.is_dir():
         raise InputError(f"{images} is no folder; expected the images of {annotations}")
-    return DetectionSet(content, [images], str(annotations), sha256_of(annotations))
+    return DetectionSet(content, [images], str(annotations), sha256_of(annotations), box_frame=box_frame, left_out=left_out)
 
 
-def read_voc(devkit: Path, parts: Sequence[tuple[str, str]]) -> DetectionSet:
+def read_voc(devkit: Path, parts: Sequence[tuple[str, str]], *, box_frame: str = UPRIGHT) -> DetectionSet:
     """PASCAL VOC: the images of some (year, list) such as ("2007", "test") of a VOCdevkit, or of one VOC folder.
 
     Boxes become x - 1, y - 1 and widths that count both ends; "difficult" objects are crowds: not learnt from, and
@@ -172,7 +213,8 @@ def read_voc(devkit: Path, parts: Sequence[tuple[str, str]]) -> DetectionSet:
         folders.append(root / "JPEGImages")
         for stem in stems:
             _add_voc(content, root / "Annotations" / f"{stem}.xml")
-    return DetectionSet(content, folders, f"{devkit} ({', '.join(' '.join(part) for part in parts)})")
+    name = f"{devkit} ({', '.join(' '.join(part) for part in parts)})"
+    return DetectionSet(content, folders, name, box_frame=box_frame)
 
 
 def _add_voc(content: dict[str, Any], path: Path) -> None:
@@ -207,35 +249,5 @@ def _text(node: ET.Element, place: str) -> str:
 
 
 def _found(folders: Sequence[Path], name: str) -> Path | None:
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _wrong(content: Any) -> str | None:
-    """What a file of annotations lacks."""
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(name), list) for name in ("images", "annotations", "categories")
-    ):
-        return "expected an object with the lists images, annotations and categories"
-    for image in content["images"]:
-        named = isinstance(image, dict) and isinstance(image.get("file_name"), str) and isinstance(image.get("id"), int)
-        if not named or not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("width", "height")):
-            return f"the image {image!r:.100} has no file_name, id, width or height"
-        if image["file_name"].startswith("/") or ".." in image["file_name"].split("/"):
-            return f"the image {image['file_name']!r} leads out of its folder"
-    known = set()
-    for category in content["categories"]:
-        if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-            return f"the category {category!r:.100} has no id"
-        known.add(category["id"])
-    for annotation in content["annotations"]:
-        box = annotation.get("bbox") if isinstance(annotation, dict) else None
-        known_box = (
-            isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-        )
-        if not known_box or not isinstance(annotation.get("image_id"), int) or annotation.get("category_id") not in known:
-            return f"the annotation {annotation!r:.150} has no image_id, no known category_id or no bbox of four numbers"
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    for place, annotation in enumerate(content["annotations"], 1):
-        annotation.setdefault("id", place)
-    return None if content["categories"] else "it has no category"
+    names = [name] if name.isascii() else spellings(name)
+    return next((folder / form for folder in folders for form in names if (folder / form).is_file()), None)

@@ -1,0 +1,91 @@
+"""COCO's JSON as many tools write it, checked and brought into one form."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from univip_stream.sources.coco import NO_AREA, NO_BOX, has_no_box, whole_number
+
+
+def checked(content: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """The content with whole numbers where these are meant, and without objects that have no box.
+
+    Returns:
+        `images`, `annotations` and `categories` with all else that is there, and how many objects were left out, by what they lack.
+
+    Raises:
+        ValueError: what is wrong, in words.
+
+    """
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        raise ValueError("expected an object with the lists images, annotations and categories")
+    images = [_image(image) for image in content["images"]]
+    categories = [_category(category) for category in content["categories"]]
+    if not categories:
+        raise ValueError("it has no category")
+    known = {category["id"] for category in categories}
+    if len(known) < len(categories):
+        raise ValueError("two of its categories have one id")
+    left_out: Counter[str] = Counter()
+    annotations = []
+    for annotation in content["annotations"]:
+        if isinstance(annotation, dict) and has_no_box(annotation.get("bbox")):
+            left_out[NO_BOX] += 1
+            continue
+        fields = _annotation(annotation, known)
+        if min(fields["bbox"][2:]) < 0:  # COCO has some of no width, which its scorer counts, and none of a negative one
+            left_out[NO_AREA] += 1
+        else:
+            annotations.append(fields)
+    if left_out[NO_BOX] == len(content["annotations"]) > 0:
+        raise ValueError(f"all of its {left_out[NO_BOX]} annotations have no bbox of four numbers x, y, w, h")
+    return {**content, "images": images, "annotations": annotations, "categories": categories}, dict(left_out)
+
+
+def _image(image: Any) -> dict[str, Any]:
+    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+        raise ValueError(f"the image {image!r:.100} has no file_name; expected its path below the folder of images")
+    name = image["file_name"]
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"the image {name!r} leads out of its folder")
+    if "\0" in name:
+        raise ValueError(f"the image {name!r} has a zero byte in its file_name")
+    numbers = {}
+    for field, least in (("id", None), ("width", 1), ("height", 1)):
+        if field not in image:
+            raise ValueError(f"the image {name!r} has no {field}")
+        value = whole_number(image[field])
+        if value is None or (least is not None and value < least):
+            kind = "a whole number" if least is None else "a whole number of pixels"
+            raise ValueError(f"the image {name!r} has the {field} {image[field]!r:.40}; expected {kind}")
+        numbers[field] = value
+    return {**image, **numbers}
+
+
+def _category(category: Any) -> dict[str, Any]:
+    number = whole_number(category.get("id")) if isinstance(category, dict) else None
+    if number is None:
+        raise ValueError(f"the category {category!r:.100} has no id that is a whole number")
+    return {**category, "id": number}
+
+
+def _annotation(annotation: Any, known: set[int]) -> dict[str, Any]:
+    fields = annotation if isinstance(annotation, dict) else {}
+    box, image, category = fields.get("bbox"), whole_number(fields.get("image_id")), whole_number(fields.get("category_id"))
+    about = f"the annotation {annotation!r:.150}"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_number, box)):
+        raise ValueError(f"{about} has no bbox of four numbers x, y, w, h")
+    if image is None:
+        raise ValueError(f"{about} has no image_id that is a whole number")
+    if category not in known:
+        raise ValueError(f"{about} has no category_id that is one of the categories")
+    area = fields.get("area")
+    return {
+        **fields, "image_id": image, "category_id": category, "iscrowd": int(bool(fields.get("iscrowd"))),
+        "area": area if _number(area) else box[2] * box[3],
+    }  # fmt: skip
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

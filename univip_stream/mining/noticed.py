@@ -1,0 +1,88 @@
+"""What a job says at its end of annotation files: what was left out, and where they contradict the images."""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from univip_stream.errors import InputError
+from univip_stream.mining.output import Output
+from univip_stream.shards.format import HELD, index_name
+from univip_stream.sources import Listing
+from univip_stream.sources.published import Published
+
+_TURNED = re.compile(r"EXIF orientation [5-8]")
+
+
+def left_out(listing: Listing, published: Published | None) -> list[str]:
+    """A sentence for each kind of thing that annotation files have and that is not mined."""
+    said = []
+    if listing.absent:
+        become = "each is a row with that reason" if listing.rows_of_absent else "they are left out"
+        said.append(
+            f"{len(listing.absent)} of the {listing.named} images that the annotations name are not there, such as "
+            f"{listing.absent[0]}; {become}"
+        )
+    counts = dict(listing.boxes_left_out)
+    for what, count in (published.left_out if published is not None else {}).items():
+        counts[what] = counts.get(what, 0) + count
+    said += [f"{count} objects of the annotations are {what}, and left out" for what, count in sorted(counts.items())]
+    return said
+
+
+def notes(
+    listing: Listing, published: Published | None, upright: bool | None, out: Output, shards: list[dict[str, Any]]
+) -> list[str]:
+    """What was left out, and of COCO's boxes whether the widths and heights beside them are those of the frame they are in.
+
+    Args:
+        listing: the images, in the order of the shards' rows.
+        published: where boxes were imported.
+        upright: the frame that a COCO file's boxes were taken in; None where boxes come from elsewhere.
+        out: of the shards.
+        shards: their entries in the manifest.
+
+    """
+    said = left_out(listing, published)
+    if upright is None:
+        return said
+    images = iter(listing)
+    contrary: list[str] = []
+    other: list[str] = []
+    for entry in shards:
+        for row in _rows(out, str(entry["name"])):
+            image = next(images)
+            size = image.size_said or (None if published is None else published.size_of(image))
+            if size is None or row["status"] not in HELD:
+                continue
+            real = (row["width"], row["height"])
+            turned = _TURNED.fullmatch(row["converted"] or "") is not None
+            # Of an image that was converted for another reason too, such as a TIFF, a turn is not known of.
+            expected = [real] if upright else [real[::-1]] if turned else [real, real[::-1]] if row["converted"] else [real]
+            if size not in expected:
+                swapped = size == (real[::-1] if upright else real)
+                about = contrary if swapped and row["converted"] else other
+                about.append(f"{row['source']} ({size[0]} x {size[1]} there, {real[0]} x {real[1]} upright)")
+    if contrary:
+        this, that = ("upright", "stored") if upright else ("stored", "upright")
+        said.append(
+            f"{len(contrary)} images have the width and height of the {that} picture in the annotations, such as {contrary[0]}, "
+            f"and their boxes are taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, "
+            f"mine with --box-frame {that} into another --out"
+        )
+    if other:
+        said.append(
+            f"{len(other)} images are of another size than the annotations say, such as {other[0]}; their boxes may not fit: "
+            "expected the annotations of these very images"
+        )
+    return said
+
+
+def _rows(out: Output, name: str) -> list[dict[str, Any]]:
+    data = out.read(index_name(name))
+    if data is None:
+        raise InputError(f"{out.location} has no {index_name(name)} any more; was it moved while this job ran?")
+    table = pq.read_table(pa.BufferReader(data), columns=["source", "status", "width", "height", "converted"])
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
