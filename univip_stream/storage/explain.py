@@ -95,8 +95,6 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
 
 def explained_store(location: str, error: Exception) -> Exception:
     """The error of a request to an object store, by pyarrow, in the same way; what is no error of the store stays."""
-    if isinstance(error, FileNotFoundError):
-        return error
     text = str(error)
     found, status, curl = _AWS.search(text), None, _CURL.search(text)
     if found is None:

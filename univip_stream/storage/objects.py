@@ -149,6 +149,9 @@ def _tried(location: str, request: Callable[[], _Result]) -> _Result:
             return request()
         except (TooLongError, InputError):
             raise
+        except FileNotFoundError as error:
+            _check_bucket(location)
+            raise failure(FileNotFoundError, location, "no such file") from error
         except Exception as error:  # each client has its own kinds
             found = explained_store(location, error)
             if found is error:
