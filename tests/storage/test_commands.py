@@ -115,8 +115,11 @@ main()
 """A command whose files may not grow beyond 20 kB: what a full disk is to it, without a disk."""
 
 
-@pytest.mark.parametrize("arguments", [["verify", "{}", "--inline"], ["refilter", "{}", "--out", "out", "--inline"],
-                                       ["embed", "{run}", "{}", "--out", "out.parquet", "--workers", "0", "--device", "cpu"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [
+    ["verify", "{}", "--inline"],
+    ["refilter", "{}", "--out", "out", "--inline"],
+    ["embed", "{run}", "{}", "--out", "out.parquet", "--workers", "0", "--device", "cpu"],
+])  # fmt: skip
 def test_a_disk_that_is_full_is_not_taken_for_a_server_that_is_down(arguments, bucket, drawn_shards, run_folder, tmp_path):
     for path in drawn_shards.iterdir():
         if path.is_file() and not path.name.startswith("."):

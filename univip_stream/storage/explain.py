@@ -19,6 +19,9 @@ _REFUSALS = (
     "MISSING_AUTHENTICATION_TOKEN", "INVALID_SIGNATURE", "REQUEST_EXPIRED", "REQUEST_TIME_TOO_SKEWED", "ACCOUNT_PROBLEM",
 )  # fmt: skip
 _WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint")
+_STAYING = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, AttributeError, MemoryError
+)  # fmt: skip
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})
 """HTTP statuses that another try may change; 520 to 530 are those of a large proxy before servers that do not answer."""
 
@@ -98,9 +101,7 @@ def explained_store(location: str, error: Exception) -> Exception:
     text = str(error)
     found, status, curl = _AWS.search(text), None, _CURL.search(text)
     if found is None:
-        if isinstance(
-            error, PermissionError | IsADirectoryError | NotADirectoryError | TypeError | AttributeError | MemoryError
-        ):
+        if isinstance(error, _STAYING):
             return error
         if isinstance(error, ValueError):  # pyarrow's ArrowInvalid, of names that it cannot read
             return failure(OSError, location, text)
