@@ -1,15 +1,25 @@
-"""Real servers on loopback for the tests: an S3 protocol server, and a web server that can serve ranges or break."""
+"""Real servers on loopback for the tests: an S3 protocol server, and web servers that can serve ranges, break, or be odd."""
 
+import contextlib
+import datetime
 import functools
 import http.server
+import ipaddress
+import ssl
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import boto3
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
@@ -94,3 +104,95 @@ def web_server(folder: Path) -> Iterator[WebServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Asked(NamedTuple):
+    """A request that a server got."""
+
+    at: float
+    """By `time.monotonic`."""
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+class OddHandler(http.server.BaseHTTPRequestHandler):
+    """Answers as the server's `answer` does: a function of the handler, which has `reply`, `path` and `wfile`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.asked.append(Asked(time.monotonic(), self.command, self.path, dict(self.headers)))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):  # who asked may leave at any time
+            self.server.answer(self)
+
+    do_HEAD = do_GET
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """Send a whole answer; underscores in the headers' names are hyphens."""
+        self.send_response(status)
+        for name, value in ({"Content_Length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class OddServer(http.server.ThreadingHTTPServer):
+    """`answer` may be set while it runs; `asked` are the requests so far."""
+
+    daemon_threads = True
+    request_queue_size = 64
+    scheme = "http"
+
+    def __init__(self, answer: Callable[[OddHandler], None]):
+        super().__init__(("127.0.0.1", 0), OddHandler)
+        self.answer = answer
+        self.asked: list[Asked] = []
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that does not trust our certificate leaves in the middle
+
+
+@contextmanager
+def odd_server(answer: Callable[[OddHandler], None], certificate: Path | None = None) -> Iterator[OddServer]:
+    """A web server that does what it is told, on a free port; over TLS with a file of certificate and key."""
+    server = OddServer(answer)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.scheme = "https"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def self_signed(path: Path) -> Path:
+    """A file with a key and a certificate for 127.0.0.1 that nobody else vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + certificate.public_bytes(serialization.Encoding.PEM))
+    return path

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from demo_images import SHAPES, draw_scene
-from servers import BUCKET, s3_server
+from servers import BUCKET, s3_server, web_server
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -84,6 +84,9 @@ def surroundings(request):
     if request.param == "object-stores":
         with s3_server():
             yield {}
+    elif request.param == "url-lists":
+        with web_server(request.getfixturevalue("images") / "photos") as server:
+            yield {"WEB": server.url}
     elif request.param == "cluster":
         from ray.cluster_utils import Cluster
 
@@ -106,6 +109,9 @@ def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
     commands = [as_tried(line) for block in blocks(page, "bash") for line in block.splitlines()]
     if not any("--out shards" in command for command in commands) or page.stem == "resume":
         commands.insert(0, "univip-stream mine --src photos --out shards --inline")
+    if page.stem == "url-lists":
+        addresses = [f"{surroundings['WEB']}/{image.name}\n" for image in sorted((desk / "photos").iterdir())]
+        (desk / "urls.txt").write_text("".join(addresses))
     if page.stem == "object-stores":
         for image in (desk / "photos").iterdir():
             boto3.client("s3").upload_file(str(image), BUCKET, f"photos/{image.name}")

@@ -72,7 +72,7 @@ def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
 def initialise_kaiming(module: nn.Module) -> None:
     """Draw every convolution and linear layer's weights Kaiming normal, fan-in, gain of a ReLU, biases 0.
 
-    So ORL's public code begins, backbone and heads alike; torchvision's ResNets have fan-out, torch's linear layers uniform weights.
+    So ORL's code begins, backbone and heads alike; torchvision's ResNets have fan-out, torch's linear layers uniform weights.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

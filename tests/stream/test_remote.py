@@ -165,7 +165,7 @@ def test_eviction_deletes_nothing_that_is_not_of_the_cache(bucket, tmp_path):
 
 
 def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
     limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
     settings = StreamConfig(
         batch_size=4, seed=5, workers=1, window=1, cache=str(tmp_path), cache_bytes=limit, on_bad_sample="skip"
@@ -179,7 +179,7 @@ def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
 
 
 def test_a_server_that_stops_is_named(drawn_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
     limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
     with web_server(drawn_shards) as server:
         samples = iter(ShardDataset(server.url, window=1, cache=tmp_path, cache_bytes=limit))
@@ -189,7 +189,7 @@ def test_a_server_that_stops_is_named(drawn_shards, tmp_path, monkeypatch):
 
 
 def test_a_source_that_stumbles_is_tried_again(web, drawn_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
     index = open_index(expand_shards(web.url), Cache(tmp_path))
     web.failures = 2
     os.close(index.cache.open(index.remote(1)))
@@ -197,7 +197,7 @@ def test_a_source_that_stumbles_is_tried_again(web, drawn_shards, tmp_path, monk
 
 @pytest.mark.parametrize("change", ["flip", "cut", "longer"])
 def test_other_bytes_than_the_manifest_says_are_never_read(drawn_shards, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
     shutil.copytree(drawn_shards, tmp_path / "web")
     with web_server(tmp_path / "web") as server:
         index = open_index(expand_shards(server.url), Cache(tmp_path / "cache"))

@@ -9,6 +9,7 @@ from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.export_boxes import some
 from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
+from univip_stream.cli.web import parse_web, web_options
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.pipeline import Plan
@@ -46,6 +47,7 @@ from univip_stream.storage import is_remote
     "--max-failures", default="1%", show_default=True, metavar="N|N%", help="Unreadable images that are put up with."
 )
 @where_options
+@web_options
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals, and what did not match, as JSON.")
 def boxes(
     file: str,
@@ -64,6 +66,11 @@ def boxes(
     address: str | None,
     inline: bool,
     quiet: bool,
+    http_headers: tuple[str, ...],
+    user_agent: str,
+    per_host: int,
+    image_timeout: float,
+    ignore_opt_out: bool,
     as_json: bool,
 ) -> None:
     """Make shards of images and of boxes that others published in FILE, without mining.
@@ -92,6 +99,7 @@ def boxes(
         workers=workers,
         address=address,
         inline=inline,
+        web=parse_web(http_headers, user_agent, per_host, image_timeout, ignore_opt_out),
     )
     bar: list[Progress] = []
 

@@ -8,6 +8,7 @@ import click
 from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
+from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
@@ -74,6 +75,7 @@ from univip_stream.proposals import ENGINES
     help="Images with more pixels are not decoded; they become rows with that reason.",
 )
 @where_options
+@web_options
 # What to do about trouble.
 @click.option(
     "--max-failures",
@@ -103,6 +105,11 @@ def mine(
     address: str | None,
     inline: bool,
     quiet: bool,
+    http_headers: tuple[str, ...],
+    user_agent: str,
+    per_host: int,
+    image_timeout: float,
+    ignore_opt_out: bool,
     max_failures: str,
     retry_failed: bool,
     dry_run: bool,
@@ -116,7 +123,7 @@ def mine(
     univip-stream mine --src ILSVRC2012_img_train.tar --out s3://bucket/imagenet
 
     Interrupt it whenever you like: run the same command again and it mines what is missing, to the same bytes. An image
-    that cannot be used is a row of the index with its reason.
+    that cannot be used is a row of the index with its reason; so is one whose web server asks that it is not used.
     """
     config = MiningConfig(
         sources=sources,
@@ -134,6 +141,7 @@ def mine(
         workers=workers,
         address=address,
         inline=inline,
+        web=parse_web(http_headers, user_agent, per_host, image_timeout, ignore_opt_out),
     )
     if dry_run:
         _print_plan(plan_job(config), 0, out)

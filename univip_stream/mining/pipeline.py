@@ -63,6 +63,8 @@ class MiningConfig(Place):
     """Share or number of images that may be unreadable or too large before the job stops."""
     retry_failed: bool = False
     """Mine images that failed again."""
+    web: storage.WebOptions = field(default_factory=storage.WebOptions)
+    """How web servers are asked: `per_host` by all workers together, each asks one at least. Not part of what the set is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ def plan_job(config: MiningConfig) -> Plan:
         InputError, UsageError: sources, proposals or numbers that cannot be used.
 
     """
+    storage.use_web(config.web)
     published = config.published
     proposals = config.proposals if published is None else f"{IMPORTED}{published.format}"
     if published is None and proposals.startswith(IMPORTED):
@@ -133,10 +136,13 @@ def plan_job(config: MiningConfig) -> Plan:
         "max_pixels": config.max_pixels,
         **({} if published is None else {"imported": published.digest}),
         **({"box_frame": UPRIGHT} if upright else {}),
+        # Absent otherwise: sets that were made before there was a choice stay the same.
+        **({"ignore_opt_out": True} if config.web.ignore_opt_out else {}),
     }
     fingerprint = digest([FORMAT, parameters])
     cuts = [count * number // shards for number in range(shards + 1)]
     names = [shard_name(number, shards) for number in range(shards)]
+    web = replace(config.web, per_host=max(1, config.web.per_host // _at_once(config, shards)))
 
     def ready(image: SourceImage) -> SourceImage:
         # Workers of a cluster were started in other folders.
@@ -158,6 +164,7 @@ def plan_job(config: MiningConfig) -> Plan:
             filter=config.filter,
             max_pixels=config.max_pixels,
             upright=bool(upright) or (published is not None and upright is None and TARGETS[published.format].upright),
+            web=web,
             keep=keep,
         )
 
@@ -276,6 +283,13 @@ def _left_out(listing: Listing, published: Published | None) -> dict[str, Any]:
         **({"absent": absent} if listing.absent else {}),
         **({"boxes_left_out": dict(sorted(boxes.items()))} if boxes else {}),
     }
+
+
+def _at_once(config: MiningConfig, shards: int) -> int:
+    """Shards that are in work at a time, as far as is known here: what a cluster has is not, so there as many as there are."""
+    if config.inline:
+        return 1
+    return min(shards, config.workers or (shards if config.address else len(os.sched_getaffinity(0))))
 
 
 def _imported(match: Match | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """One shard, from source files to tar and index: a plain function, which Ray or a loop calls."""
 
+import contextlib
 import hashlib
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from univip_stream import storage
 from univip_stream.boxes import BoxFilter, as_boxes, to_upright, validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
+from univip_stream.mining.ahead import read_ahead
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, Proposer, load_proposer
 from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name, key_of
 from univip_stream.shards.stored import stored_samples
@@ -52,6 +54,8 @@ class ShardTask:
     """Larger images are rows with a reason."""
     upright: bool = False
     """Whether boxes that come with the images are of the upright image; otherwise of the pixels as they are stored."""
+    web: storage.WebOptions = field(default_factory=storage.WebOptions)
+    """How web servers are asked for images."""
     keep: bool = False
     """The shard is there, of this very job: only the images that failed are mined again."""
 
@@ -64,7 +68,10 @@ def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: N
         progress: called now and then with the number of images finished since the last call.
 
     """
-    return put_shard(reporting(_samples(task), progress), task.out, task.name, task.fingerprint)
+    storage.use_web(task.web)
+    # Closed however it ends: images that are on their way would hold the process's end up.
+    with contextlib.closing(_samples(task)) as samples:
+        return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
 def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) -> dict[str, Any]:
@@ -78,19 +85,30 @@ def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) 
     return entry
 
 
-def _samples(task: ShardTask) -> Iterator[Sample]:
+def _samples(task: ShardTask) -> Generator[Sample]:
     proposer = load_proposer(task.proposals, seed=task.seed, options=task.options)
     stored = stored_samples(task.out, task.name, task.proposals) if task.keep else repeat(None)
     # Not strict: a shard of this job has as many rows as images, and `repeat` has no end.
-    for (number, image), before in zip(enumerate(task.images, task.first), stored, strict=False):
-        if before is not None and before.status not in FAILED:
-            yield before
-        else:
-            yield mine_image(image, key_of(number), task, proposer)
+    work = (
+        (number, image, None if before is None or before.status in FAILED else before)
+        for (number, image), before in zip(enumerate(task.images, task.first), stored, strict=False)
+    )
+    with contextlib.closing(read_ahead(work, lambda item: item[1] if item[2] is None else None)) as read:
+        for (number, image, before), data in read:
+            yield before or mine_image(image, key_of(number), task, proposer, data)
 
 
-def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer) -> Sample:
+def mine_image(
+    image: SourceImage, key: str, task: ShardTask, proposer: Proposer, read: Callable[[], bytes] | None = None
+) -> Sample:
     """Read, propose, filter. Whatever is wrong with the image becomes its status and reason.
+
+    Args:
+        image: which.
+        key: what it is called in the shard.
+        task: how.
+        proposer: of its boxes.
+        read: gives its bytes, or raises as `read_bytes` does; None to read it now.
 
     Raises:
         InputError: a user's proposer gave something that is no box inside the image: that is wrong for every image.
@@ -98,7 +116,7 @@ def mine_image(image: SourceImage, key: str, task: ShardTask, proposer: Proposer
     """
     common: dict[str, Any] = {"key": key, "source": image.source, "label": image.label, "image_id": image.image_id}
     try:
-        data = read_bytes(image)
+        data = read_bytes(image) if read is None else read()
         picture = read_picture(data, max_pixels=task.max_pixels)
     except BadImageError as error:
         return Sample(status=error.status, reason=str(error), **common)

@@ -32,7 +32,7 @@ class Finding(NamedTuple):
 
 
 _LIBRARIES = {
-    "mine": {"numba": "numba", "ray": "ray", "cv2": "opencv-contrib-python-headless", "pyarrow": "pyarrow", "fsspec": "fsspec"},
+    "mine": {"numba": "numba", "ray": "ray", "cv2": "opencv-contrib-python-headless", "pyarrow": "pyarrow", "aiohttp": "aiohttp"},
     "train": {
         "torch": "torch", "torchvision": "torchvision", "timm": "timm", "webdataset": "webdataset", "safetensors": "safetensors",
         "tensorboard": "tensorboard",

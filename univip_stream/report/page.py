@@ -27,7 +27,7 @@ _QUALITY = 82
 """Of the JPEG pictures in the page."""
 _WORDS = {
     "ok": "with boxes", "no_boxes": "without boxes", "unreadable": "unreadable", "too_small": "too small",
-    "too_large": "too large",
+    "too_large": "too large", "opted_out": "opted out",
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Failure:
     source: str
     """Its name in the source."""
     status: str
-    """`unreadable`, `too_small` or `too_large`."""
+    """`unreadable`, `too_small`, `too_large` or `opted_out`."""
     reason: str
     """Why, in words."""
 

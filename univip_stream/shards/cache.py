@@ -21,6 +21,8 @@ from typing import TypeVar
 from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import TEMPORARY, sync_folder
+from univip_stream.storage import retry
+from univip_stream.storage.retry import PassingError, tried
 
 DEFAULT_BYTES = 32 << 30
 """Bound of the cache where none is said: a window of 16 shards of COCO, and the next, take 5 GB."""
@@ -176,19 +178,13 @@ class Cache:
 
     def _copy(self, remote: Remote, temporary: Path, stopped: Callable[[], bool] | None) -> str:
         """Write the source's bytes into the reserved file; return their SHA-256. Errors that can pass are tried again."""
-        wait = storage.FIRST_WAIT
-        for left in reversed(range(storage.TRIES)):
-            try:
-                return _copied(remote, temporary, stopped)
-            except _SourceError as error:
-                if left == 0:
-                    raise FetchError(
-                        f"{remote.location} cannot be fetched, after {storage.TRIES} tries: {error}; run again when it can be "
-                        "reached, training continues from its last checkpoint"
-                    ) from error
-            time.sleep(wait)
-            wait *= 2
-        raise AssertionError("the loop returns or raises")
+        try:
+            return tried(lambda: _copied(remote, temporary, stopped))
+        except _SourceError as error:
+            raise FetchError(
+                f"{remote.location} cannot be fetched, after {retry.TRIES} tries: {error}; run again when it can be reached, "
+                "training continues from its last checkpoint"
+            ) from error
 
     def _reserve(self, temporary: Path, remote: Remote, *, ahead: bool) -> None:
         """Make room for a file, and a file of its whole size, so that others count it too.
@@ -298,7 +294,7 @@ def _copied(remote: Remote, path: Path, stopped: Callable[[], bool] | None) -> s
             digest.update(piece)
             target.write(piece)
         if done < remote.size:
-            raise _SourceError(f"it ended after {done} of {remote.size} bytes")
+            raise PassingError from _SourceError(f"it ended after {done} of {remote.size} bytes")
         target.flush()
         os.fsync(target.fileno())
     return digest.hexdigest() if done == remote.size else f"{'0' * 16} (longer than {remote.size} bytes)"
@@ -309,10 +305,12 @@ def _far(location: str, read: Callable[[], _T]) -> _T:
         return read()
     except (MemoryError, InputError):
         raise
-    except (FileNotFoundError, PermissionError) as error:
-        raise FetchError(f"{location} cannot be fetched: {type(error).__name__}: {error}") from error
     except Exception as error:  # each client has its own kinds
-        raise _SourceError(f"{type(error).__name__}: {error}") from error
+        found = storage.explained(location, error)
+        says = str(getattr(found, "strerror", None) or f"{type(found).__name__}: {found}")
+        if storage.may_pass(found):
+            raise PassingError from _SourceError(says)
+        raise FetchError(f"{location} cannot be fetched: {says}") from error
 
 
 def _in_use(path: str) -> bool:

@@ -79,7 +79,7 @@ def foreign_index(shard: str, cache: Cache) -> ForeignIndex:
             _keep(made, places, facts)
             return made
     except OSError as error:
-        raise InputError(f"{shard} cannot be indexed: {error}") from error
+        raise InputError(f"{shard} cannot be indexed: {error.strerror or error}") from error
 
 
 def _identity(shard: str, cache: Cache) -> tuple[dict[str, str], list[Path]]:

@@ -17,7 +17,9 @@ NO_BOXES = "no_boxes"
 UNREADABLE = "unreadable"
 TOO_SMALL = "too_small"
 TOO_LARGE = "too_large"
-STATUSES = (OK, NO_BOXES, UNREADABLE, TOO_SMALL, TOO_LARGE)
+OPTED_OUT = "opted_out"
+"""Its web server asks that it is not used (X-Robots-Tag). Nothing is wrong, so it is no failure."""
+STATUSES = (OK, NO_BOXES, UNREADABLE, TOO_SMALL, TOO_LARGE, OPTED_OUT)
 HELD = frozenset({OK, NO_BOXES})
 """The statuses whose image is in the tar."""
 FAILED = frozenset({UNREADABLE, TOO_LARGE})

@@ -85,7 +85,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no manifest of shards ({type(error).__name__}: {error}); mine again") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
     wrong = _wrong(manifest, _FIELDS) or next(
@@ -143,4 +143,4 @@ def _size_of(path: str) -> int | None:
     try:
         return storage.size_of(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be reached: {error}") from error
+        raise InputError(f"{path} cannot be reached: {error.strerror or error}") from error

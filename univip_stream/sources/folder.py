@@ -16,6 +16,9 @@ from univip_stream.sources.listing import SourceImage, text_of
 _NAMES_AT_ONCE = 50_000
 """Names of one folder that are sorted in memory; more are merged from disk."""
 
+ODD_KEY = "keys with an empty part, . or .. (a//b)"
+"""What keys of object stores are counted as that no path can name."""
+
 
 def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bool) -> Iterator[SourceImage]:
     """Images below a folder, sorted by the bytes of their paths.
@@ -23,12 +26,14 @@ def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bo
     Args:
         folder: local, or in an object store.
         name: what the source is called.
-        ignored: gets the files that are no images by their name, counted by suffix.
+        ignored: gets the files that are no images by their name, counted by suffix, and the keys that no path can name.
         labelled: whether the first folder below the source is the label (`n01440764/x.JPEG`): see `is_flat`.
 
     """
     for relative in files_below(folder):
-        if is_image(relative):
+        if storage.is_odd(relative):
+            ignored[ODD_KEY] += 1
+        elif is_image(relative):
             yield folder_image(folder, name, relative, labelled=labelled)
         else:
             ignored[suffix_of(relative) or "(no suffix)"] += 1

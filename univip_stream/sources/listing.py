@@ -195,7 +195,8 @@ def read_bytes(image: SourceImage) -> bytes:
     """The image's bytes: a file's, or a range of a tar's.
 
     Raises:
-        BadImageError: it cannot be read, or is larger than any image (`unreadable`, `too_large`).
+        BadImageError: it cannot be read, is larger than any image, or its server asks that it is not used (`unreadable`,
+            `too_large`, `opted_out`).
 
     """
     if image.fault is not None:
@@ -210,14 +211,17 @@ def read_bytes(image: SourceImage) -> bytes:
                 raise BadImageError("unreadable", f"{where} ends inside it: {len(data)} of {size} bytes are there")
             return data
         if storage.is_remote(image.path):
-            data = storage.read(image.path, 0, MAX_BYTES + 1)
-            _check_size(len(data))
-            return data
+            return storage.image(image.path, MAX_BYTES)
         status = os.stat(image.path)
         if not stat.S_ISREG(status.st_mode):
             raise BadImageError("unreadable", "it is no regular file")
         _check_size(status.st_size)
         return storage.read(image.path)
+    except storage.TooLongError as error:
+        _check_size(error.size)
+        raise
+    except storage.OptedOutError as error:
+        raise BadImageError("opted_out", str(error.strerror)) from error
     except OSError as error:
         # Not where it was looked for: the reason is a part of the shard, whose bytes do not depend on where the source lies.
         raise BadImageError("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error

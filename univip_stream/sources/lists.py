@@ -130,5 +130,5 @@ def _local(location: str) -> Iterator[Path]:
         try:
             storage.copy_in(location, path)
         except OSError as error:
-            raise InputError(f"{location}: {type(error).__name__}: {error}") from error
+            raise InputError(f"{location} cannot be read: {error.strerror or error}") from error
         yield path

@@ -12,7 +12,7 @@ from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import Annotations, coco_images, find_annotations, read_annotations
-from univip_stream.sources.folder import files_below, folder_images, is_flat, is_image
+from univip_stream.sources.folder import ODD_KEY, files_below, folder_images, is_flat, is_image
 from univip_stream.sources.listing import Listing, SourceImage, text_of
 from univip_stream.sources.lists import TABLES, TEXTS, list_images
 from univip_stream.sources.tars import tar_images
@@ -142,7 +142,7 @@ class _Source:
             tars = [(tar, self._folder_of(tar)) for tar in expand_shards(self.text)]
         elif self.kind == "tars":
             tars = [(self.text, "")]
-        elif self.kind == "folder" and not flat and not any(map(is_image, files_below(self.text))):
+        elif self.kind == "folder" and not flat and not any(map(_is_readable_image, files_below(self.text))):
             tars = list(_tars_below(self.text, ignored))
             if not tars:
                 ignored.clear()  # counted again below
@@ -180,10 +180,16 @@ class _Source:
         return "tars"
 
 
+def _is_readable_image(path: str) -> bool:
+    return is_image(path) and not storage.is_odd(path)
+
+
 def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Tars of a folder that holds no image, each with its path as the folder its members are in."""
     for path in files_below(folder):
-        if path.endswith(".tar"):
+        if storage.is_odd(path):
+            ignored[ODD_KEY] += 1
+        elif path.endswith(".tar"):
             yield storage.join(folder, path), path.removesuffix(".tar") + "/"
         else:
             ignored[os.path.splitext(path)[1].lower() or "(no suffix)"] += 1

@@ -73,21 +73,21 @@ def test_what_is_written_is_listed_in_the_order_of_its_bytes(bucket, tmp_path):
 
 
 def test_errors_that_pass_are_tried_again(web, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
-    web.failures = storage.TRIES - 1
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
+    web.failures = storage.retry.TRIES - 1
     assert storage.read(f"{web.url}/file") == DATA
-    web.failures = storage.TRIES
+    web.failures = storage.retry.TRIES
     with pytest.raises(OSError, match="503"):
         storage.read(f"{web.url}/file")
 
 
 def test_a_server_that_is_down_is_not_a_file_that_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
     with web_server(tmp_path) as server:
         assert storage.size_of(f"{server.url}/file") is None
-    with pytest.raises(OSError, match="ClientConnectorError"):
+    with pytest.raises(OSError, match="no connection to"):
         storage.size_of(f"{server.url}/file")
-    with pytest.raises(OSError, match="ClientConnectorError"), storage.opened(f"{server.url}/file"):
+    with pytest.raises(OSError, match="no connection to"), storage.opened(f"{server.url}/file"):
         pass
 
 

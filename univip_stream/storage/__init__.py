@@ -1,0 +1,224 @@
+"""Files where they lie: local paths, object stores (`s3://`, `gs://`, `hdfs://`) and `http(s)://`.
+
+A location is a local path or a URL. Where one of these kinds cannot do a thing (a web server lists no folder), the error
+says what to name instead. Object stores take their keys and endpoint from the usual environment variables
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...); nothing of that is ever part of a location.
+"""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from univip_stream.errors import InputError
+from univip_stream.storage import objects, polite, retry
+from univip_stream.storage.explain import OptedOutError, TooLongError, explained_store
+from univip_stream.storage.names import OBJECT_STORES, WEB, absolute, is_odd, is_remote, join, name_of, parent, scheme_of
+from univip_stream.storage.polite import WebOptions
+from univip_stream.storage.retry import PassingError, may_pass
+
+if TYPE_CHECKING:
+    from univip_stream.storage.web import Client
+
+__all__ = [
+    "OBJECT_STORES", "WEB", "OptedOutError", "TooLongError", "WebOptions", "absolute", "copy_in", "copy_out", "explained",
+    "files_below", "give_up", "image", "is_odd", "is_remote", "join", "may_pass", "name_of", "names_in", "opened", "parent",
+    "read", "remove", "scheme_of", "size_of", "use_web", "write",
+]  # fmt: skip
+
+_PIECE = 1 << 20
+
+
+def size_of(location: str | Path) -> int | None:
+    """Bytes of a file; None if there is none.
+
+    Raises:
+        OSError: whether there is one cannot be found out, after retries.
+
+    """
+    scheme = scheme_of(location)
+    if scheme is None:
+        path = Path(location)
+        return path.stat().st_size if path.is_file() else None
+    if scheme in WEB:
+        try:
+            return _web().size(str(location))
+        except FileNotFoundError:
+            return None
+    return objects.size_of(str(location))
+
+
+def read(location: str | Path, offset: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a file, or `size` of them from `offset` on; fewer where it ends before.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read, after retries.
+
+    """
+    if size == 0:
+        return b""
+    scheme = scheme_of(location)
+    if scheme is None:
+        with open(location, "rb") as file:
+            file.seek(offset)
+            return file.read(-1 if size is None else size)
+    if scheme in WEB:
+        return _web().read(str(location), offset, size)
+    return objects.read(str(location), offset, size)
+
+
+def image(location: str, most: int) -> bytes:
+    """A whole remote file that is an image: from the web in one request, within limits, unless its server opts out.
+
+    Args:
+        location: its URL.
+        most: bytes it may have.
+
+    Raises:
+        TooLongError: it has more.
+        OptedOutError: its server asks that it is not used, and `use_web` does not say to ignore that.
+        OSError: it cannot be read, after retries.
+
+    """
+    return _web().image(location, most) if scheme_of(location) in WEB else objects.read(location, 0, None, most)
+
+
+def use_web(options: WebOptions) -> None:
+    """Ask web servers in this way from now on, in this process and those forked from it."""
+    polite.use(options)
+
+
+def give_up() -> None:
+    """Cancel what this process waits for from web servers; who waits gets an error. Before an early end."""
+    if "univip_stream.storage.web" in sys.modules:  # else nothing was asked for
+        from univip_stream.storage import web
+
+        web.give_up()
+
+
+@contextlib.contextmanager
+def opened(location: str | Path) -> Iterator[BinaryIO]:
+    """A file open for reading from its beginning, in pieces; seekable."""
+    scheme = scheme_of(location)
+    if scheme is None:
+        with open(location, "rb") as file:
+            yield file
+    elif scheme in WEB:
+        from univip_stream.storage.webfile import WebFile
+
+        with io.BufferedReader(WebFile(_web(), str(location)), _PIECE) as file:
+            yield cast(BinaryIO, file)
+    else:
+        with objects.opened(str(location)) as file:
+            yield file
+
+
+def copy_in(location: str | Path, path: Path) -> int:
+    """Write a file's bytes to a local path, and return how many; a failure leaves no whole-looking file.
+
+    The whole copy is made again where the connection breaks: `path` is truncated first.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read, after retries; or not written here, which the message says.
+
+    """
+
+    def copied() -> int:
+        with opened(location) as source, path.open("wb", buffering=0) as target:
+            while piece := _far(location, source):
+                try:
+                    while piece:
+                        piece = piece[target.write(piece) :]
+                except OSError as error:
+                    raise _not_written(location, path, error) from error
+            return target.tell()
+
+    try:
+        return retry.tried(copied) if is_remote(location) else copied()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def copy_out(path: Path, location: str) -> None:
+    """Write a local file to an object store: there it appears whole or not at all."""
+    objects.copy_out(path, _writable(location))
+
+
+def write(location: str, data: bytes) -> None:
+    """Write bytes to an object store: whole or not at all."""
+    objects.write(_writable(location), data)
+
+
+def remove(location: str) -> None:
+    """Delete a file in an object store; one that is not there is none the less gone."""
+    objects.remove(_writable(location))
+
+
+def files_below(location: str | Path) -> Iterator[tuple[str, int]]:
+    """(path below the folder, bytes) of every file of an object store's folder, folder by folder, sorted by the path's bytes.
+
+    Only one folder's names are in memory at a time. Keys that no path can name (`is_odd`) are among them, and cannot be read.
+
+    Raises:
+        InputError: a web address: a web server does not list files.
+        OSError: it cannot be listed, or there is no such bucket.
+
+    """
+    yield from objects.files_below(_writable(location))
+
+
+def names_in(location: str | Path) -> Iterator[str]:
+    """Names in an object store's folder itself, in any order; a folder's name ends in a slash.
+
+    Raises:
+        InputError: a web address: a web server does not list files.
+        OSError: it cannot be listed, or there is no such bucket.
+
+    """
+    yield from objects.names_in(_writable(location))
+
+
+def explained(location: str | Path, error: Exception) -> Exception:
+    """What went wrong in reading from an `opened` remote file, in words; `may_pass` says whether a second try can help."""
+    if "may_pass" in error.__dict__ or not is_remote(location):
+        return error
+    return error if scheme_of(location) in WEB else explained_store(str(location), error)
+
+
+def _far(location: str | Path, source: BinaryIO) -> bytes:
+    try:
+        return source.read(_PIECE)
+    except Exception as error:  # each client has its own kinds
+        found = explained(location, error)
+        if may_pass(found):
+            raise PassingError from found
+        raise found from error
+
+
+def _not_written(location: str | Path, path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"the copy of {location} cannot be written to {path.parent} ({error.strerror or error}); make room there, or name "
+        "another folder for temporary files by TMPDIR"
+    )
+
+
+def _writable(location: str | Path) -> str:
+    if scheme_of(location) in WEB:
+        raise InputError(
+            f"{location}: a web server can be read file by file only; expected a local folder or an object store"
+        )
+    if not is_remote(location):
+        raise ValueError(f"{location} is local")
+    return str(location)
+
+
+def _web() -> "Client":
+    # Loaded when something lies on the web: an HTTP client takes as long to import as the rest of a command.
+    from univip_stream.storage.web import client
+
+    return client()

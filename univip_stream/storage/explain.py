@@ -1,0 +1,162 @@
+"""What went wrong on the way to a web server or an object store, in words for people, and whether it can pass."""
+
+import os
+import re
+import socket
+import ssl
+from typing import Any
+
+from univip_stream.storage.retry import failure
+
+_AWS = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?")
+_CURL = re.compile(r"curlCode: (\d+), (.*)", re.DOTALL)
+_KEYS = (
+    "keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_NO_SIGN_REQUEST=YES reads public buckets without keys"
+)
+_CERTIFICATE = "SSL_CERT_FILE may name a file of further authorities"
+_REFUSALS = (
+    "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "UNRECOGNIZED_CLIENT",
+    "MISSING_AUTHENTICATION_TOKEN", "INVALID_SIGNATURE", "REQUEST_EXPIRED", "REQUEST_TIME_TOO_SKEWED", "ACCOUNT_PROBLEM",
+)  # fmt: skip
+_WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint")
+_STAYING = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, AttributeError, MemoryError
+)  # fmt: skip
+_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})
+"""HTTP statuses that another try may change; 520 to 530 are those of a large proxy before servers that do not answer."""
+
+
+class WebStatusError(Exception):
+    """A web server's answer that is not what was asked for."""
+
+    def __init__(self, status: int, reason: str, retry_after: str | None, url: Any):
+        super().__init__(f"HTTP {status} {reason}".rstrip())
+        self.status, self.retry_after, self.url = status, retry_after, url
+
+
+class OptedOutError(OSError):
+    """An image whose server asks that it is not used."""
+
+
+class TooLongError(OSError):
+    """A file that is larger than what is read."""
+
+    def __init__(self, size: int):
+        super().__init__(f"at least {size} bytes")
+        self.size = size
+
+
+def explained(location: str, error: Exception, says: str | None = None) -> OSError:
+    """The error of a request to a web server as an `OSError` of the kind that files have.
+
+    Args:
+        location: what was asked for.
+        error: what the client raised; one that was explained before stays as it is.
+        says: what to say instead.
+
+    """
+    import aiohttp
+
+    if isinstance(error, OSError) and "may_pass" in error.__dict__:
+        return error
+    kind, text, passing = OSError, f"{type(error).__name__}: {error}", False
+    if says is not None:
+        kind, text = TimeoutError, says
+    elif isinstance(error, WebStatusError):
+        kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}.get(
+            error.status, OSError
+        )
+        text, passing = str(error), error.status in _PASSING_STATUSES
+    elif isinstance(error, aiohttp.ClientConnectorDNSError):
+        cause = error.os_error
+        passing = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+        kind, text = ConnectionError, f"the name of its server, {error.host}, is not found ({cause.strerror or cause})"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+        cause = getattr(error, "certificate_error", error)
+        kind, text = ConnectionError, f"its server's certificate is not trusted ({_short(cause)}); {_CERTIFICATE}"
+    elif isinstance(error, aiohttp.ClientSSLError):
+        kind, text = ConnectionError, f"no encrypted connection to {error.host}:{error.port} ({_short(error.os_error)})"
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        kind, passing = ConnectionError, True
+        text = f"no connection to {error.host}:{error.port} ({error.os_error.strerror or error.os_error})"
+    elif isinstance(error, TimeoutError):
+        kind, text, passing = (
+            TimeoutError,
+            "the server is silent, or all but silent" + (f" ({error})" if str(error) else ""),
+            True,
+        )
+    elif isinstance(error, aiohttp.InvalidURL | ValueError):
+        text = f"no address that can be asked for ({error})"
+    elif isinstance(error, aiohttp.ClientPayloadError):
+        kind, text, passing = ConnectionError, f"the answer ends before its end ({_inner(error)})", True
+    elif isinstance(error, aiohttp.ClientResponseError):
+        text, passing = f"the server does not answer as web servers do ({error.message})", True
+    elif isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
+        kind, text, passing = ConnectionError, f"the connection broke off ({error})", True
+    return failure(kind, location, text, passing=passing)
+
+
+def explained_store(location: str, error: Exception) -> Exception:
+    """The error of a request to an object store, by pyarrow, in the same way; what is no error of the store stays."""
+    text = str(error)
+    found, status, curl = _AWS.search(text), None, _CURL.search(text)
+    if found is None:
+        if isinstance(error, _STAYING):
+            return error
+        if isinstance(error, ValueError):  # pyarrow's ArrowInvalid, of names that it cannot read
+            return failure(OSError, location, text)
+        return failure(OSError, location, f"{type(error).__name__}: {text}", passing=True)
+    code, status = found[1], found[2]
+    if code == "NO_SUCH_BUCKET":
+        return no_such_bucket(location)
+    if curl is not None:
+        return _network(location, int(curl[1]), curl[2].strip())
+    if status == "301" or any(word in text for word in _WRONG_REGION):
+        says = "the bucket lies in another region than asked for; set AWS_REGION to its region, or unset it to have it found"
+        return failure(OSError, location, f"{says} ({_tail(text)})")
+    if code in _REFUSALS or status in ("401", "403"):
+        return failure(PermissionError, location, f"the store refuses it ({code}: {_tail(text)}); {_KEYS}")
+    if status is not None and int(status) not in _PASSING_STATUSES:
+        return failure(OSError, location, f"HTTP {status} ({_tail(text)}); {_endpoint()}")
+    return failure(OSError, location, f"{code}: {_tail(text)}", passing=True)
+
+
+def no_such_bucket(location: str) -> OSError:
+    """That a location's bucket does not exist."""
+    bucket = location.partition("://")[2].partition("/")[0]
+    return failure(OSError, location, f"there is no bucket {bucket!r}; {_endpoint()}")
+
+
+def _endpoint() -> str:
+    said = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return f"asked was {said} (AWS_ENDPOINT_URL)" if said else "Amazon was asked; AWS_ENDPOINT_URL is for other servers"
+
+
+def _network(location: str, code: int, text: str) -> OSError:
+    details = text.rpartition("Details: ")[2]
+    certificate = code in (35, 51, 58, 60, 77)  # https://curl.se/libcurl/c/libcurl-errors.html
+    if certificate:
+        says = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
+    elif code == 6:
+        says = f"the name of the store's server is not found ({details}); {_endpoint()}"
+    else:
+        says = f"no connection to the store ({details}); {_endpoint()}"
+    return failure(ConnectionError, location, says, passing=not certificate)
+
+
+def _tail(text: str) -> str:
+    """What the store said, without what it was asked and the number of the request."""
+    said = text.rpartition(" operation: ")[2].partition(" (Request ID:")[0].strip()
+    return said.removeprefix("Unable to parse ExceptionName: ") or "no reason given"
+
+
+def _short(error: object) -> str:
+    return re.sub(
+        r"\s*\(_ssl\.c:\d+\)", "", str(getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error)
+    )
+
+
+def _inner(error: Exception) -> str:
+    text = str(error)
+    found = re.search(r"message='([^']*)'|message=\"([^\"]*)\"", text)
+    return (found[1] or found[2]).rstrip(".") if found else text

@@ -1,0 +1,68 @@
+"""Locations as text: their kinds, and how they are taken apart and put together."""
+
+import os
+import re
+from pathlib import Path
+
+from univip_stream.errors import InputError
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+OBJECT_STORES = ("s3", "gs", "gcs", "hdfs")
+WEB = ("http", "https")
+
+
+def scheme_of(location: str | Path) -> str | None:
+    """`s3`, `https`, ... in lower case; None for a local path.
+
+    Raises:
+        InputError: a scheme that is not read.
+
+    """
+    found = _SCHEME.match(str(location))
+    if not found:
+        return None
+    scheme = found[1].lower()
+    if scheme not in OBJECT_STORES + WEB:
+        known = ", ".join(f"{name}://" for name in OBJECT_STORES + WEB)
+        raise InputError(f"{location}: {found[1]}:// is not read; expected a local path or one of {known}")
+    return scheme
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether it is a URL."""
+    return scheme_of(location) is not None
+
+
+def absolute(location: str | Path) -> str:
+    """The location as another process finds it, wherever that was started."""
+    return str(location) if is_remote(location) else os.path.join(os.getcwd(), location)
+
+
+def join(folder: str | Path, name: str) -> str:
+    """The location of a file in a folder; a web address keeps what follows its `?`."""
+    if scheme_of(folder) in WEB:
+        path, mark, query = str(folder).partition("?")
+        return f"{path.rstrip('/')}/{name}{mark}{query}"
+    return f"{str(folder).rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def parent(location: str | Path) -> str:
+    """The folder a file lies in."""
+    if not is_remote(location):
+        return str(Path(location).parent)
+    path, mark, query = str(location).partition("?") if scheme_of(location) in WEB else (str(location), "", "")
+    return path.rstrip("/").rpartition("/")[0] + mark + query
+
+
+def name_of(location: str | Path) -> str:
+    """The last part of it, without a web address's query."""
+    text = str(location)
+    return (text.partition("?")[0] if scheme_of(text) in WEB else text).rstrip("/").rpartition("/")[2]
+
+
+def is_odd(path: str) -> bool:
+    """Whether a path below a folder has a part that is empty, `.` or `..`.
+
+    Object stores have keys of any text; those that no path can name (`a//b.jpg`) are listed, and cannot be read.
+    """
+    return not {"", ".", ".."}.isdisjoint(path.split("/"))

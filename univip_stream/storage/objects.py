@@ -1,0 +1,241 @@
+"""Object stores by pyarrow: `s3://`, `gs://`, `hdfs://`.
+
+Keys and endpoint come from the usual environment variables; nothing of that is ever part of a location. Errors are
+`OSError`s that say where and what.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from univip_stream.errors import InputError
+from univip_stream.storage.explain import TooLongError, explained_store, no_such_bucket
+from univip_stream.storage.names import is_odd
+from univip_stream.storage.retry import PassingError, failure, may_pass, tried
+
+_PIECE = 8 << 20
+_YES = frozenset({"yes", "true", "on", "1"})
+_UNSIGNED = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "gcs": "GS_NO_SIGN_REQUEST"}
+"""As GDAL calls them; beside YES they may name the buckets that are asked without keys."""
+_Result = TypeVar("_Result")
+
+
+def size_of(location: str) -> int | None:
+    """Bytes of a file; None if there is none."""
+    fs, path_there = _store(location)
+    info = _tried(location, lambda: fs.get_file_info(path_there))
+    if not info.is_file:
+        _check_bucket(location)
+        return None
+    return int(info.size)
+
+
+def read(location: str, offset: int, size: int | None, most: int | None = None) -> bytes:
+    """The bytes of a file, or `size` of them from `offset` on.
+
+    Raises:
+        TooLongError: it has more than `most` bytes.
+
+    """
+    fs, path_there = _store(location)
+
+    def ranged() -> bytes:
+        with fs.open_input_file(path_there) as file:
+            there = file.size()
+            if most is not None and there > most:
+                raise TooLongError(there)
+            wanted = there - offset if size is None else min(size, there - offset)
+            return bytes(file.read_at(wanted, offset)) if wanted > 0 else b""
+
+    return _tried(location, ranged)
+
+
+@contextlib.contextmanager
+def opened(location: str) -> Iterator[BinaryIO]:
+    """A file open for reading from its beginning, in pieces; seekable."""
+    fs, path_there = _store(location)
+    with _tried(location, lambda: fs.open_input_file(path_there)) as file:
+        yield cast(BinaryIO, file)
+
+
+def copy_out(path: Path, location: str) -> None:
+    """Write a local file: it appears whole or not at all."""
+    fs, path_there = _store(location)
+
+    def copied() -> None:
+        with path.open("rb") as source, fs.open_output_stream(path_there) as target:
+            while piece := source.read(_PIECE):
+                target.write(piece)
+
+    _tried(location, copied)
+
+
+def write(location: str, data: bytes) -> None:
+    """Write bytes: whole or not at all."""
+    fs, path_there = _store(location)
+
+    def written() -> None:
+        with fs.open_output_stream(path_there) as target:
+            target.write(data)
+
+    _tried(location, written)
+
+
+def remove(location: str) -> None:
+    """Delete a file, if it is there."""
+    fs, path_there = _store(location)
+    with contextlib.suppress(FileNotFoundError):
+        _tried(location, lambda: fs.delete_file(path_there))
+
+
+def files_below(location: str) -> Iterator[tuple[str, int]]:
+    """(path below the folder, bytes) of every file, folder by folder, sorted by the path's bytes; keys that are odd too."""
+    fs, root = _store(location)
+    from pyarrow.fs import FileSelector, FileType
+
+    def below(folder: str) -> Iterator[tuple[str, int]]:
+        infos = _tried(location, lambda: fs.get_file_info(FileSelector(folder, allow_not_found=True)))
+        entries = [
+            (info.base_name + "/" * (info.type == FileType.Directory), info.path, info.size)
+            for info in infos
+            if info.path.rstrip("/") != folder
+        ]
+        # pyarrow shows keys that begin with a slash here as a folder that is this folder itself, and would list it for ever.
+        entries += [("/", "", 0)] * (len(entries) < len(infos))
+        del infos
+        # A folder sorts as its name and a slash: then folder by folder is the order of whole paths.
+        for name, path, size in sorted(entries, key=lambda entry: entry[0].encode()):
+            if name == "/":
+                yield from nameless(folder)
+            elif name.endswith("/"):
+                yield from below(path)
+            else:
+                yield path[len(root) :].lstrip("/"), int(size)
+
+    def nameless(folder: str) -> Iterator[tuple[str, int]]:
+        infos = _tried(location, lambda: fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)))
+        found = [(info.path, info.size) for info in infos if info.is_file and info.path.startswith(f"{folder}//")]
+        for path, size in sorted(found, key=lambda entry: entry[0].encode()):
+            yield path[len(root) + 1 :], int(size)
+
+    empty = True
+    for entry in below(root):
+        empty = False
+        yield entry
+    if empty:
+        _check_bucket(location)
+
+
+def names_in(location: str) -> Iterator[str]:
+    """Names in a folder itself, in any order; a folder's name ends in a slash."""
+    fs, root = _store(location)
+    from pyarrow.fs import FileSelector, FileType
+
+    infos = _tried(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True)))
+    if not infos:
+        _check_bucket(location)
+    for info in infos:
+        yield info.base_name + "/" * (info.type == FileType.Directory)
+
+
+def _tried(location: str, request: Callable[[], _Result]) -> _Result:
+    """The request's result; made again after errors that can pass."""
+
+    def explaining() -> _Result:
+        try:
+            return request()
+        except (TooLongError, InputError):
+            raise
+        except FileNotFoundError as error:
+            _check_bucket(location)
+            raise failure(FileNotFoundError, location, "no such file") from error
+        except Exception as error:  # each client has its own kinds
+            found = explained_store(location, error)
+            if found is error:
+                raise
+            if may_pass(found):
+                raise PassingError from found
+            raise found from error
+
+    return tried(explaining)
+
+
+def _check_bucket(location: str) -> None:
+    """A bucket that does not exist looks like an empty one."""
+    scheme, _, rest = location.partition("://")
+    if scheme.lower() != "s3":
+        return
+    fs, _ = _store(location)
+    bucket = rest.partition("/")[0]
+    with contextlib.suppress(PermissionError):  # those who may read a bucket's files may not always ask about it
+        if not _tried(location, lambda: _bucket_there(fs, bucket)):
+            raise no_such_bucket(location)
+
+
+_buckets: set[tuple[int, str]] = set()
+
+
+def _bucket_there(fs: Any, bucket: str) -> bool:
+    from pyarrow.fs import FileType
+
+    known = (id(fs), bucket)
+    if known not in _buckets and fs.get_file_info(bucket).type != FileType.NotFound:
+        _buckets.add(known)
+    return known in _buckets
+
+
+def _store(location: str) -> tuple[Any, str]:
+    """pyarrow's file system and the path in it."""
+    scheme, _, rest = location.partition("://")
+    scheme = scheme.lower()
+    host, _, path = rest.partition("/")
+    if not host and scheme != "hdfs":
+        raise InputError(f"{location} names no bucket; expected {scheme}://bucket/folder")
+    path = path.rstrip("/")
+    if path and is_odd(path):
+        raise InputError(
+            f"{location}: object stores are read by paths, and a path has no part that is empty, '.' or '..'; expected "
+            f"{scheme}://{host}/folder/name (copy keys that are named so to others)"
+        )
+    # One client a process: a forked one shares its parent's connections, and hangs.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    try:
+        fs = _client(scheme, host, os.getpid(), endpoint if scheme == "s3" else None, _unsigned(scheme, host))
+    except InputError:
+        raise
+    except (OSError, ValueError, NotImplementedError, AttributeError) as error:
+        raise failure(OSError, location, f"no client for it can be made ({error})") from error
+    return fs, f"/{path}" if scheme == "hdfs" else f"{host}/{path}".rstrip("/")
+
+
+def _unsigned(scheme: str, bucket: str) -> bool:
+    """Whether a bucket is asked without keys."""
+    said = os.environ.get(_UNSIGNED.get(scheme, ""), "")
+    return said.lower() in _YES or bucket in [name.strip() for name in said.split(",")]
+
+
+@lru_cache(maxsize=16)
+def _client(scheme: str, host: str, process: int, endpoint: str | None, unsigned: bool) -> Any:
+    from pyarrow import fs as arrow_fs
+
+    if scheme == "s3":
+        options: dict[str, Any] = {"anonymous": True} if unsigned else {}
+        if endpoint:
+            kind, _, address = endpoint.partition("://")
+            if kind.lower() not in ("http", "https") or not address.strip("/"):
+                raise InputError(
+                    f"AWS_ENDPOINT_URL is {endpoint!r}; expected a web address such as https://s3.example.org:9000"
+                )
+            options |= {"endpoint_override": address.rstrip("/"), "scheme": kind.lower()}
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if region is None:
+            # A bucket's region decides where requests go; one that does not say works with the default.
+            with contextlib.suppress(OSError):
+                region = None if endpoint else arrow_fs.resolve_s3_region(host)
+        return arrow_fs.S3FileSystem(region=region or "us-east-1", **options)
+    if scheme in ("gs", "gcs"):
+        return arrow_fs.GcsFileSystem(anonymous=unsigned)
+    return arrow_fs.FileSystem.from_uri(f"hdfs://{host}/")[0]
