@@ -101,13 +101,65 @@ def test_every_detector_takes_the_backbone_and_freezes_nothing(name, run):
         assert torch.equal(mine[1], theirs[1])
     assert not any("Frozen" in type(part).__name__ for part in network.modules())
     heads = network.head if name == "retinanet" else network.roi_heads
-    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in heads.modules())
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in heads.modules()) == (name != "retinanet")
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1 + first_label(name)])}
     if name == "mask-rcnn":
         target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
     losses = network.train()([torch.rand(3, 64, 64)] * 2, [target] * 2)
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert ("loss_mask" in losses) == (name == "mask-rcnn")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name, run, drawn):
+    """What is scored is what was trained: a normalisation that several levels share would be neither level's when scored."""
+    torch.manual_seed(0)
+    network = build_detector(name, open_subject(run), 2, sides=(64,), longest=96).train()
+    if name != "retinanet":
+        network.roi_heads.fg_bg_sampler.batch_size_per_image = 8  # for the test's time
+    images = module._Images(read_coco(drawn / "boxes.json", drawn), masks=name == "mask-rcnn")
+    pixels, targets = zip(*(images[number, False] for number in range(3)), strict=True)
+    targets = [{**target, "labels": target["labels"] + first_label(name)} for target in targets]
+    norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    calls = dict.fromkeys(norms, 0)
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, *_: calls.update({norm: calls[norm] + 1}))
+
+    def loss():
+        torch.manual_seed(1)  # the same regions are learnt from
+        return sum(network([image.float() / 255 for image in pixels], targets).values())
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9)
+    for _ in range(6):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert set(calls.values()) == {6}  # one batch a pass, for each normalisation
+    for norm in norms:
+        norm.momentum = 0.5  # what the training has moved is forgotten soon
+    with torch.no_grad():
+        for _ in range(8):
+            in_training = loss()
+        for norm in norms:
+            norm.eval()
+        in_evaluation = loss()
+    assert in_evaluation == pytest.approx(in_training, rel=0.5)
+
+
+def test_rates_and_decays_are_detectron2s(run):
+    assert [module.rate_for(name, 16) for name in MODELS] == [0.02, 0.02, 0.01]
+    assert module.rate_for("retinanet", 8) == 0.005
+    network = build_detector("faster-rcnn", open_subject(run), 2, sides=(64,), longest=96)
+    others, norms = module._groups(network, DetectionProtocol())
+    assert (others["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
+    known = {id(parameter): key for key, parameter in network.named_parameters()}
+    names = {key for group in (others, norms) for key in (known[id(parameter)] for parameter in group["params"])}
+    assert names == set(known.values())
+    decayed = {known[id(parameter)] for parameter in others["params"]}
+    spared = {known[id(parameter)] for parameter in norms["params"]}
+    assert not decayed & spared
+    assert {"backbone.body.bn1.weight", "backbone.fpn.inner_blocks.0.1.bias", "roi_heads.box_head.0.1.weight"} <= spared
+    assert {"backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.bias"} <= decayed
 
 
 def test_the_rate_is_the_schedules():

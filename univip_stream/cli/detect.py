@@ -14,7 +14,7 @@ from univip_stream.distributed import joined, pick_device, place_from_environmen
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
 from univip_stream.evaluation.detection.models import MODELS
-from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, voc
+from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, rate_for, voc
 from univip_stream.evaluation.detection.protocol import detect as detect_with
 from univip_stream.evaluation.subject import open_subject
 
@@ -37,7 +37,8 @@ _SAY_EVERY = 5.0
 @click.option("--schedule", type=click.Choice([*SCHEDULES]), help="90, 180 or 540 thousand iterations.  [default: 1x]")
 @click.option("--iterations", type=click.IntRange(min=1), help="Any other number; the rate's falls move with it.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: 16]")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.02 x batch / 16]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True),
+              help="Peak learning rate.  [default: 0.02 x batch / 16; retinanet half of it]")  # fmt: skip
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
@@ -91,7 +92,7 @@ def detect(
     }  # fmt: skip
     said = {name: value for name, value in said.items() if value is not None}
     protocol = voc(**said) if devkit else DetectionProtocol(**said)
-    protocol = replace(protocol, rate=lr or 0.02 * protocol.batch_size / 16)
+    protocol = replace(protocol, rate=lr or rate_for(protocol.model, protocol.batch_size))
     subject = open_subject(run)
     place = place_from_environment()
     where = pick_device(device, place)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
@@ -31,8 +32,11 @@ SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
 @dataclass(frozen=True, kw_only=True)
 class DetectionProtocol:
     """Detectron2's and MoCo's COCO protocol (arXiv:1911.05722, section 4.2): nothing frozen, SGD with momentum 0.9 and weight decay
-    1e-4, rate 0.02 at batch 16, divided by ten twice, linear warm-up, horizontal flips, short side drawn from 640 to 800 pixels,
-    batch normalisation over all ranks in backbone, pyramid and heads."""
+    1e-4, none on normalisations, rate 0.02 at batch 16 (RetinaNet 0.01), divided by ten twice, linear warm-up, horizontal flips,
+    short side drawn from 640 to 800 pixels, batch normalisation over all ranks in backbone, pyramid and heads (`build_detector`).
+
+    Not Detectron2's yet: long schedules, where the rate falls 60 and 20 thousand iterations before the end; VOC's warm-up of 100
+    iterations in MoCo; statistics measured anew before scoring (PRECISE_BN in ORL); networks without a pyramid (C4)."""
 
     model: str = "mask-rcnn"
     """One of `MODELS`."""
@@ -41,7 +45,7 @@ class DetectionProtocol:
     batch_size: int = 16
     """Images of an update, over all ranks."""
     rate: float = 0.02
-    """Peak learning rate, for the batch as it is."""
+    """Peak learning rate, for the batch as it is; `rate_for` gives Detectron2's."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the rate falls to a tenth: 60k and 80k of 90k. VOC: 18k and 22k of 24k."""
     warmup: int = 1000
@@ -51,7 +55,9 @@ class DetectionProtocol:
     longest: int = 1333
     """Most pixels of the long side."""
     weight_decay: float = 1e-4
-    """Of all parameters."""
+    """Of all parameters but the normalisations'."""
+    norm_decay: float = 0.0
+    """Weight decay of scales and shifts of normalisations (Detectron2's SOLVER.WEIGHT_DECAY_NORM)."""
     seed: int = 0
     """Of new layers, order and flips."""
 
@@ -121,7 +127,7 @@ def detect(
     ).to(device)
     if place.world_size > 1:
         network = synchronise_batchnorm(network, device.type).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=protocol.rate, momentum=0.9, weight_decay=protocol.weight_decay)
+    optimizer = torch.optim.SGD(_groups(network, protocol), lr=protocol.rate, momentum=0.9)
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     first, losses = 0, [0.0] * 0
     if (state := partial.load()) is not None:
@@ -167,6 +173,23 @@ def detect(
         "loss_first": float(np.mean(losses[:tenth])),
         "loss_last": float(np.mean(losses[-tenth:])),
     }
+
+
+def rate_for(model: str, batch_size: int) -> float:
+    """Detectron2's peak learning rate, in proportion to the batch: 0.02 for 16 images, RetinaNet 0.01 (its
+    configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml)."""
+    return (0.01 if model == "retinanet" else 0.02) * batch_size / 16
+
+
+def _groups(network: nn.Module, protocol: DetectionProtocol) -> list[dict[str, Any]]:
+    """An optimizer's parameter groups: the normalisations', and all others."""
+    norms = [p for part in network.modules() if isinstance(part, _BatchNorm) for p in part.parameters(recurse=False)]
+    of_norms = set(map(id, norms))
+    others = [p for p in network.parameters() if id(p) not in of_norms]
+    return [
+        {"params": others, "weight_decay": protocol.weight_decay},
+        {"params": norms, "weight_decay": protocol.norm_decay},
+    ]
 
 
 def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, place: Place) -> None:
