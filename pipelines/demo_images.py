@@ -29,7 +29,7 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.
 
 def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: int = 240) -> np.ndarray:
     """One scene of 4 to 7 objects of one shape on a textured background: uint8, height x width x 3, RGB."""
-    image = _background(rng, width, height)
+    image = background(rng, width, height)
     for _ in range(int(rng.integers(4, 8))):
         radius = int(rng.integers(min(width, height) // 9, min(width, height) // 4))
         centre = rng.integers([radius, radius], [width - radius, height - radius])
@@ -43,7 +43,7 @@ def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: i
     return image.astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """A smooth random texture in two random colours: float64, height x width x 3."""
     coarse = rng.random((int(rng.integers(3, 9)), int(rng.integers(3, 9)))).astype(np.float32)
     blend = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]

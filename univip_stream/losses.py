@@ -53,22 +53,25 @@ def instance_loss(
     epsilon: float = 0.1,
     iterations: int = 50,
     mass: float = 1.0,
+    through_plan: bool = False,
 ) -> Float[Tensor, ""]:
     """Instance-instance discrimination, mean over the batch; between -`mass` and `mass`.
 
     Eq. 11: L_instance(O, T) = -sum_mn y_mn <o_m, t_n> / (|o_m| |t_n|), with y the plan of Eq. 7 to 10.
 
-    The plan is a constant: the gradient reaches only the cosines, and of these only `online`.
+    The plan is a constant, as in OTA (Ge et al. 2021): the gradient reaches only the cosines, and of these only `online`. With
+    `through_plan` it also passes through cost, supply and demand, as in DeepEMD (Zhang et al. 2020); targets stay constants.
     """
     cosines_BMN = instance_cosines(online, target.detach())
-    with torch.no_grad():
+    with torch.set_grad_enabled(through_plan and torch.is_grad_enabled()):
         plan_BMN = sinkhorn(
             transport_cost(cosines_BMN),
-            supply(online, target_scene_1, target_scene_2),
-            demand(target, online_scene_1, online_scene_2),
+            supply(online, target_scene_1.detach(), target_scene_2.detach()),
+            demand(target.detach(), online_scene_1, online_scene_2),
             epsilon,
             iterations,
             mass=mass,
+            differentiable=through_plan,
         )
     return -(plan_BMN * cosines_BMN).sum((-2, -1)).mean()
 

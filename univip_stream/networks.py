@@ -69,6 +69,18 @@ def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
     )
 
 
+def initialise_kaiming(module: nn.Module) -> None:
+    """Draw every convolution and linear layer's weights Kaiming normal, fan-in, gain of a ReLU, biases 0.
+
+    So ORL's public code begins, backbone and heads alike; torchvision's ResNets have fan-out, torch's linear layers uniform weights.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def frozen_copy(module: AnyModule) -> AnyModule:
     """A deep copy that no gradient reaches: the start of a target network."""
     return copy.deepcopy(module).requires_grad_(False)

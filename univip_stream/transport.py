@@ -9,7 +9,6 @@ from torch import Tensor
 from univip_stream.shapes import Float
 
 
-@torch.no_grad()
 def sinkhorn(
     cost: Float[Tensor, "B M N"],
     rows: Float[Tensor, "B M"],
@@ -18,6 +17,7 @@ def sinkhorn(
     iterations: int = 50,
     *,
     mass: float = 1.0,
+    differentiable: bool = False,
 ) -> Float[Tensor, "B M N"]:
     """Return the plan y of Eq. 7 by Sinkhorn-Knopp iterations: what each row ships to each column, at little cost.
 
@@ -27,8 +27,14 @@ def sinkhorn(
     the rows as closely as `iterations` allow.
 
     The computation is in the log domain and in float32 (float64 for float64 inputs) whatever the inputs or autocast. The
-    plan carries no gradient. Weights that are not finite give a plan of NaN, so that a broken model is seen, not hidden.
+    plan carries no gradient unless it is `differentiable`: then it has that of the unrolled iterations with respect to cost,
+    rows and columns. Weights that are not finite give a plan of NaN, so that a broken model is seen, not hidden.
     """
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        return _sinkhorn(cost, rows, columns, epsilon, iterations, mass)
+
+
+def _sinkhorn(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, iterations: int, mass: float) -> Tensor:
     dtype = torch.promote_types(cost.dtype, torch.float32)
     # The batch goes last: K is small, and sums over it then run along whole vectors of problems instead of four numbers.
     log_kernel_MNB = (cost.to(dtype) / -epsilon).permute(1, 2, 0).contiguous()
@@ -45,8 +51,10 @@ def _log_shares(weights: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
     """Logarithms of the weights scaled to sum to 1: -inf for a zero, uniform where all are zero."""
     # By the largest first: the sum of large weights must not overflow.
     largest_B1 = weights.amax(-1, keepdim=True)
-    scaled = torch.where(largest_B1 == 0, 1.0, weights / largest_B1)
-    return (scaled / scaled.sum(-1, keepdim=True)).log()
+    scaled = torch.where(largest_B1 == 0, 1.0, weights / torch.where(largest_B1 == 0, 1.0, largest_B1))
+    shares = scaled / scaled.sum(-1, keepdim=True)
+    # The logarithm of a zero is apart: its gradient would be infinite, and that of the relu before it 0.
+    return torch.where(shares == 0, -torch.inf, torch.where(shares == 0, 1.0, shares).log())
 
 
 def _logsumexp_(values: Float[Tensor, "M N B"], axis: int) -> Float[Tensor, "m n B"]:
@@ -54,5 +62,7 @@ def _logsumexp_(values: Float[Tensor, "M N B"], axis: int) -> Float[Tensor, "m n
 
     There always is one: the shares sum to 1, so some row and some column have a finite logarithm.
     """
+    if values.requires_grad:
+        return torch.logsumexp(values, axis, keepdim=True)
     largest = values.amax(axis, keepdim=True)
     return values.sub_(largest).exp_().sum(axis, keepdim=True).log_().add_(largest)

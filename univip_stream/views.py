@@ -50,6 +50,9 @@ class ViewConfig:
     """Of the resizing."""
     instance_augmentations: Literal[1, 2] = 1
     """1: the same augmented instance goes to both networks. 2: one each."""
+    instance_draws: Literal["in-order", "either"] = "in-order"
+    """Whose chances of blur and solarisation an instance's augmentation has: of the first view (and of the second for a second
+    augmentation), or of either view by chance, drawn for every augmentation of every instance."""
     instance_crops: bool = True
     """Cut the instances out as images of their own. False: their boxes only, for methods that look at boxes in the views."""
     whole_first: bool = False
@@ -81,6 +84,7 @@ class ViewConfig:
             ("regions", ("mined", "naive", "none")),
             ("interpolation", ("bilinear", "bicubic")),
             ("instance_augmentations", (1, 2)),
+            ("instance_draws", ("in-order", "either")),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"views.{name} is {getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")

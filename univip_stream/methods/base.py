@@ -7,7 +7,7 @@ view, D width, N vectors.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from univip_stream.networks import (
     Backbone,
     build_backbone,
     frozen_copy,
+    initialise_kaiming,
     per_view_batchnorm,
     projector,
     update_ema,
@@ -71,6 +72,12 @@ class MethodConfig:
     """Sinkhorn iterations."""
     mass: float = 1.0
     """Sum of a transport plan, and so the weight of Eq. 11; K counts every instance once."""
+    through_plan: bool = False
+    """Let the gradient of Eq. 11 pass through the transport plan too, as DeepEMD does; OTA, which Eq. 7 follows, does not."""
+    loss_scale: float = 1.0
+    """What the loss of univip and byol is multiplied by. 1 is the paper's -cos; 2 has the gradient of BYOL's 2 - 2 cos."""
+    init: Literal["library", "kaiming"] = "library"
+    """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads, as ORL has it."""
     temperature: float = 0.2
     """Of the contrastive losses: what similarities are divided by."""
     queue: int = 65536
@@ -85,9 +92,11 @@ class MethodConfig:
         for name in ("hidden", "width", "iterations", "queue"):
             if getattr(self, name) < 1:
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("epsilon", "mass", "temperature"):
+        for name in ("epsilon", "mass", "temperature", "loss_scale"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
+        if self.init not in ("library", "kaiming"):
+            raise UsageError(f"method.init is {self.init!r}; expected library or kaiming")
         if not 0 <= self.dense_weight <= 1:
             raise UsageError(f"method.dense_weight is {self.dense_weight}; expected a share, 0 to 1")
 
@@ -106,6 +115,8 @@ class Encoder(nn.Module):
         self.backbone: Backbone = build_backbone(config.backbone, pretrained=config.pretrained, small_stem=config.small_stem)
         width = self.backbone.width
         self.projector = head(width) if head is not None else projector(width, config.hidden, config.width)
+        if config.init == "kaiming":
+            initialise_kaiming(self if not config.pretrained else self.projector)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         projection: Tensor = self.projector(self.backbone(images))
@@ -188,6 +199,8 @@ class Bootstrap(Method):
         super().__init__(config, instances)
         self.online = Encoder(config)
         self.predictor = projector(config.width, config.hidden, config.width)
+        if config.init == "kaiming":
+            initialise_kaiming(self.predictor)
         per_view_batchnorm(self)
         self.target = frozen_copy(self.online)
 
@@ -204,11 +217,14 @@ UNIVIP_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")
 
 
 def losses_by_term(
-    scene: Float[Tensor, ""] | None, scene_instance: Float[Tensor, ""] | None, instance: Float[Tensor, ""] | None
+    scene: Float[Tensor, ""] | None,
+    scene_instance: Float[Tensor, ""] | None,
+    instance: Float[Tensor, ""] | None,
+    scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Eq. 12: the sum with equal weights, and its terms; None for a term that is off."""
+    """Eq. 12: the sum with equal weights, times `scale`, and its terms, unscaled; None for a term that is off."""
     terms = dict(zip(UNIVIP_TERMS, (scene, scene_instance, instance), strict=True))
-    loss = torch.stack([term for term in terms.values() if term is not None]).sum()
+    loss = torch.stack([term for term in terms.values() if term is not None]).sum() * scale
     off = torch.zeros_like(loss)
     return {"loss": loss} | {name: off if term is None else term for name, term in terms.items()}
 

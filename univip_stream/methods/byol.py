@@ -26,4 +26,4 @@ class BYOL(Bootstrap):
             targets_2BD = self.encode(self.target, scenes)
         projections_2BD = self.encode(self.online, scenes)
         loss = scene_loss(*self.predict(projections_2BD), *targets_2BD)
-        return losses_by_term(loss, None, None) | {"feature_std": feature_std(projections_2BD)}
+        return losses_by_term(loss, None, None, self.config.loss_scale) | {"feature_std": feature_std(projections_2BD)}

@@ -19,6 +19,7 @@ from univip_stream.losses import (
     transport_cost,
 )
 from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, Wants, feature_std, losses_by_term
+from univip_stream.networks import initialise_kaiming
 from univip_stream.shapes import Float
 from univip_stream.transport import sinkhorn
 
@@ -58,6 +59,8 @@ class UniVIP(Bootstrap):
             )
         # Only where it is used: distributed training waits for the gradient of every parameter there is.
         self.aggregate = nn.Linear(instances * config.width, config.width) if self.with_scene_instance else None
+        if self.aggregate is not None and config.init == "kaiming":
+            initialise_kaiming(self.aggregate)
 
     def forward(
         self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
@@ -85,8 +88,10 @@ class UniVIP(Bootstrap):
                     epsilon=self.config.epsilon,
                     iterations=self.config.iterations,
                     mass=self.config.mass,
+                    through_plan=self.config.through_plan,
                 )
-        return losses_by_term(scene, scene_instance, discrimination) | {"feature_std": feature_std(projections_2BD)}
+        losses = losses_by_term(scene, scene_instance, discrimination, self.config.loss_scale)
+        return losses | {"feature_std": feature_std(projections_2BD)}
 
     @torch.no_grad()
     def transport(self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"]) -> Transport:

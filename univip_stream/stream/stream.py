@@ -292,7 +292,8 @@ class _Batches(Dataset[Batch | InputError]):
             for k in range(instances.shape[1]):
                 self._cut(image, drawn.instances[k], instances[b, k])
                 for a in range(A):
-                    instance_draws[a, b, k] = augmentation.draw(rng, self.augment, a)
+                    view = a if views.instance_draws == "in-order" else int(rng.integers(2))
+                    instance_draws[a, b, k] = augmentation.draw(rng, self.augment, view)
             # What not every method wants is drawn last: with and without it, the rest is the same.
             view_boxes[:, b] = drawn.instances
             if views.box_jitter:
