@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from univip_stream import __version__
 from univip_stream.errors import InputError
+from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place, Task
@@ -132,13 +133,13 @@ def _stop_if_hopeless(job: Job, entries: dict[str, dict[str, Any]]) -> None:
     if failed <= job.allowed:
         return
     bad = [line for line in failures(job.out, list(entries.values())) if line[1] in FAILED]
-    lines = "\n".join(f"  {source}: {status}: {reason}" for source, status, reason in bad[:20])
-    more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-    seen = sum(entry["images"] for entry in entries.values())
-    raise InputError(
-        f"{failed} of {seen} images could not be used; --max-failures allows {job.allowed_text} of {job.images}:\n"
-        f"{lines}{more}\nEach is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
-        "the files and run again with --retry-failed, or accept them with a larger --max-failures."
+    raise too_many(
+        bad,
+        seen=sum(entry["images"] for entry in entries.values()),
+        images=job.images,
+        allowed=job.allowed_text,
+        advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
+        "the files and run again with --retry-failed, or accept them with a larger --max-failures.",
     )
 
 

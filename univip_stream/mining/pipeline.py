@@ -13,6 +13,7 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
+from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
 from univip_stream.mining.job import Job, carry_out, digest, failures
 from univip_stream.mining.output import Output
@@ -54,7 +55,7 @@ class MiningConfig(Place):
     """Which boxes stay."""
     max_pixels: int = MAX_PIXELS
     """Larger images are not decoded."""
-    max_failures: str = "1%"
+    max_failures: str = MAX_FAILURES
     """Share or number of images that may be unreadable or too large before the job stops."""
     retry_failed: bool = False
     """Mine images that failed again."""
@@ -192,18 +193,6 @@ def mine(
         ignored=plan.listing.ignored,
         match=plan.match,
     )
-
-
-def allowed_failures(text: str, images: int) -> float:
-    """How many images may fail: `1%` of `images`, or a plain number."""
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1
-    if not value >= 0 or (percent and value > 100):
-        raise UsageError(f"--max-failures is {text!r}; expected a share such as 1% or a number of images such as 25")
-    return value / 100 * images if percent else value
 
 
 def _imported(match: Match | None) -> dict[str, Any]:
