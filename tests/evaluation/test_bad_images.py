@@ -78,14 +78,14 @@ def test_embed_gives_a_row_with_the_reason_and_no_vector(workers, run, spoilt, s
 def test_features_of_a_mended_image_are_made_where_the_others_are_kept(run, spoilt, tmp_path, monkeypatch):
     subject, source = open_subject(run), ImageSource(str(spoilt / "train"))
     real, asked = embedding.vectors, []
-    monkeypatch.setattr(embedding, "vectors", lambda b, s, numbers, **m: asked.append(len(numbers)) or real(b, s, numbers, **m))
+    monkeypatch.setattr(
+        embedding, "vectors", lambda b, s, numbers, **m: asked.append(len(numbers)) or real(b, s, numbers, **m)
+    )
     path = spoilt / "train" / "green" / "green03.png"
     good = (spoilt / "train" / "green" / "green04.png").read_bytes()
 
     def made():
-        return embedding.features(
-            subject, source, tmp_path / "cache", max_failures="1", batch_size=16, workers=0, device=CPU
-        )
+        return embedding.features(subject, source, tmp_path / "cache", max_failures="1", batch_size=16, workers=0, device=CPU)
 
     first = made()
     path.write_bytes(good)
@@ -164,7 +164,7 @@ def test_a_training_says_which_of_the_images_it_is_looked_at_by_are_left_out(spo
     from univip_stream.pretrain.config import OnlineKnnConfig
 
     config = OnlineKnnConfig(train=str(spoilt / "train"), val=str(spoilt / "val"), k=3)
-    with pytest.raises(InputError, match="green03.png: unreadable"):
+    with pytest.raises(InputError, match=r"green03\.png: unreadable"):
         online.OnlineKnn(config, 32)
     monkeypatch.setattr(online, "MAX_FAILURES", "10%")
     knn = online.OnlineKnn(config, 32)
