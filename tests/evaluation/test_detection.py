@@ -1,6 +1,7 @@
 """Detection: scores whose value is known by hand, a run that learns and resumes, and sets that do not belong together."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -218,12 +219,46 @@ def test_the_loss_falls(run, drawn, tmp_path):
 def test_flipped_boxes_lie_on_flipped_pixels(drawn):
     known = read_coco(drawn / "boxes.json", drawn)
     for flip in (False, True):
-        image, target = module._Images(known, masks=True)[0, flip]
+        image, target, _ = module._Images(known, masks=True)[0, flip]
         x1, y1, x2, y2 = target["boxes"][0].int().tolist()
         inside = torch.zeros(80, 96, dtype=torch.bool)
         inside[y1:y2, x1:x2] = True
         assert torch.equal(image[0] > 200, inside)
         assert torch.equal(target["masks"][0].bool(), inside)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_cannot_be_read_are_stood_in_for_or_left_out_and_named(workers, run, drawn, tmp_path):
+    bad = shutil.copytree(drawn, tmp_path / "bad")
+    (bad / "1.png").write_bytes(b"no image")
+    cv2.imwrite(str(bad / "2.png"), np.zeros((20, 20, 3), np.uint8))  # of another size than its annotations are for
+    stopped = command(run, bad, tmp_path / "out.json", "--workers", workers)
+    assert stopped.exit_code == 1
+    assert stopped.output.count("error: ") == 1
+    assert "--max-failures allows 1% of 4" in stopped.output
+    assert "Traceback" not in stopped.output
+    done = command(run, bad, tmp_path / "out.json", "--workers", workers, "--max-failures", 2)
+    assert done.exit_code == 0, done.output
+    assert "left out, 2 of 4 images of --val that cannot be used:\n  1.png: unreadable: not an image" in done.output
+    assert "4 of the 4 images" in done.output  # train and val are the same
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["used"] == {"train": 2, "val": 2}
+    assert [one["source"] for one in result["failed"]["val"]] == ["1.png", "2.png"]
+    assert "is 20 x 20 pixels" in result["failed"]["train"][1]["reason"]
+    for name in ("0.png", "3.png"):
+        (bad / name).write_bytes(b"no image")
+    none = command(run, bad, tmp_path / "none.json", "--workers", workers, "--max-failures", "100%")
+    assert (none.exit_code, "no image of" in none.output) == (1, True)
+
+
+def test_the_objects_of_images_that_were_not_looked_at_do_not_count(drawn):
+    known = read_coco(drawn / "boxes.json", drawn)
+    rows = []
+    for number in (0, 2, 3):
+        target = known.target(number, masks=False)
+        rows += detections(known, number, {**target, "scores": torch.ones(len(target["labels"]))})
+    assert average_precision(known, rows, "bbox")["AP"] < 1
+    assert average_precision(known, rows, "bbox", without={1})["AP"] == pytest.approx(1)
 
 
 def test_pascal_voc_becomes_the_same(tmp_path):

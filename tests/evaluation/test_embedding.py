@@ -68,7 +68,8 @@ def test_kept_features_are_made_once_and_not_taken_damaged_or_of_other_images(ru
     monkeypatch.setattr(embedding, "vectors", lambda *a, **k: passes.append(1) or real(*a, **k))
 
     def made(subject=subject, part="val"):
-        return embedding.features(subject, ImageSource(str(coloured / part)), tmp_path, batch_size=64, workers=0, device=CPU)
+        source = ImageSource(str(coloured / part))
+        return embedding.features(subject, source, tmp_path, batch_size=64, workers=0, device=CPU).vectors_ND
 
     first = made()
     assert (made() == first).all()

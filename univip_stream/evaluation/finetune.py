@@ -24,8 +24,10 @@ from univip_stream.evaluation.linear import FLIP_ONLY, rate_at
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import fraction_of, hold_out, listed
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import unreadable, used_images
+from univip_stream.failures import MAX_FAILURES
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
 from univip_stream.probe.features import normalised
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
@@ -71,6 +73,7 @@ def finetune(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Fine-tune on a share of the labelled images, once for each pair of rates, and judge the best by `val`.
@@ -87,22 +90,32 @@ def finetune(
         workers: processes that read images.
         device: where it runs.
         place: this process among those that work together.
+        max_failures: images that may be unreadable, of those with labels and of `val` each; they are left out.
         say: gets a line a pair.
 
     Returns:
         top1 and top5 of the best pair, all pairs, chance, what was done.
 
+    Raises:
+        InputError: sources that cannot be judged, more unreadable images than allowed.
+
     """
     same_classes(train, val)
     if not 0 < share <= 1:
         raise UsageError(f"--fraction is {share:.2%}; expected more than 0 and at most 100%")
-    few = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
+    asked = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
+    bad, bad_val = (
+        unreadable(source, numbers, workers=workers, place=place, say=say)
+        for source, numbers in ((train, asked), (val, np.arange(len(val))))
+    )
+    used = used_images(train, val, bad, bad_val, max_failures=max_failures, among=asked)
+    few = used.train
     try:
         learn, choose = hold_out(few, train.numbers[few], seed)
     except InputError:  # an image or two of each class: all are needed, and they choose themselves
         learn = choose = few
     facts = {
-        **subject.facts(train=train, val=val), "protocol": "finetune", "fraction": share,
+        **subject.facts(train=train, val=val), **used.facts(), "protocol": "finetune", "fraction": share,
         "subset": None if subset is None else str(subset), "finetune": asdict(protocol), "seed": seed,
         "labelled": len(few), "held_out": 0 if choose is few else len(choose), "classes": len(train.classes),
     }  # fmt: skip
@@ -113,7 +126,7 @@ def finetune(
     job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
     for number, (rate, multiplier) in enumerate(pairs[len(rows) :], len(rows) + 1):
         network = job.trained(learn, rate, multiplier)
-        held_out, judged = job.judged(network, train, choose), job.judged(network, val, np.arange(len(val)))
+        held_out, judged = job.judged(network, train, choose), job.judged(network, val, used.val)
         row = {
             "rate": rate, "multiplier": multiplier, "held_out_top1": held_out.top1()[0],
             "top1": judged.top1()[0], "top5": judged.top5()[0],
@@ -134,7 +147,7 @@ def finetune(
         "chosen_by": "top1 on "
         + ("the labelled images themselves, too few to hold any out" if choose is few else "held-out ones"),
         "pairs": rows,
-        "chance": chance(val.labels),
+        "chance": chance([val.labels[number] for number in used.val]),
     }
 
 
@@ -189,7 +202,7 @@ class _Job:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
             order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.place.rank].ravel()
             crop = RandomCrop(self.subject.size, FLIP_ONLY, seed=self.seed, epoch=epoch)
-            parts = batches(self.train, order, crop, batch_size=size, workers=self.workers)
+            parts = sound(batches(self.train, order, crop, batch_size=size, workers=self.workers))
             for step, crops in enumerate(parts):
                 share = (epoch + step / steps) / protocol.epochs
                 for group in optimizer.param_groups:
@@ -207,7 +220,7 @@ class _Job:
         place = {label: number for number, label in enumerate(self.train.classes)}
         classes = torch.tensor([place[label] for label in source.labels])
         mine = numbers[self.place.rank :: self.place.world_size]
-        for crops in batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers):
+        for crops in sound(batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers)):
             logits = network(normalised(crops.images.to(self.device)))
             # Weights that burst give no number, and no answer.
             tally.add(torch.nan_to_num(logits)[None].cpu(), classes[crops.numbers])

@@ -22,8 +22,10 @@ from univip_stream.evaluation.heads import Heads, Tally, loss_of
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import hold_out
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import unreadable, used_images
+from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
 from univip_stream.probe.features import normalised
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
@@ -114,6 +116,8 @@ def linear(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
+    progress: Callable[[int, int], None] = lambda epoch, epochs: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
@@ -130,18 +134,36 @@ def linear(
         workers: processes that read images.
         device: where it runs.
         place: this process among those that work together.
-        say: gets a line an epoch.
+        max_failures: images of each source that may be unreadable, a share or a number; they are left out.
+        progress: called after an epoch, with its number from 1 and how many there are.
+        say: gets lines for people.
 
     Returns:
         top1, top5 and rate of the best; all rates with their top1 on held-out and validation images; chance; what was done.
 
+    Raises:
+        InputError: sources that cannot be judged, more unreadable images than allowed.
+
     """
     same_classes(train, val)
-    learn, choose = hold_out(np.arange(len(train)), train.numbers, seed)
     if protocol.batch_size % place.world_size:
         raise UsageError(f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a divisor")
+    sources = {"train": train, "val": val}
+    made: dict[str, Tensor] = {}
+    failed: dict[str, dict[int, Failure]] = {}
+    for name, source in sources.items():
+        if protocol.augment is None:
+            kept = features(
+                subject, source, cache, max_failures=max_failures,
+                batch_size=batch_size, workers=workers, device=device, place=place,
+            )  # fmt: skip
+            made[name], failed[name] = torch.from_numpy(kept.vectors_ND), kept.failed
+        else:
+            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
+    used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
+    learn, choose = hold_out(used.train, train.numbers[used.train], seed)
     facts = {
-        **subject.facts(train=train, val=val), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
+        **subject.facts(train=train, val=val), **used.facts(), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
         "held_out": len(choose), "classes": len(train.classes),
     }  # fmt: skip
     classes_of = {"train": torch.from_numpy(train.numbers), "val": _numbers_in(val, train.classes)}
@@ -154,17 +176,11 @@ def linear(
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
     seen: _Seen
     if protocol.augment is None:
-        made = {
-            name: torch.from_numpy(
-                features(subject, source, cache, batch_size=batch_size, workers=workers, device=device, place=place)
-            )
-            for name, source in (("train", train), ("val", val))
-        }
         seen = _Kept(made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed)
     else:
         seen = _Fresh(
-            subject, {"train": train, "val": val}, classes_of, learn, protocol.augment, device=device, place=place,
-            batch_size=protocol.batch_size, workers=workers, seed=seed,
+            subject, sources, classes_of, learn, protocol.augment, device=device, place=place, batch_size=protocol.batch_size,
+            workers=workers, seed=seed,
         )  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     first = 0
@@ -172,25 +188,23 @@ def linear(
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
+        say(f"continues after epoch {first} of {protocol.epochs}")
     model = in_parallel(heads, place, device)
     for epoch in range(first, protocol.epochs):
-        total = torch.zeros((), device=device)
-        count = 0
-        for count, (vectors, classes) in enumerate(seen.training(epoch), 1):
-            share = (epoch + (count - 1) / seen.steps) / protocol.epochs
+        for count, (vectors, classes) in enumerate(seen.training(epoch)):
+            share = (epoch + count / seen.steps) / protocol.epochs
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(group["peak"], share, protocol.milestones)
             loss = loss_of(model(vectors), classes)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
-            total += loss.detach()
-        say(f"epoch {epoch + 1}/{protocol.epochs}  loss {float(total) / count / len(protocol.rates):.3f}")
+        progress(epoch + 1, protocol.epochs)
         if place.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
     held_out = _judged(heads, seen.judging("train", choose), place)
-    judged = _judged(heads, seen.judging("val", np.arange(len(val))), place)
+    judged = _judged(heads, seen.judging("val", used.val), place)
     best = int(np.argmax(held_out.top1()))
     if place.is_first:
         partial.clear()
@@ -202,7 +216,7 @@ def linear(
         "rate": protocol.rates[best],
         "chosen_by": "top1 on held-out training images",
         "rates": [{"rate": r, "held_out_top1": h, "top1": one, "top5": five} for r, h, one, five in rows],
-        "chance": chance(val.labels),
+        "chance": chance([val.labels[number] for number in used.val]),
     }
 
 
@@ -284,13 +298,13 @@ class _Fresh(_Seen):
 
     def training(self, epoch: int) -> Any:
         crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
-        for crops in batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers):
+        parts = batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers)
+        for crops in sound(parts):
             images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
         mine = numbers[self.place.rank :: self.place.world_size]
-        for crops in batches(
-            self.sources[name], mine, CentreCrop(self.subject.size), batch_size=self.size, workers=self.workers
-        ):
+        crop = CentreCrop(self.subject.size)
+        for crops in sound(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
             yield self._features(normalised(crops.images.to(self.device))), self.classes[name][crops.numbers].to(self.device)

@@ -160,6 +160,8 @@ class _Trainer:
         """The numbers the run will live by."""
         config, place = self.config, self.place
         yield from self.notes
+        if self.knn is not None:
+            yield from self.knn.notes()
         part = config.stream.batch_size // place.world_size // config.accumulate
         yield (
             f"{self.images} images; {part} a rank x {place.world_size} ranks x {config.accumulate} parts = batch "
@@ -222,6 +224,8 @@ class _Trainer:
                 }
                 if judge and self.knn is not None:
                     values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
+                    if self.knn.failed:
+                        values["knn_failed"] = len(self.knn.failed)
                 self.recorder.write(values)
                 began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                 yield values
