@@ -45,7 +45,9 @@ _SAY_EVERY = 5.0
 @click.option("--iterations", type=click.IntRange(min=1), help="Any other number; the rate's falls move with it.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: 16]")
 @learning_rate_option(
-    "lr", "Peak learning rate.  [default: 0.02 x batch / 16; retinanet half of it]", type=click.FloatRange(min=0, min_open=True)
+    "lr",
+    "Peak learning rate.  [default: 0.02 x batch / 16; retinanet half of it]",
+    type=click.FloatRange(min=0, min_open=True),
 )
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
