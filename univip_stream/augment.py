@@ -146,6 +146,12 @@ def augment(
         return x.to(torch.uint8) if keep_uint8 else x
 
 
+def normalised(images_NCSS: UInt8[Tensor, "N 3 S S"], config: AugmentConfig) -> Float[Tensor, "N 3 S S"]:
+    """A batch as it is, normalised by the mean and standard deviation of a run's augmentation: what its network is judged on."""
+    mean, std = (torch.tensor(values, device=images_NCSS.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    return (images_NCSS.float() / 255 - mean) / std
+
+
 def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:
     """Write whole grey levels, or normalised pixels."""
     if keep_uint8:

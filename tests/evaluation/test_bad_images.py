@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.evaluation import embedding
@@ -165,9 +166,9 @@ def test_a_training_says_which_of_the_images_it_is_looked_at_by_are_left_out(spo
 
     config = OnlineKnnConfig(train=str(spoilt / "train"), val=str(spoilt / "val"), k=3)
     with pytest.raises(InputError, match=r"green03\.png: unreadable"):
-        online.OnlineKnn(config, 32)
+        online.OnlineKnn(config, 32, AugmentConfig())
     monkeypatch.setattr(online, "MAX_FAILURES", "10%")
-    knn = online.OnlineKnn(config, 32)
+    knn = online.OnlineKnn(config, 32, AugmentConfig())
     assert "train/green/green03.png: unreadable" in knn.notes()[0]
     (spoilt / "val" / "red" / "red02.png").unlink()  # while the run trains
     assert 0 <= knn.top1(build_backbone("resnet18"), CPU) <= 1

@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from torchvision.transforms.v2 import functional as TF
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval
 from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.mining import MiningConfig, mine
-from univip_stream.probe.features import normalised
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
@@ -83,7 +83,7 @@ def test_neighbours_and_pairs_are_those_of_plain_loops(run, few, features, tmp_p
         for x, y, w, h in index.boxes_of(sample).tolist()[:6]:
             crop = TF.resize(image[:, y : y + h, x : x + w], [48, 48], antialias=True)
             with torch.inference_mode():
-                found.append(backbone(normalised(crop[None]))[0].double().numpy())
+                found.append(backbone(normalised(crop[None], AugmentConfig()))[0].double().numpy())
         return found
 
     regions = [seen(sample) for sample in range(len(index))]

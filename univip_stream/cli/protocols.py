@@ -137,8 +137,9 @@ def linear(
     """Train a linear classifier on the frozen features of RUN.
 
     All learning rates are tried at once, each with its own classifier. The best is chosen on training images that are held
-    out, and only then judged by --val. Protocols: byol (the paper's for ImageNet), orl (for COCO), orl-last, features (central
-    crops, made once: minutes instead of hours). Killed with --out, the same command goes on from the last epoch.
+    out, and only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for
+    COCO), orl-last, features (central crops, made once: minutes instead of hours). Killed with --out, the same command goes on
+    from the last epoch.
 
     \b
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
@@ -178,9 +179,10 @@ def linear(
     if as_json:
         click.echo(json.dumps(result))
         return
-    click.echo(f"linear top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}  (rate {result['rate']:g}, chosen on "
-               f"{result['held_out']} held-out training images; chance {result['chance']:.3f})")  # fmt: skip
-    for row in result["rates"]:
+    how = f", chosen on {result['held_out']} held-out training images" if result["held_out"] else ""
+    click.echo(f"linear top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}  "
+               f"(rate {result['rate']:g}{how}; chance {result['chance']:.3f})")  # fmt: skip
+    for row in result["rates"] if result["held_out"] else []:
         click.echo(f"  rate {row['rate']:<8g} held out {row['held_out_top1']:.3f}  top-1 {row['top1']:.3f}")
     print_left_out(result)
 
@@ -220,9 +222,10 @@ def finetune(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Fine-tune all of RUN's backbone on a share of the labels, once for each pair of rates.
+    """Fine-tune all of RUN's backbone on a share of the labels.
 
-    The best pair is chosen on labelled images that are held out. Killed with --out, the same command goes on with the next pair.
+    Every pair of rates is tried with some labelled images held out; the best on those trains once more, on all of them, and is
+    judged by --val. With one pair nothing is held out. Killed with --out, the same command goes on with the next pair.
 
     \b
     univip-stream eval finetune runs/in1k --fraction 1% --train imagenet/train --val imagenet/val
@@ -249,9 +252,10 @@ def finetune(
     if as_json:
         click.echo(json.dumps(result))
         return
+    how = f", chosen by {result['chosen_by']}" if result["pairs"] else ""
     click.echo(
-        f"fine-tuned top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on {result['labelled']} labelled images  "
-        f"(rate {result['rate']:g} x {result['multiplier']:g}, chosen by {result['chosen_by']}; chance {result['chance']:.3f})"
+        f"fine-tuned top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}, trained on {result['labelled']} labelled images  "
+        f"(rate {result['rate']:g} x {result['multiplier']:g}{how}; chance {result['chance']:.3f})"
     )
     print_left_out(result)
 

@@ -92,8 +92,9 @@ def embed(
 
 
 def fingerprint(subject: Subject, source: ImageSource) -> str:
-    """What features depend on: weights, crop and images."""
-    facts = [subject.weights_hash(), subject.size, source.fingerprint]
+    """What features depend on: weights, crop, normalisation and images."""
+    pixels = subject.config.augment
+    facts = [subject.weights_hash(), subject.size, pixels.mean, pixels.std, source.fingerprint]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -128,7 +129,14 @@ def make_chunks(
         bad: dict[int, Failure] = {}
         if len(todo):
             for seen in vectors(
-                subject.backbone, source, todo, size=subject.size, batch_size=batch_size, device=device, workers=workers
+                subject.backbone,
+                source,
+                todo,
+                size=subject.size,
+                pixels=subject.config.augment,
+                batch_size=batch_size,
+                device=device,
+                workers=workers,
             ):
                 if len(seen.numbers):
                     values[seen.numbers - first] = seen.vectors_BD

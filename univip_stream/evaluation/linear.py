@@ -1,4 +1,4 @@
-"""Linear classification on frozen features: the paper's Tables 1 and 3 to 6.
+"""Linear classification on frozen features: the paper's Table 1, and the top-1 of Tables 7 to 9.
 
 Shape letters: N images, B of a batch, D width of a feature, R learning rates tried at once, C classes.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from univip_stream.augment import AugmentConfig, augment
+from univip_stream.augment import AugmentConfig, augment, normalised
 from univip_stream.distributed import ALONE, Place, in_parallel
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.embedding import features
@@ -26,7 +26,6 @@ from univip_stream.evaluation.used import unreadable, used_images
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
-from univip_stream.probe.features import normalised
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -122,9 +121,11 @@ def linear(
 ) -> dict[str, Any]:
     """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
 
+    A protocol of one rate has nothing to choose: nothing is held out, and it learns from all images.
+
     Args:
         subject: what is judged.
-        train: labelled images to learn from; some of each class are held out to choose by.
+        train: labelled images to learn from; some of each class are held out to choose by, where there are several rates.
         val: labelled images to judge by, of the same classes.
         protocol: how.
         cache: folder for features that are made once.
@@ -139,7 +140,8 @@ def linear(
         say: gets lines for people.
 
     Returns:
-        top1, top5 and rate of the best; all rates with their top1 on held-out and validation images; chance; what was done.
+        top1, top5 and rate of the best; all rates with their top1 on held-out images (None where there are none) and on
+        validation images; chance; what was done.
 
     Raises:
         InputError: sources that cannot be judged, more unreadable images than allowed.
@@ -161,7 +163,8 @@ def linear(
         else:
             failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
     used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
-    learn, choose = hold_out(used.train, train.numbers[used.train], seed)
+    several = len(protocol.rates) > 1
+    learn, choose = hold_out(used.train, train.numbers[used.train], seed) if several else (used.train, used.train[:0])
     facts = {
         **subject.facts(train=train, val=val), **used.facts(), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
         "held_out": len(choose), "classes": len(train.classes),
@@ -203,18 +206,18 @@ def linear(
         if place.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
-    held_out = _judged(heads, seen.judging("train", choose), place)
+    held_out = _judged(heads, seen.judging("train", choose), place).top1() if several else []
     judged = _judged(heads, seen.judging("val", used.val), place)
-    best = int(np.argmax(held_out.top1()))
+    best = int(np.argmax(held_out)) if several else 0
     if place.is_first:
         partial.clear()
-    rows = zip(protocol.rates, held_out.top1(), judged.top1(), judged.top5(), strict=True)
+    rows = zip(protocol.rates, held_out or [None], judged.top1(), judged.top5(), strict=True)
     return {
         **facts,
         "top1": judged.top1()[best],
         "top5": judged.top5()[best],
         "rate": protocol.rates[best],
-        "chosen_by": "top1 on held-out training images",
+        "chosen_by": "top1 on held-out training images" if several else "nothing: there is one rate",
         "rates": [{"rate": r, "held_out_top1": h, "top1": one, "top5": five} for r, h, one, five in rows],
         "chance": chance([val.labels[number] for number in used.val]),
     }
@@ -288,7 +291,8 @@ class _Fresh(_Seen):
         **more: Any,
     ) -> None:
         super().__init__(learn, **more)
-        self.subject, self.sources, self.classes, self.config, self.workers = subject, sources, classes, config, workers
+        self.subject, self.sources, self.classes, self.workers = subject, sources, classes, workers
+        self.config = subject.seen_by(config)
         self.backbone: nn.Module = subject.backbone.to(self.device).eval()
 
     @torch.no_grad()
@@ -307,4 +311,5 @@ class _Fresh(_Seen):
         mine = numbers[self.place.rank :: self.place.world_size]
         crop = CentreCrop(self.subject.size)
         for crops in sound(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
-            yield self._features(normalised(crops.images.to(self.device))), self.classes[name][crops.numbers].to(self.device)
+            images = normalised(crops.images.to(self.device), self.subject.config.augment)
+            yield self._features(images), self.classes[name][crops.numbers].to(self.device)

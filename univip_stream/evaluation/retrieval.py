@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from univip_stream.augment import normalised
 from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError
 from univip_stream.evaluation.embedding import load_features
@@ -40,7 +41,6 @@ from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, stop_if_too_many
 from univip_stream.files import sha256_of, written_atomically
 from univip_stream.probe.crops import one_thread
-from univip_stream.probe.features import normalised
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import FetchError
 from univip_stream.shards.format import UNREADABLE
@@ -113,7 +113,11 @@ class Retrieval:
         self.neighbours = min(neighbours, len(index) - 1)
         counts = np.diff(index.box_start).clip(1, max_boxes)
         self._start = np.concatenate([[0], np.cumsum(counts)])
-        seen = {"weights_sha256": subject.weights_hash(), "size": str(subject.size), "max_boxes": str(max_boxes)}
+        pixels = subject.config.augment
+        seen = {
+            "weights_sha256": subject.weights_hash(), "size": str(subject.size), "max_boxes": str(max_boxes),
+            "mean": str(list(pixels.mean)), "std": str(list(pixels.std)),
+        }  # fmt: skip
         self.facts = seen | {"features_sha256": sha256_of(features), "neighbours": str(self.neighbours), "share": str(share)}
         """What the pairs depend on beside the shards, for the file's metadata."""
         self._parts = out.with_name(out.name + ".parts")
@@ -139,7 +143,7 @@ class Retrieval:
 
         """
         self._regions.mkdir(parents=True, exist_ok=True)
-        backbone = self.subject.backbone.to(device).eval()
+        backbone, pixels = self.subject.backbone.to(device).eval(), self.subject.config.augment
         for first, last in self._mine():
             path = self._regions / f"{first:09d}.f16"
             size = int(self._start[last] - self._start[first]) * backbone.width * _HALF.itemsize
@@ -151,7 +155,7 @@ class Retrieval:
                 with written_atomically(path) as file:
                     for images, failed in crops.loaded(workers):
                         with torch.inference_mode():
-                            found = backbone(normalised(images.to(device, non_blocking=True))).float()
+                            found = backbone(normalised(images.to(device, non_blocking=True), pixels)).float()
                         if not found.isfinite().all():
                             raise InputError(
                                 "the backbone's features are not finite: its weights are damaged, or training had burst"

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
 from univip_stream.pretrain.config import OnlineKnnConfig
 from univip_stream.probe.crops import look_through
@@ -21,16 +22,17 @@ class OnlineKnn:
     Args:
         config: which images, and how often.
         size: side of the centre crop, pixels.
+        pixels: of the training: its mean and standard deviation.
 
     Raises:
         InputError: sources without labels, or of other classes, or more unreadable images than `mine` allows of its own.
 
     """
 
-    def __init__(self, config: OnlineKnnConfig, size: int) -> None:
+    def __init__(self, config: OnlineKnnConfig, size: int, pixels: AugmentConfig) -> None:
         self.reference, self.queries = LabelledSource(str(config.train)), LabelledSource(str(config.val))
         same_classes(self.reference, self.queries)
-        self.config, self.size = KnnConfig(k=config.k), size
+        self.config, self.size, self.pixels = KnnConfig(k=config.k), size, pixels
         self.failed: list[Failure] = []
         """Images of both that cannot be read: neither do they vote nor are they judged."""
         for source in (self.reference, self.queries):
@@ -59,7 +61,7 @@ class OnlineKnn:
         training = backbone.training
         try:
             known, asked = (
-                extract(backbone, images, size=self.size, batch_size=_BATCH, device=device)
+                extract(backbone, images, size=self.size, pixels=self.pixels, batch_size=_BATCH, device=device)
                 for images in (self.reference, self.queries)
             )
         finally:

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure, listed
 from univip_stream.probe.crops import CentreCrop, batches
 from univip_stream.probe.labelled import ImageSource, LabelledSource
-
-# ImageNet's channel statistics, as every torchvision and BYOL recipe uses them (RGB, images in 0..1).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +46,13 @@ class Seen:
         return len(self.numbers) + len(self.failed)
 
 
-def normalised(images_B3SS: Tensor) -> Tensor:
-    """uint8 of 0 to 255 as float32 of the statistics that networks are trained with."""
-    mean = torch.tensor(MEAN, device=images_B3SS.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images_B3SS.device).view(1, 3, 1, 1)
-    return (images_B3SS.float() / 255 - mean) / std
-
-
 def vectors(
     backbone: nn.Module,
     source: ImageSource,
     numbers: np.ndarray,
     *,
     size: int,
+    pixels: AugmentConfig,
     batch_size: int,
     device: torch.device,
     workers: int = 0,
@@ -73,6 +64,7 @@ def vectors(
         source: of the images.
         numbers: which of them.
         size: side of the centre crop in pixels.
+        pixels: of the backbone's training: its mean and standard deviation.
         batch_size: images a forward pass; memory holds a few batches.
         device: where the backbone runs.
         workers: processes that read and cut; 0 is this one.
@@ -86,14 +78,21 @@ def vectors(
         found = np.empty((0, 0), np.float32)
         if len(crops.numbers):
             with torch.inference_mode():
-                found = backbone(normalised(crops.images.to(device, non_blocking=True))).float().cpu().numpy()
+                found = backbone(normalised(crops.images.to(device, non_blocking=True), pixels)).float().cpu().numpy()
         if not np.isfinite(found).all():
             raise InputError("the backbone's features are not finite: its weights are damaged, or training had burst")
         yield Seen(vectors_BD=found, numbers=crops.numbers.numpy(), failed=crops.failed)
 
 
 def extract(
-    backbone: nn.Module, source: LabelledSource, *, size: int, batch_size: int, device: torch.device, workers: int = 0
+    backbone: nn.Module,
+    source: LabelledSource,
+    *,
+    size: int,
+    pixels: AugmentConfig,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
 ) -> Features:
     """Features of all images of a source, in memory; see `vectors`.
 
@@ -102,8 +101,11 @@ def extract(
 
     """
     found = list(
-        vectors(backbone, source, np.arange(len(source)), size=size, batch_size=batch_size, device=device, workers=workers)
-    )
+        vectors(
+            backbone, source, np.arange(len(source)),
+            size=size, pixels=pixels, batch_size=batch_size, device=device, workers=workers,
+        )
+    )  # fmt: skip
     numbers = np.concatenate([part.numbers for part in found])
     failed = [failure for part in found for failure in part.failed.values()]
     if not len(numbers):
