@@ -65,11 +65,12 @@ class AugmentConfig:
     """As `mean`."""
 
     def __post_init__(self) -> None:
-        chances = (self.flip_p, self.jitter_p, self.grey_p, *self.blur_p, *self.solarize_p)
-        if not all(0 <= chance <= 1 for chance in chances):
-            raise UsageError(f"augment: a chance is not between 0 and 1 in {chances}")
-        if not all(0 <= amount <= 1 for amount in (self.brightness, self.contrast, self.saturation)):
-            raise UsageError("augment: brightness, contrast and saturation must lie between 0 and 1")
+        for name in ("flip_p", "jitter_p", "grey_p", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
+        for name in ("blur_p", "solarize_p"):
+            if not all(0 <= chance <= 1 for chance in getattr(self, name)):
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance for each view, 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise UsageError(f"augment.hue is {self.hue}; expected 0 to 0.5")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
@@ -78,7 +79,9 @@ class AugmentConfig:
             raise UsageError(f"augment.blur_kernel is {self.blur_kernel}; expected a share of the image's side, 0 to 1")
         if not 0 <= self.solarize_threshold <= 1:
             raise UsageError(f"augment.solarize_threshold is {self.solarize_threshold}; expected 0 to 1 (128 of 255 is 0.5)")
-        if not all(std > 0 for std in self.std):
+        if not all(math.isfinite(mean) for mean in self.mean):
+            raise UsageError(f"augment.mean is {self.mean}; expected three numbers")
+        if not all(0 < std < math.inf for std in self.std):
             raise UsageError(f"augment.std is {self.std}; expected three numbers above 0")
 
 

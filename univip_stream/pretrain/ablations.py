@@ -53,7 +53,7 @@ def ablation(name: str) -> Ablation:
     """
     if name not in ABLATIONS:
         near = difflib.get_close_matches(name, ABLATIONS, n=1, cutoff=0.4)
-        guess = f"; did you mean {near[0]}?" if near else ";"
+        guess = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(
             f"there is no ablation {name!r}{guess} They are the rows of the paper's tables: {', '.join(ABLATIONS)}"
         )
