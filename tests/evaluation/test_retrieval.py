@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from torchvision.transforms.v2 import functional as TF
 
-from univip_stream.augment import AugmentConfig
+from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval

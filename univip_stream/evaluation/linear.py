@@ -211,7 +211,7 @@ def linear(
     best = int(np.argmax(held_out)) if several else 0
     if place.is_first:
         partial.clear()
-    rows = zip(protocol.rates, held_out or [None], judged.top1(), judged.top5(), strict=True)
+    rows = zip(protocol.rates, held_out if several else [None], judged.top1(), judged.top5(), strict=True)
     return {
         **facts,
         "top1": judged.top1()[best],
