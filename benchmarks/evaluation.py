@@ -72,7 +72,11 @@ def main() -> None:
         taken: dict[str, list[float]] = {"pass": [], "one": [], "five": []}
         for _ in range(args.rounds):
             taken["pass"].append(
-                seconds(lambda: extract(subject.backbone, train, size=args.size, batch_size=64, device=device))
+                seconds(
+                    lambda: extract(
+                        subject.backbone, train, size=args.size, pixels=subject.config.augment, batch_size=64, device=device
+                    )
+                )
             )
             taken["one"].append(seconds(lambda: probe(one, kept)))
             taken["five"].append(seconds(lambda: probe(five, kept)))

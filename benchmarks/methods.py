@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -69,7 +70,9 @@ class Trained:
         ]
         settings += [f"views.pairs={pairs}"] if wants.patches else []
         config = with_settings(recipe("coco"), settings)
-        stream = Stream(shards, config.views, config.augment, config.stream)
+        # As in training: instances that nobody looks at are not cut out.
+        views = config.views if wants.crops else replace(config.views, instance_crops=False)
+        stream = Stream(shards, views, config.augment, config.stream)
         method = build_method(config.method, instances=config.views.instances).to(memory_format=torch.channels_last)
         self.batches = itertools.repeat(next(iter(stream)))
         self.updates = Updates(

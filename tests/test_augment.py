@@ -237,14 +237,15 @@ def test_one_seed_gives_one_draw() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"flip_p": 1.5}, "chance"),
-        ({"blur_p": (0.5, -1.0)}, "chance"),
-        ({"brightness": 2.0}, "brightness"),
+        ({"flip_p": 1.5}, r"augment\.flip_p is 1\.5; expected 0 to 1"),
+        ({"blur_p": (0.5, -1.0)}, r"augment\.blur_p is .*; expected a chance for each view"),
+        ({"brightness": 2.0}, r"augment\.brightness is 2\.0"),
         ({"hue": 0.7}, "hue"),
         ({"blur_sigma": (0.0, 1.0)}, "blur_sigma"),
         ({"blur_kernel": 0.0}, "blur_kernel"),
         ({"solarize_threshold": 128.0}, "solarize_threshold"),
         ({"std": (0.2, 0.0, 0.2)}, "std"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict, named: str) -> None:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ LAYERS = [
     {"methods", "stream", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "proposals"},
     {"boxes", "shards", "images", "schedules", "checkpoint", "distributed"},
-    {"errors", "shapes", "files", "storage", "__init__"},
+    {"errors", "failures", "shapes", "files", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 
@@ -108,3 +109,10 @@ def test_the_list_of_commands_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mine" in done.stdout
+
+
+def test_the_package_says_that_it_is_typed():
+    """PEP 561: without the marker in the wheel, a type checker of those who use the package takes everything for Any."""
+    assert (PACKAGE / "py.typed").is_file()
+    data = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert data["univip_stream"] == ["py.typed"]

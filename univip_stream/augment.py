@@ -65,11 +65,12 @@ class AugmentConfig:
     """As `mean`."""
 
     def __post_init__(self) -> None:
-        chances = (self.flip_p, self.jitter_p, self.grey_p, *self.blur_p, *self.solarize_p)
-        if not all(0 <= chance <= 1 for chance in chances):
-            raise UsageError(f"augment: a chance is not between 0 and 1 in {chances}")
-        if not all(0 <= amount <= 1 for amount in (self.brightness, self.contrast, self.saturation)):
-            raise UsageError("augment: brightness, contrast and saturation must lie between 0 and 1")
+        for name in ("flip_p", "jitter_p", "grey_p", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
+        for name in ("blur_p", "solarize_p"):
+            if not all(0 <= chance <= 1 for chance in getattr(self, name)):
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance for each view, 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise UsageError(f"augment.hue is {self.hue}; expected 0 to 0.5")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
@@ -78,7 +79,9 @@ class AugmentConfig:
             raise UsageError(f"augment.blur_kernel is {self.blur_kernel}; expected a share of the image's side, 0 to 1")
         if not 0 <= self.solarize_threshold <= 1:
             raise UsageError(f"augment.solarize_threshold is {self.solarize_threshold}; expected 0 to 1 (128 of 255 is 0.5)")
-        if not all(std > 0 for std in self.std):
+        if not all(math.isfinite(mean) for mean in self.mean):
+            raise UsageError(f"augment.mean is {self.mean}; expected three numbers")
+        if not all(0 < std < math.inf for std in self.std):
             raise UsageError(f"augment.std is {self.std}; expected three numbers above 0")
 
 
@@ -144,6 +147,12 @@ def augment(
             x.copy_(images_NCSS).div_(255)
             _finish(x, _change_all(x, draws_NP, config), config, keep_uint8)
         return x.to(torch.uint8) if keep_uint8 else x
+
+
+def normalised(images_NCSS: UInt8[Tensor, "N 3 S S"], config: AugmentConfig) -> Float[Tensor, "N 3 S S"]:
+    """A batch as it is, normalised by the mean and standard deviation of a run's augmentation: what its network is judged on."""
+    mean, std = (torch.tensor(values, device=images_NCSS.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    return (images_NCSS.float() / 255 - mean) / std
 
 
 def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:

@@ -101,11 +101,10 @@ class ViewConfig:
             raise UsageError(f"views.max_iou is {self.max_iou}; expected 0 to 1")
         if 0 < self.third_size < 8:
             raise UsageError(f"views.third_size is {self.third_size}; expected at least 8 pixels, or 0 for no third view")
-        if not 0 <= self.box_jitter <= 0.5 or not 0 <= self.box_jitter_p <= 1:
-            raise UsageError(
-                f"views.box_jitter is {self.box_jitter} and views.box_jitter_p {self.box_jitter_p}; expected a share of at most "
-                "0.5 and a chance of at most 1"
-            )
+        if not 0 <= self.box_jitter <= 0.5:
+            raise UsageError(f"views.box_jitter is {self.box_jitter}; expected a share of a box's sides, 0 to 0.5")
+        if not 0 <= self.box_jitter_p <= 1:
+            raise UsageError(f"views.box_jitter_p is {self.box_jitter_p}; expected a chance, 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

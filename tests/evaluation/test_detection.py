@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -253,13 +254,65 @@ def test_every_detector_takes_the_backbone_and_freezes_nothing(name, run):
         assert torch.equal(mine[1], theirs[1])
     assert not any("Frozen" in type(part).__name__ for part in network.modules())
     heads = network.head if name == "retinanet" else network.roi_heads
-    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in heads.modules())
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in heads.modules()) == (name != "retinanet")
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1 + first_label(name)])}
     if name == "mask-rcnn":
         target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
     losses = network.train()([torch.rand(3, 64, 64)] * 2, [target] * 2)
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert ("loss_mask" in losses) == (name == "mask-rcnn")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name, run, drawn):
+    """What is scored is what was trained: a normalisation that several levels share would be neither level's when scored."""
+    torch.manual_seed(0)
+    network = build_detector(name, open_subject(run), 2, sides=(64,), longest=96).train()
+    if name != "retinanet":
+        network.roi_heads.fg_bg_sampler.batch_size_per_image = 8  # for the test's time
+    images = module._Images(read_coco(drawn / "boxes.json", drawn), masks=name == "mask-rcnn")
+    pixels, targets = zip(*(images[number, False] for number in range(3)), strict=True)
+    targets = [{**target, "labels": target["labels"] + first_label(name)} for target in targets]
+    norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    calls = dict.fromkeys(norms, 0)
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, *_: calls.update({norm: calls[norm] + 1}))
+
+    def loss():
+        torch.manual_seed(1)  # the same regions are learnt from
+        return sum(network([image.float() / 255 for image in pixels], targets).values())
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9)
+    for _ in range(6):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert set(calls.values()) == {6}  # one batch a pass, for each normalisation
+    for norm in norms:
+        norm.momentum = 0.5  # what the training has moved is forgotten soon
+    with torch.no_grad():
+        for _ in range(8):
+            in_training = loss()
+        for norm in norms:
+            norm.eval()
+        in_evaluation = loss()
+    assert in_evaluation == pytest.approx(in_training, rel=0.5)
+
+
+def test_rates_and_decays_are_detectron2s(run):
+    assert [module.rate_for(name, 16) for name in MODELS] == [0.02, 0.02, 0.01]
+    assert module.rate_for("retinanet", 8) == 0.005
+    network = build_detector("faster-rcnn", open_subject(run), 2, sides=(64,), longest=96)
+    others, norms = module._groups(network, DetectionProtocol())
+    assert (others["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
+    known = {id(parameter): key for key, parameter in network.named_parameters()}
+    names = {key for group in (others, norms) for key in (known[id(parameter)] for parameter in group["params"])}
+    assert names == set(known.values())
+    decayed = {known[id(parameter)] for parameter in others["params"]}
+    spared = {known[id(parameter)] for parameter in norms["params"]}
+    assert not decayed & spared
+    assert {"backbone.body.bn1.weight", "backbone.fpn.inner_blocks.0.1.bias", "roi_heads.box_head.0.1.weight"} <= spared
+    assert {"backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.bias"} <= decayed
 
 
 def test_the_rate_is_the_schedules():
@@ -318,12 +371,46 @@ def test_the_loss_falls(run, drawn, tmp_path):
 def test_flipped_boxes_lie_on_flipped_pixels(drawn):
     known = read_coco(drawn / "boxes.json", drawn)
     for flip in (False, True):
-        image, target = module._Images(known, masks=True)[0, flip]
+        image, target, _ = module._Images(known, masks=True)[0, flip]
         x1, y1, x2, y2 = target["boxes"][0].int().tolist()
         inside = torch.zeros(80, 96, dtype=torch.bool)
         inside[y1:y2, x1:x2] = True
         assert torch.equal(image[0] > 200, inside)
         assert torch.equal(target["masks"][0].bool(), inside)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_cannot_be_read_are_stood_in_for_or_left_out_and_named(workers, run, drawn, tmp_path):
+    bad = shutil.copytree(drawn, tmp_path / "bad")
+    (bad / "1.png").write_bytes(b"no image")
+    cv2.imwrite(str(bad / "2.png"), np.zeros((20, 20, 3), np.uint8))  # of another size than its annotations are for
+    stopped = command(run, bad, tmp_path / "out.json", "--workers", workers)
+    assert stopped.exit_code == 1
+    assert stopped.output.count("error: ") == 1
+    assert "--max-failures allows 1% of 4" in stopped.output
+    assert "Traceback" not in stopped.output
+    done = command(run, bad, tmp_path / "out.json", "--workers", workers, "--max-failures", 2)
+    assert done.exit_code == 0, done.output
+    assert "left out, 2 of 4 images of --val that cannot be used:\n  1.png: unreadable: not an image" in done.output
+    assert "4 of the 4 images" in done.output  # train and val are the same
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["used"] == {"train": 2, "val": 2}
+    assert [one["source"] for one in result["failed"]["val"]] == ["1.png", "2.png"]
+    assert "is 20 x 20 pixels" in result["failed"]["train"][1]["reason"]
+    for name in ("0.png", "3.png"):
+        (bad / name).write_bytes(b"no image")
+    none = command(run, bad, tmp_path / "none.json", "--workers", workers, "--max-failures", "100%")
+    assert (none.exit_code, "no image of" in none.output) == (1, True)
+
+
+def test_the_objects_of_images_that_were_not_looked_at_do_not_count(drawn):
+    known = read_coco(drawn / "boxes.json", drawn)
+    rows = []
+    for number in (0, 2, 3):
+        target = known.target(number, masks=False)
+        rows += detections(known, number, {**target, "scores": torch.ones(len(target["labels"]))})
+    assert average_precision(known, rows, "bbox")["AP"] < 1
+    assert average_precision(known, rows, "bbox", without={1})["AP"] == pytest.approx(1)
 
 
 def test_pascal_voc_becomes_the_same(tmp_path):

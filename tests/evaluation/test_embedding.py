@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.evaluation import embedding
 from univip_stream.evaluation.subject import open_subject
@@ -30,7 +31,7 @@ def test_rows_are_the_images_and_the_networks_features(run, coloured, drawn_fold
     found, table = vectors_of(out)
     source = LabelledSource(str(coloured / "val"))
     subject = open_subject(run)
-    expected = extract(subject.backbone, source, size=subject.size, batch_size=5, device=CPU)
+    expected = extract(subject.backbone, source, size=subject.size, pixels=AugmentConfig(), batch_size=5, device=CPU)
     np.testing.assert_allclose(found, expected.vectors_ND, atol=1e-5)
     assert table.column("label").to_pylist() == source.labels
     assert table.column("key").to_pylist() == source.keys
@@ -68,7 +69,8 @@ def test_kept_features_are_made_once_and_not_taken_damaged_or_of_other_images(ru
     monkeypatch.setattr(embedding, "vectors", lambda *a, **k: passes.append(1) or real(*a, **k))
 
     def made(subject=subject, part="val"):
-        return embedding.features(subject, ImageSource(str(coloured / part)), tmp_path, batch_size=64, workers=0, device=CPU)
+        source = ImageSource(str(coloured / part))
+        return embedding.features(subject, source, tmp_path, batch_size=64, workers=0, device=CPU).vectors_ND
 
     first = made()
     assert (made() == first).all()

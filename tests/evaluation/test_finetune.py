@@ -63,9 +63,53 @@ def test_colours_are_learnt_from_half_of_the_labels_and_a_killed_grid_goes_on(ru
     monkeypatch.setattr(module._Job, "trained", dying)
     assert call(*arguments).exit_code != 0
     assert call(*arguments).exit_code == 0
-    assert calls == [0.1, 0.01, 0.01]
+    assert calls[:3] == [0.1, 0.01, 0.01]
     result = json.loads(out.read_text())
+    assert calls[3:] == [result["rate"]]  # the chosen one once more, on all labels
     assert result["labelled"] == 18
     assert result["held_out"] == 3
     assert [row["rate"] for row in result["pairs"]] == [0.1, 0.01]
     assert result["top1"] > 0.8 > result["chance"]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rates", "tried", "held_out", "words"),
+    [
+        ("50%", ["0.1", "0.01"], 15, 3, "chosen by top1 on held-out ones"),
+        ("50%", ["0.1"], None, 0, "(rate 0.1 x 1; chance"),
+        ("10%", ["0.1", "0.01"], 3, 0, "chosen by top1 on the labelled images themselves"),
+    ],
+)
+def test_what_is_judged_was_trained_on_all_labels_of_the_fraction(
+    fraction, rates, tried, held_out, words, run, coloured, tmp_path, monkeypatch
+):
+    real_training, real_judging = module._Job.trained, module._Job.judged
+    trained, judged = [], []
+
+    def training(self, learn, rate, multiplier):
+        network = real_training(self, learn, rate, multiplier)
+        trained.append((network, set(learn.tolist())))
+        return network
+
+    def judging(self, network, source, numbers):
+        if source is self.val:
+            judged.append(network)
+        return real_judging(self, network, source, numbers)
+
+    monkeypatch.setattr(module._Job, "trained", training)
+    monkeypatch.setattr(module._Job, "judged", judging)
+    out = tmp_path / "finetune.json"
+    given = [word for rate in rates for word in ("--rate", rate)]
+    done = call("eval", "finetune", run, "--fraction", fraction, "--train", coloured / "train", "--val", coloured / "val",
+                "--workers", 0, "--out", out, "--epochs", 1, "--multiplier", "1", "--batch-size", 3, *given)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert words in " ".join(done.output.split())
+    result = json.loads(out.read_text())
+    (last,) = judged  # validation images are looked at once
+    assert last is trained[-1][0]
+    source = LabelledSource(str(coloured / "train"))
+    everything = set(fraction_of(source, result["fraction"], 0).tolist())
+    assert trained[-1][1] == everything
+    assert len(everything) == result["labelled"]
+    assert [len(learn) for _, learn in trained[:-1]] == ([] if tried is None else [tried] * len(rates))
+    assert (result["held_out"], len(result["pairs"])) == (held_out, 0 if tried is None else len(rates))

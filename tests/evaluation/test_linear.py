@@ -126,6 +126,23 @@ def test_killed_between_two_epochs_it_goes_on_to_the_same_numbers(protocol, run,
     assert json.loads((tmp_path / "killed.json").read_text()) == json.loads((tmp_path / "calm.json").read_text())
 
 
+@pytest.mark.parametrize("protocol", ["orl", "orl-last"])
+def test_with_one_rate_nothing_is_held_out(protocol, run, coloured, tmp_path, monkeypatch):
+    real = module._Seen.order
+    learned = []
+    monkeypatch.setattr(module._Seen, "order", lambda self, epoch: learned.append(real(self, epoch)) or learned[-1])
+    sources = ["--train", coloured / "train", "--val", coloured / "val"]
+    how = ["--protocol", protocol, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--out", tmp_path / "one.json"]
+    done = call("eval", "linear", run, *sources, *how)
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "one.json").read_text())
+    assert sorted(np.concatenate(learned).tolist()) == list(range(36))
+    assert (result["held_out"], result["chosen_by"]) == (0, "nothing: there is one rate")
+    (rate,) = result["rates"]
+    assert (rate["held_out_top1"], rate["top1"]) == (None, result["top1"])
+    assert "held" not in done.output.splitlines()[-1]
+
+
 def test_the_paper_decides_the_protocol_by_the_recipe(run, coloured):
     done = call(
         "eval", "linear", run, "--train", coloured / "train", "--val", coloured / "val", "--epochs", 1, "--workers", 0

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torchvision.transforms import v2
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.networks import build_backbone
@@ -29,7 +30,8 @@ def test_features_are_those_of_torchvisions_own_pipeline(labelled_folder):
     paths = sorted(labelled_folder.glob("*/*.jpg"))
     with torch.inference_mode():
         expected = plain.eval()(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]))
-    found = extract(backbone, LabelledSource(str(labelled_folder)), size=64, batch_size=5, device=torch.device("cpu"))
+    source = LabelledSource(str(labelled_folder))
+    found = extract(backbone, source, size=64, pixels=AugmentConfig(), batch_size=5, device=torch.device("cpu"))
     assert found.labels == [path.parent.name for path in paths]
     np.testing.assert_allclose(found.vectors_ND, expected.numpy(), atol=1e-5)
 

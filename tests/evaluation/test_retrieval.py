@@ -1,24 +1,26 @@
 """Pairs of regions: those of plain loops, whole after being killed, the same by one process or two, of these shards only."""
 
+import json
 import math
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from torchvision.transforms.v2 import functional as TF
 
+from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.boxes import BoxFilter
 from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval
 from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.mining import MiningConfig, mine
-from univip_stream.probe.features import normalised
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
@@ -81,7 +83,7 @@ def test_neighbours_and_pairs_are_those_of_plain_loops(run, few, features, tmp_p
         for x, y, w, h in index.boxes_of(sample).tolist()[:6]:
             crop = TF.resize(image[:, y : y + h, x : x + w], [48, 48], antialias=True)
             with torch.inference_mode():
-                found.append(backbone(normalised(crop[None]))[0].double().numpy())
+                found.append(backbone(normalised(crop[None], AugmentConfig()))[0].double().numpy())
         return found
 
     regions = [seen(sample) for sample in range(len(index))]
@@ -229,6 +231,36 @@ def test_a_damaged_image_is_named_without_a_traceback(workers, run, features, fe
     assert index.text("key", 5) in done.output
     assert "Traceback" not in done.output
     assert not out.exists()
+    done = CliRunner().invoke(
+        cli, command(run, tmp_path / "bad", features, out, "--workers", workers, "--max-failures", "1", "--json")
+    )
+    assert done.exit_code == 0, done.output
+    (failed,) = json.loads(done.stdout)["failed"]
+    assert failed["source"] == index.text("source", 5)
+    table = pq.read_table(out)
+    own, others = (table.column(name).to_numpy() for name in ("sample", "other"))
+    assert set(own) == set(range(12))
+    assert others[own == 5].tolist() == [5]
+    assert 5 not in others[own != 5]
+    assert (own != 5).sum() == 11 * json.loads(done.stdout)["neighbours"]
+
+
+def test_an_image_without_features_is_nobodys_neighbour(run, few, features, tmp_path):
+    table = pq.read_table(features)
+    vectors = table.column("vector").to_pylist()
+    vectors[2] = None
+    place = table.column_names.index("vector")
+    table = table.set_column(place, "vector", pa.array(vectors, table.schema.field("vector").type))
+    pq.write_table(table, tmp_path / "features.parquet")
+    out = tmp_path / "out.parquet"
+    stopped = CliRunner().invoke(cli, command(run, few, tmp_path / "features.parquet", out))
+    assert (stopped.exit_code, "has no features of it" in stopped.output) == (1, True), stopped.output
+    done = CliRunner().invoke(cli, command(run, few, tmp_path / "features.parquet", out, "--max-failures", "1"))
+    assert done.exit_code == 0, done.output
+    pairs = pq.read_table(out)
+    own, others = (pairs.column(name).to_numpy() for name in ("sample", "other"))
+    assert others[own == 2].tolist() == [2]
+    assert 2 not in others[own != 2]
 
 
 def test_orl_trains_from_what_retrieve_wrote(run, few, features, tmp_path):

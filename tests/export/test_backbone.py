@@ -3,6 +3,7 @@
 import pickle
 import pickletools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
 from univip_stream.export.backbone import FORMATS, detectron2_name, export_backbone
@@ -164,6 +166,25 @@ def test_mmdetection_gets_its_own_names_and_a_configuration(tmp_path):
     assert (model["backbone"]["style"], model["backbone"]["frozen_stages"]) == ("pytorch", -1)
     assert model["data_preprocessor"]["bgr_to_rgb"] is True
     assert model["neck"]["in_channels"] == [256, 512, 1024, 2048]
+
+
+def test_what_a_library_is_told_of_pixels_is_what_the_training_did(tmp_path):
+    backbone, config = trained("resnet50")
+    config = replace(config, augment=AugmentConfig(mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.1)))
+    mean, std = [127.5, 102.0, 76.5], [63.75, 51.0, 25.5]
+    written = export_backbone(backbone, config, "detectron2", tmp_path / "d.pkl")
+    model = yaml.safe_load(written.files[1].read_text())["MODEL"]
+    assert (model["PIXEL_MEAN"], model["PIXEL_STD"]) == (mean, std)
+    written = export_backbone(backbone, config, "mmdet", tmp_path / "m.pth")
+    settings = {}
+    exec(written.files[1].read_text(), settings)
+    told = settings["model"]["data_preprocessor"]
+    assert (told["mean"], told["std"]) == (mean, std)
+    # Where a library's file has no place for them, the line that says how to read it does.
+    for format in ("torchvision", "timm"):
+        use = export_backbone(backbone, config, format, tmp_path / f"{format}.pth").use
+        assert "less [0.5, 0.4, 0.3], divided by [0.25, 0.2, 0.1]" in use
+        assert "divided" not in export_backbone(*trained("resnet50"), format, tmp_path / f"{format}.pth").use
 
 
 def test_safetensors_can_be_judged_again(tmp_path):

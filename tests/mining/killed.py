@@ -1,4 +1,4 @@
-"""Mine without Ray and die by SIGKILL at a stage: python killed.py STAGE SOURCE OUT. Used by test_kill.py."""
+"""Mine without Ray and die by SIGKILL at a stage: python killed.py STAGE SOURCE OUT [add]. Used by test_kill.py and test_add.py."""
 
 import os
 import signal
@@ -34,8 +34,15 @@ STAGES = {
     "after the manifest": lambda: die_before(output.Output, "remove", lambda out, name: name == ".mining.json"),
 }
 
+ADDING = {
+    "add: while writing": lambda: die_before(write, "_add_sample", lambda tar, file, sample: sample.key == "000000009"),
+    "add: between tar and index": lambda: die_before(Path, "replace", lambda path, target: target.name == "004.parquet"),
+    "add: before the manifest": STAGES["before the manifest"],
+    "add: after the manifest": STAGES["after the manifest"],
+}
+
 if __name__ == "__main__":
-    stage, source, out = sys.argv[1:]
-    STAGES[stage]()
-    mine(MiningConfig(sources=(Path(source),), out=out, num_shards=3, proposals="naive", inline=True))
+    stage, source, out, *add = sys.argv[1:]
+    {**STAGES, **ADDING}[stage]()
+    mine(MiningConfig(sources=(Path(source),), out=out, num_shards=3, proposals="naive", inline=True, add=bool(add)))
     raise SystemExit("this stage was never reached")

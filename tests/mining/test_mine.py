@@ -23,8 +23,9 @@ from univip_stream import storage
 from univip_stream.boxes import filter_boxes, validate_boxes
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
+from univip_stream.failures import allowed_failures
 from univip_stream.mining import MiningConfig, mine
-from univip_stream.mining.pipeline import allowed_failures, plan_job
+from univip_stream.mining.pipeline import plan_job
 from univip_stream.shards import open_index
 from univip_stream.shards.verify import verify_folder
 

@@ -103,8 +103,10 @@ def test_table_9_is_how_many_pairs_of_views_are_tried(tries):
 
 
 def test_a_row_that_no_table_has_suggests_the_nearest():
-    with pytest.raises(UsageError, match=r"did you mean 8b-naive\?"):
+    with pytest.raises(UsageError, match=r"'8b-naiv'; did you mean 8b-naive\? They are the rows of the paper's tables: 7a, "):
         ablation("8b-naiv")
+    with pytest.raises(UsageError, match=r"there is no ablation 'zzz'\. They are the rows of the paper's tables: 7a, "):
+        ablation("zzz")
 
 
 def test_the_script_runs_a_grid_and_prints_the_table(drawn_shards, labelled_folder, tmp_path):

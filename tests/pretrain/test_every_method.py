@@ -86,6 +86,64 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
     assert records(tmp_path / "run")[0]["momentum"] == 0.999
 
 
+VIEWS = {
+    # overlapping views, where instances come from and how many; whether they are cut out, given as boxes; the third view; patches
+    "univip": (True, "mined", 4, True, False, 0, False),
+    "byol": (False, "mined", 0, False, False, 0, False),
+    "simclr": (False, "mined", 0, False, False, 0, False),
+    "moco-v2": (False, "mined", 0, False, False, 0, False),
+    "densecl": (False, "mined", 0, False, False, 0, False),
+    "scrl": (True, "naive", 10, False, True, 0, False),
+    "soco": (True, "mined", 4, False, True, 112, False),
+    "orl": (False, "mined", 0, False, False, 0, True),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_fresh_run_has_the_views_of_the_methods_paper(name, drawn_shards, drawn_pairs, tmp_path, monkeypatch):
+    overlap, regions, instances, crops, boxes, third, patches = VIEWS[name]
+    given = {}
+    kind = METHODS[name]
+
+    def heard(self, scenes, instances=None, **extras):
+        given.update(extras, scenes=scenes, **({} if instances is None else {"instances": instances}))
+        return real(self, scenes, instances, **extras)
+
+    real = kind.forward
+    monkeypatch.setattr(kind, "forward", heard)
+    done = train(drawn_shards, tmp_path / "run", name, "steps=1", *[f"views.pairs={drawn_pairs}"] * patches)
+    assert done.exit_code == 0, done.output
+    views = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["views"]
+    assert (views["overlap"], views["regions"], views["instances"]) == (overlap, regions, instances)
+    shapes = {"scenes": (2, 4, 3, 32, 32)}
+    shapes |= {"instances": (1, 4, instances, 3, 32, 32)} if crops else {}
+    shapes |= {"boxes": (3 if third else 2, 4, instances, 4)} if boxes else {}
+    shapes |= {"third": (4, 3, third, third)} if third else {}
+    shapes |= {"patches": (4, 4, 3, 32, 32)} if patches else {}
+    assert {what: tuple(tensor.shape) for what, tensor in given.items()} == shapes
+
+
+def test_byol_is_row_a_of_table_7_to_the_bit_unless_other_views_are_asked_for(drawn_shards, tmp_path):
+    def losses(name, *words, shards=drawn_shards):
+        texts = [argument for setting in SMALL for argument in ("--set", setting)]
+        run = tmp_path / name
+        done = CliRunner().invoke(
+            cli, ["train", "--shards", str(shards), "--out", str(run), "--recipe", "cpu-demo", *texts, *words]
+        )
+        assert done.exit_code == 0, done.output
+        return [row["loss"] for row in records(run)]
+
+    baseline = losses("method", "--method", "byol")
+    assert baseline == losses("row", "--ablation", "7a")
+    # What is said in so many words holds: the method alone, or the method and its views.
+    overlapping = losses("b", "--ablation", "7b")
+    assert baseline != overlapping
+    assert overlapping == losses("alone", "--set", "method.name=byol")
+    views = ["--set", "views.overlap=true", "--set", "views.instances=4"]
+    assert overlapping == losses("asked", "--method", "byol", *views)
+    assert losses("8a", "--ablation", "8a-yes", "--method", "byol", "--set", "views.instances=4") == overlapping
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "words"),
     [

@@ -6,6 +6,7 @@ import shutil
 from click.testing import CliRunner
 
 from univip_stream.cli import cli
+from univip_stream.pretrain.results import PAPER
 
 
 def test_scores_stand_beside_the_papers(run_folder, tmp_path):
@@ -28,3 +29,16 @@ def test_scores_stand_beside_the_papers(run_folder, tmp_path):
     assert cells[1][-3:] == ["0.125", "0.062", "0.250"]
     assert cells[2][0] == "paper, coco"
     assert cells[2][-3:] == ["0.408", "0.368", "0.602"]  # Tables 2 and 1
+
+
+def test_the_papers_rows_are_those_of_tables_1_2_and_4():
+    """Top-1 of the linear probe; box and mask AP, 1x; transcribed a second time."""
+    tables = {
+        "coco univip": (60.2, 40.8, 36.8), "coco byol": (57.8, 39.5, 35.6),
+        "coco-plus univip": (63.0, 41.1, 37.1), "coco-plus byol": (59.6, 40.0, 36.2),
+        "imagenet-200 univip": (73.1, 41.6, 37.6), "imagenet-200 byol": (70.6, 40.7, 36.9),
+        "imagenet-300 univip": (74.2, 42.2, 38.2),
+    }  # fmt: skip
+    names = ("linear", "detect bbox", "detect segm")
+    found = {" ".join(row): tuple(round(100 * PAPER[row].get(name, 0), 1) for name in names) for row in PAPER}
+    assert found == tables

@@ -108,6 +108,23 @@ def test_a_setting_that_cannot_be_is_said(text, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", ["-1", "-1.5", "[-1, -1]", "[NaN, NaN, NaN]", "1e400"])
+def test_a_value_that_cannot_be_is_named_by_the_setting_as_it_is_typed(wrong):
+    config = recipe("coco")
+    refused = set()
+    for key in flat(config):
+        said = ""
+        try:
+            with_settings(config, [f"{key}={wrong}"])
+        except UsageError as error:
+            said = str(error)
+        assert not said or said.startswith(f"{key} is "), said
+        refused |= {key.partition(".")[0]} if said else set()
+    assert {"method", "views", "augment", "stream", "optim", "epochs", "seed"} <= refused
+
+
 def test_an_unknown_recipe_suggests_the_nearest():
-    with pytest.raises(UsageError, match="did you mean cpu-demo"):
+    with pytest.raises(UsageError, match=r"there is no recipe 'cpu_demo'; did you mean cpu-demo\? Recipes: coco, "):
         recipe("cpu_demo")
+    with pytest.raises(UsageError, match=r"there is no recipe 'zzz'\. Recipes: coco, "):
+        recipe("zzz")

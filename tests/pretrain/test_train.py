@@ -1,11 +1,13 @@
 """The loop, on real shards: it learns, resumes to the bit, stops safely and says what is wrong."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,8 +18,11 @@ import torchvision
 from click.testing import CliRunner
 
 from univip_stream.cli import cli
+from univip_stream.distributed import ALONE
 from univip_stream.errors import InputError
+from univip_stream.methods import build_method
 from univip_stream.pretrain import load_backbone, pretrain
+from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
 
@@ -230,9 +235,57 @@ def test_finished_is_finished(undisturbed, drawn_shards):
     assert losses(undisturbed) == before
 
 
-def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path):
-    pretrain(tiny("accumulate=2", "steps=2"), str(drawn_shards), tmp_path / "parts")
-    assert len(records(tmp_path / "parts")) == 2
+def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monkeypatch):
+    from univip_stream.pretrain import update as module
+
+    real = module.views_on
+
+    def seen(run, accumulate):
+        """(keys, scenes, instances) of each part of each step, as the networks got them."""
+        parts = []
+
+        def heard(device, batch, config):
+            scenes, instances = real(device, batch, config)
+            parts.append((list(batch.keys), scenes.clone(), instances.clone()))
+            return scenes, instances
+
+        monkeypatch.setattr(module, "views_on", heard)
+        pretrain(tiny(f"accumulate={accumulate}", "steps=2"), str(drawn_shards), tmp_path / run)
+        assert len(records(tmp_path / run)) == 2
+        return parts
+
+    whole, parts = seen("whole", 1), seen("parts", 2)
+    assert [len(keys) for keys, _, _ in whole] == [4, 4]
+    assert [len(keys) for keys, _, _ in parts] == [2, 2, 2, 2]
+    for step, (keys, scenes, instances) in enumerate(whole):
+        of_step = parts[2 * step : 2 * step + 2]
+        assert [key for part in of_step for key in part[0]] == keys
+        assert torch.equal(torch.cat([part[1] for part in of_step], dim=1), scenes)
+        assert torch.equal(torch.cat([part[2] for part in of_step], dim=1), instances)
+    assert set(whole[0][0]) != set(whole[1][0])
+
+
+def test_gradient_accumulation_of_copies_is_one_step_on_one_of_them(drawn_shards, tmp_path):
+    """Parts of a batch count as their mean: a batch whose two parts are alike leaves the weights that a part alone leaves."""
+    from univip_stream.pretrain.update import Updates
+    from univip_stream.stream import Stream
+
+    config = tiny()
+    (batch,) = itertools.islice(Stream(str(drawn_shards), config.views, config.augment, config.stream), 1)
+    weights = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        method = build_method(config.method, instances=config.views.instances)
+        updates = Updates(
+            method, method, method, build_optimizer(method, config.optim), accumulate=accumulate, precision=torch.float32,
+            config=config.augment, instances=config.views.instances, device=torch.device("cpu"), place=ALONE, run=tmp_path,
+        )  # fmt: skip
+        updates.gradient(itertools.repeat(batch), 0)
+        losses, _ = updates.look(threading.Event())
+        updates.apply(0.1, 0.99)
+        weights.append((losses["loss"], torch.cat([p.detach().flatten() for p in method.online_parameters()])))
+    assert weights[0][0] == pytest.approx(weights[1][0])
+    torch.testing.assert_close(weights[1][1], weights[0][1])
 
 
 @pytest.mark.parametrize(

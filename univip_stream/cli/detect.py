@@ -9,13 +9,20 @@ from typing import Any
 import click
 
 from univip_stream.boxes import FRAMES, UPRIGHT
-from univip_stream.cli.judging import reading_workers, run_argument, write
+from univip_stream.cli.judging import (
+    learning_rate_option,
+    max_failures_option,
+    print_left_out,
+    reading_workers,
+    run_argument,
+    write,
+)
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
 from univip_stream.evaluation.detection.models import MODELS
-from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, voc
+from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, rate_for, voc
 from univip_stream.evaluation.detection.protocol import detect as detect_with
 from univip_stream.evaluation.subject import open_subject
 
@@ -41,7 +48,11 @@ _SAY_EVERY = 5.0
 @click.option("--schedule", type=click.Choice([*SCHEDULES]), help="90, 180 or 540 thousand iterations.  [default: 1x]")
 @click.option("--iterations", type=click.IntRange(min=1), help="Any other number; the rate's falls move with it.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: 16]")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.02 x batch / 16]")
+@learning_rate_option(
+    "lr",
+    "Peak learning rate.  [default: 0.02 x batch / 16; retinanet half of it]",
+    type=click.FloatRange(min=0, min_open=True),
+)
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
@@ -52,6 +63,7 @@ _SAY_EVERY = 5.0
     "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: a CPU less than there are]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@max_failures_option(" to learn from, and to judge by,")
 @click.option("--out", type=_FILE, help="Also write the result here, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -73,6 +85,7 @@ def detect(
     save_every: int,
     workers: int | None,
     device: str,
+    max_failures: str,
     out: Path | None,
     quiet: bool,
     as_json: bool,
@@ -96,7 +109,7 @@ def detect(
     }  # fmt: skip
     said = {name: value for name, value in said.items() if value is not None}
     protocol = voc(**said) if devkit else DetectionProtocol(**said)
-    protocol = replace(protocol, rate=lr or 0.02 * protocol.batch_size / 16)
+    protocol = replace(protocol, rate=lr or rate_for(protocol.model, protocol.batch_size))
     subject = open_subject(run)
     place = place_from_environment()
     where = pick_device(device, place)
@@ -125,7 +138,7 @@ def detect(
     with joined(place, where):
         result = detect_with(
             subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
-            place=place, progress=progress, say=say,
+            place=place, max_failures=max_failures, progress=progress, say=say,
         )  # fmt: skip
     if not place.is_first:
         return
@@ -136,6 +149,7 @@ def detect(
     for kind in ("bbox", "segm"):
         if kind in result:
             click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in result[kind].items()))
+    print_left_out(result)
 
 
 def _sets(

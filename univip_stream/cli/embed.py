@@ -1,14 +1,17 @@
 """`univip-stream embed`: parse, call, print."""
 
+import json
 from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import reading_workers, run_argument
+from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.failures import as_json as failures_as_json
+from univip_stream.failures import listed
 from univip_stream.probe.labelled import ImageSource
 
 
@@ -23,7 +26,9 @@ from univip_stream.probe.labelled import ImageSource
     "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: a CPU less than there are]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@max_failures_option("")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written, and what was left out, as JSON.")
 def embed(
     run: Path,
     source: str,
@@ -32,12 +37,14 @@ def embed(
     batch_size: int,
     workers: int | None,
     device: str,
+    max_failures: str,
     quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Features of the images of SOURCE by the backbone of RUN: a row an image, with key, label and vector.
+    """Features of the images of SOURCE by the backbone of RUN: a row an image, with key, label, vector, status and reason.
 
-    SOURCE is a folder, a list, or shards; it needs no labels. Killed, the same command does what is missing; under torchrun
-    the ranks share the work.
+    SOURCE is a folder, a list, or shards; it needs no labels. An image that cannot be read is a row with its reason and no
+    vector (null). Killed, the same command does what is missing; under torchrun the ranks share the work.
 
     \b
     univip-stream embed runs/coco photos/ --out features.parquet
@@ -52,9 +59,18 @@ def embed(
         joined(place, where),
         Progress(f"features of {source}", total, unit="images", quiet=quiet or not place.is_first) as bar,
     ):
-        embed_source(
+        failed = embed_source(
             subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, place=place,
-            progress=bar.add,
+            max_failures=max_failures, progress=bar.add,
         )  # fmt: skip
-    if place.is_first and not quiet:
+    if not place.is_first:
+        return
+    if as_json:
+        facts = {"out": str(out), "images": total, "features": total - len(failed), "width": subject.backbone.width}
+        click.echo(json.dumps(facts | {"failed": failures_as_json(failed)}))
+    elif not quiet:
         click.echo(f"{out}: {total} images, {subject.backbone.width} numbers each")
+        if failed:
+            click.echo(f"{len(failed)} of them cannot be used and have a reason instead of numbers:")
+            for line in listed(failed, MOST_LISTED):
+                click.echo(line)

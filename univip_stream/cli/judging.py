@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
+from univip_stream.failures import MAX_FAILURES, listed
+
+MOST_LISTED = 10
+"""Images that a printed result names; the JSON names all."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -29,6 +33,22 @@ def source_options(command: _Command) -> _Command:
     return train(val(command))
 
 
+def max_failures_option(of: str) -> Callable[[_Command], _Command]:
+    """--max-failures: of what."""
+    return click.option(
+        "--max-failures",
+        default=MAX_FAILURES,
+        show_default=True,
+        metavar="N|N%",
+        help=f"Images{of} that may be unreadable or too large before the job stops with a list.",
+    )
+
+
+def learning_rate_option(name: str, help: str, **more: Any) -> Callable[[_Command], _Command]:
+    """--lr, which was --rate in some commands."""
+    return click.option("--lr", "--rate", name, help=help, **more)
+
+
 def running_options(command: _Command) -> _Command:
     """Crop, processes, device, and where the result goes."""
     for option in reversed(
@@ -45,6 +65,7 @@ def running_options(command: _Command) -> _Command:
                 help="Processes that read images.  [default: a CPU less than there are]",
             ),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            max_failures_option(" of --train, and of --val,"),
             click.option(
                 "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON."
             ),
@@ -66,6 +87,18 @@ def cache_folder(run: Path, asked: Path | None) -> Path:
     if asked is not None:
         return asked
     return run / "features" if run.is_dir() else Path(tempfile.mkdtemp(prefix="univip-stream-features-"))
+
+
+def print_left_out(result: dict[str, Any]) -> None:
+    """What a reader of a printed result must know: images that were left out, and notes."""
+    for name, failed in result["failed"].items():
+        if failed:
+            count = result["used"][name] + len(failed)
+            click.echo(f"left out, {len(failed)} of {count} images of --{name} that cannot be used:")
+            for line in listed([(one["source"], one["status"], one["reason"]) for one in failed], MOST_LISTED):
+                click.echo(line)
+    for note in result["notes"]:
+        click.echo(f"note: {note}")
 
 
 def write(result: dict[str, Any], out: Path | None) -> None:

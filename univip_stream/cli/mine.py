@@ -1,6 +1,7 @@
 """`univip-stream mine`: parse, call, print."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import UsageError
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
+from univip_stream.mining.adding import Addition
 from univip_stream.mining.noticed import left_out
 from univip_stream.mining.pipeline import Plan, plan_job
 from univip_stream.proposals import ENGINES
@@ -42,10 +44,15 @@ from univip_stream.proposals import ENGINES
     help="Where 000.tar, 000.parquet, ... and manifest.json go: a folder, or s3://bucket/folder.",
 )
 @click.option(
+    "--add",
+    is_flag=True,
+    help="Mine the images that the finished set in --out has not (by name) into new shards after its last; the others stay.",
+)
+@click.option(
     "--num-shards",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many shards.  [default: 128, fewer where that leaves under 32 images a shard]",
+    help="How many shards.  [default: 128, fewer where that leaves under 32 images a shard; with --add, of the set's size]",
 )
 # Which boxes.
 @click.option(
@@ -84,13 +91,18 @@ from univip_stream.proposals import ENGINES
     metavar="N|N%",
     help="Images that may be unreadable or too large before the job stops with a list.",
 )
-@click.option("--retry-failed", is_flag=True, help="Mine images of finished shards again that failed.")
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Mine images of finished shards again that failed; with --add, of the new shards while they are not finished.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals as JSON.")
 def mine(
     sources: tuple[str, ...],
     annotations: tuple[str, ...],
     out: str,
+    add: bool,
     num_shards: int | None,
     proposals: str,
     box_frame: str | None,
@@ -124,11 +136,16 @@ def mine(
 
     Interrupt it whenever you like: run the same command again and it mines what is missing, to the same bytes. An image
     that cannot be used is a row of the index with its reason; so is one whose web server asks that it is not used.
+
+    More images later: the same command with --add, and --src as it was or others. Old shards keep their bytes; until the new
+    ones are all there the set is what it was. A run that trains on the old shards goes on with those: --shards
+    'shards/<000..127>.tar'.
     """
     config = MiningConfig(
         sources=sources,
         annotations=annotations,
         out=out,
+        add=add,
         num_shards=num_shards,
         proposals=proposals,
         box_frame=box_frame,
@@ -161,7 +178,8 @@ def mine(
                 line.__exit__(None, None, None)
     if as_json:
         said = {"notes": report.notes} if report.notes else {}
-        click.echo(json.dumps({"out": str(out), "mined": report.mined, **report.manifest["totals"], **said}))
+        totals = report.manifest["totals"]
+        click.echo(json.dumps({"out": str(out), "mined": report.mined, **_added(report), **totals, **said}))
     else:
         _print_report(report, out)
 
@@ -182,7 +200,13 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 def _print_plan(plan: Plan, finished: int, out: str) -> None:
     kept = f", {finished} of them mined before" if finished else ""
-    click.echo(f"{counted(plan.job.images, 'image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True)
+    new = "" if plan.addition is None else "new "
+    click.echo(
+        f"{counted(plan.job.images, f'{new}image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True
+    )
+    if plan.addition is not None:
+        for line in _compared(plan.addition):
+            click.echo(line, err=True)
     if classes := plan.listing.classes:
         names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
         click.echo(f"labels: {len(classes)} ({names})", err=True)
@@ -197,15 +221,52 @@ def _print_plan(plan: Plan, finished: int, out: str) -> None:
         )
 
 
+def _compared(added: Addition) -> Iterator[str]:
+    """What the set has of the sources, in lines."""
+    yield f"{counted(added.known, 'image')} of the sources {'is' if added.known == 1 else 'are'} in the set already"
+    if added.failed:
+        yield f"{added.failed} of them could not be used when they were mined; they are not tried again under their name"
+    if added.gone:
+        such = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
+        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {such}"
+
+
+def _added(report: MiningReport) -> dict[str, Any]:
+    if report.addition is None:
+        return {}
+    added = report.addition
+    parts = len(report.manifest.get("parts", [None]))
+    return {"known": added.known, "gone": len(added.gone), "parts": parts}
+
+
 def _print_report(report: MiningReport, out: str) -> None:
+    shards = report.manifest["shards"]
+    first, last = (shards[at]["name"].removesuffix(".tar") for at in (0, -1))
+    added = report.addition
+    if added is not None:
+        old = added.manifest["shards"]
+        if len(old) == len(shards):
+            for line in _compared(added):
+                click.echo(line)
+            click.echo("nothing to add: the set stays as it is")
+        else:
+            new = shards[len(old) :]
+            images = sum(entry["images"] for entry in new)
+            click.echo(
+                f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0]['name']} to {new[-1]['name']})"
+            )
+            if added.gone:
+                click.echo([*_compared(added)][-1])
     click.echo(summary(report.manifest))
     for line in report.notes:
         click.echo(line)
-    shards = report.manifest["shards"]
     for source, status, reason in report.failures[:10]:
         click.echo(f"  {source}: {status}: {reason}")
     if len(report.failures) > 10:
         click.echo(f"  and {len(report.failures) - 10} more; every one is a row of its shard's .parquet")
-    first, last = (shards[at]["name"].removesuffix(".tar") for at in (0, -1))
+    if added is not None and len(old) < len(shards):
+        until = old[-1]["name"].removesuffix(".tar")
+        before = f"<{first}..{until}>" if len(old) > 1 else first
+        click.echo(f"a run on the set as it was goes on with --shards '{out}/{before}.tar'")
     names = f"<{first}..{last}>" if len(shards) > 1 else first
     click.echo(f"next: univip-stream train --shards '{out}/{names}.tar' --out runs/first")

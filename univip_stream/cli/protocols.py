@@ -9,7 +9,17 @@ from typing import Any
 
 import click
 
-from univip_stream.cli.judging import cache_folder, reading_workers, run_argument, running_options, source_options, write
+from univip_stream.cli.judging import (
+    cache_folder,
+    learning_rate_option,
+    print_left_out,
+    reading_workers,
+    run_argument,
+    running_options,
+    source_options,
+    write,
+)
+from univip_stream.cli.progress import Progress
 from univip_stream.distributed import Place, joined, pick_device, place_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
@@ -51,6 +61,7 @@ def knn(
     image_size: int | None,
     workers: int | None,
     device: str,
+    max_failures: str,
     out: Path | None,
     quiet: bool,
     as_json: bool,
@@ -72,7 +83,7 @@ def knn(
         where = pick_device(device, place)
         return knn_on(
             subject, *sources, KnnConfig(k=k, temperature=temperature), cache=cache_folder(run, cache),
-            batch_size=batch_size, workers=reading_workers(workers), device=where, place=place,
+            batch_size=batch_size, workers=reading_workers(workers), device=where, place=place, max_failures=max_failures,
         )  # fmt: skip
 
     def both(place: Place) -> dict[str, Any]:
@@ -90,6 +101,7 @@ def knn(
                f"{result['val_images']} images judged by {result['train_images']}, k {result['k']})")  # fmt: skip
     if untrained:
         click.echo(f"the same network untrained: {result['untrained']['top1']:.3f}")
+    print_left_out(result)
 
 
 @click.command()
@@ -97,7 +109,9 @@ def knn(
 @source_options
 @click.option("--protocol", type=click.Choice([*PROTOCOLS]), help="[default: the paper's for RUN's recipe, else features]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the protocol's]")
-@click.option("--rate", "rates", multiple=True, type=float, help="Learning rate to try, at a batch of 256; may be repeated.")
+@learning_rate_option(
+    "rates", "Learning rate to try, at a batch of 256; may be repeated.  [default: the protocol's]", multiple=True, type=float
+)
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: the protocol's]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
 @_CACHE
@@ -115,6 +129,7 @@ def linear(
     image_size: int | None,
     workers: int | None,
     device: str,
+    max_failures: str,
     out: Path | None,
     quiet: bool,
     as_json: bool,
@@ -122,14 +137,15 @@ def linear(
     """Train a linear classifier on the frozen features of RUN.
 
     All learning rates are tried at once, each with its own classifier. The best is chosen on training images that are held
-    out, and only then judged by --val. Protocols: byol (the paper's for ImageNet), orl (for COCO), orl-last, features (central
-    crops, made once: minutes instead of hours). Killed with --out, the same command goes on from the last epoch.
+    out, and only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for
+    COCO), orl-last, features (central crops, made once: minutes instead of hours). Killed with --out, the same command goes on
+    from the last epoch.
 
     \b
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
     univip-stream eval linear runs/mine --train labelled/train --val labelled/val --protocol features
     """
-    _positive("--rate", rates)
+    _positive("--lr", rates)
     sources = LabelledSource(train), LabelledSource(val)
     subject = open_subject(run, image_size=image_size)
     chosen = PROTOCOLS[protocol or protocol_for(subject)]
@@ -138,11 +154,23 @@ def linear(
     say = _teller(quiet)
     say(f"protocol {chosen.name}: {chosen.source}")
 
+    bar: list[Progress] = []
+
+    def progress(epoch: int, epochs: int) -> None:
+        if not bar:
+            silent = quiet or not place_from_environment().is_first
+            bar.append(Progress("linear", epochs, unit="epochs", done=epoch - 1, quiet=silent))
+        bar[0].add(epoch - bar[0].done)
+
     def judged(place: Place) -> dict[str, Any]:
-        return linear_on(
-            subject, *sources, chosen, cache=cache_folder(run, cache), out=out, seed=seed, workers=reading_workers(workers),
-            device=pick_device(device, place), place=place, say=say,
-        )  # fmt: skip
+        try:
+            return linear_on(
+                subject, *sources, chosen, cache=cache_folder(run, cache), out=out, seed=seed, workers=reading_workers(workers),
+                device=pick_device(device, place), place=place, max_failures=max_failures, progress=progress, say=say,
+            )  # fmt: skip
+        finally:
+            for line in bar:
+                line.__exit__(None, None, None)
 
     result = _everywhere(judged, device)
     if result is None:
@@ -151,10 +179,12 @@ def linear(
     if as_json:
         click.echo(json.dumps(result))
         return
-    click.echo(f"linear top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}  (rate {result['rate']:g}, chosen on "
-               f"{result['held_out']} held-out training images; chance {result['chance']:.3f})")  # fmt: skip
-    for row in result["rates"]:
+    how = f", chosen on {result['held_out']} held-out training images" if result["held_out"] else ""
+    click.echo(f"linear top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}  "
+               f"(rate {result['rate']:g}{how}; chance {result['chance']:.3f})")  # fmt: skip
+    for row in result["rates"] if result["held_out"] else []:
         click.echo(f"  rate {row['rate']:<8g} held out {row['held_out_top1']:.3f}  top-1 {row['top1']:.3f}")
+    print_left_out(result)
 
 
 @click.command()
@@ -165,8 +195,8 @@ def linear(
 )
 @click.option("--subset", type=click.Path(path_type=Path, dir_okay=False), help="List of labelled images, SimCLR's, instead.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the labelled images.  [default: 20]")
-@click.option(
-    "--rate", "rates", multiple=True, type=float, help="Of the backbone; may be repeated.  [default: 0.1 0.01 0.001]"
+@learning_rate_option(
+    "rates", "Learning rate of the backbone; may be repeated.  [default: 0.1 0.01 0.001]", multiple=True, type=float
 )
 @click.option("--multiplier", "multipliers", multiple=True, type=float,
               help="Of the head's rate; may be repeated.  [default: 1 10 100]")  # fmt: skip
@@ -187,19 +217,21 @@ def finetune(
     image_size: int | None,
     workers: int | None,
     device: str,
+    max_failures: str,
     out: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Fine-tune all of RUN's backbone on a share of the labels, once for each pair of rates.
+    """Fine-tune all of RUN's backbone on a share of the labels.
 
-    The best pair is chosen on labelled images that are held out. Killed with --out, the same command goes on with the next pair.
+    Every pair of rates is tried with some labelled images held out; the best on those trains once more, on all of them, and is
+    judged by --val. With one pair nothing is held out. Killed with --out, the same command goes on with the next pair.
 
     \b
     univip-stream eval finetune runs/in1k --fraction 1% --train imagenet/train --val imagenet/val
     univip-stream eval finetune runs/in1k --fraction 10% --subset 10percent.txt --train imagenet/train --val imagenet/val
     """
-    _positive("--rate", rates)
+    _positive("--lr", rates)
     _positive("--multiplier", multipliers)
     share = _share(fraction)
     sources = LabelledSource(train), LabelledSource(val)
@@ -210,7 +242,7 @@ def finetune(
     def judged(place: Place) -> dict[str, Any]:
         return finetune_subject(
             subject, *sources, share, chosen, subset=subset, out=out, seed=seed, workers=reading_workers(workers),
-            device=pick_device(device, place), place=place, say=_teller(quiet),
+            device=pick_device(device, place), place=place, max_failures=max_failures, say=_teller(quiet),
         )  # fmt: skip
 
     result = _everywhere(judged, device)
@@ -220,10 +252,12 @@ def finetune(
     if as_json:
         click.echo(json.dumps(result))
         return
+    how = f", chosen by {result['chosen_by']}" if result["pairs"] else ""
     click.echo(
-        f"fine-tuned top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on {result['labelled']} labelled images  "
-        f"(rate {result['rate']:g} x {result['multiplier']:g}, chosen by {result['chosen_by']}; chance {result['chance']:.3f})"
+        f"fine-tuned top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}, trained on {result['labelled']} labelled images  "
+        f"(rate {result['rate']:g} x {result['multiplier']:g}{how}; chance {result['chance']:.3f})"
     )
+    print_left_out(result)
 
 
 def _everywhere(judged: Callable[[Place], dict[str, Any]], device: str) -> dict[str, Any] | None:

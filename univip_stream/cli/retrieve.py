@@ -1,14 +1,17 @@
 """`univip-stream retrieve`: parse, call, print."""
 
+import json
 from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import reading_workers, run_argument
+from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.failures import as_json as failures_as_json
+from univip_stream.failures import listed
 from univip_stream.shards import expand_shards, open_index
 
 
@@ -31,7 +34,9 @@ from univip_stream.shards import expand_shards, open_index
     "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: a CPU less than there are]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@max_failures_option("")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written, and what was left out, as JSON.")
 def retrieve(
     run: Path,
     shards: str,
@@ -44,12 +49,15 @@ def retrieve(
     batch_size: int,
     workers: int | None,
     device: str,
+    max_failures: str,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Pairs of boxes that look alike to the backbone of RUN, in images of SHARDS that look alike: what `--method orl` trains on.
 
     Images are compared by FEATURES, boxes by their own. Killed, the same command does what is missing; under torchrun the ranks
-    share the work. The file belongs to these shards: refilter first, then embed, pair and train on the same ones.
+    share the work. An image that cannot be read is nobody's neighbour. The file belongs to these shards: refilter first, then
+    embed, pair and train on the same ones.
 
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
@@ -64,11 +72,22 @@ def retrieve(
     where = pick_device(device, place)
     silent = quiet or not place.is_first
     with joined(place, where):
-        found = Retrieval(subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place)
+        found = Retrieval(
+            subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place,
+            max_failures=max_failures,
+        )  # fmt: skip
         with Progress(f"regions of {shards}", len(index), unit="images", quiet=silent) as bar:
             found.embed_regions(batch_size=batch_size, workers=reading_workers(workers), device=where, progress=bar.add)
         with Progress("pairs", len(index), unit="images", quiet=silent) as bar:
             found.match(device=where, progress=bar.add)
         found.write()
-    if not silent:
+    failed = list(found.failed.values())
+    if as_json and place.is_first:
+        facts = {"out": str(out), "images": len(index), "neighbours": found.neighbours}
+        click.echo(json.dumps(facts | {"failed": failures_as_json(failed)}))
+    elif not silent:
         click.echo(f"{out}: {len(index)} images, {found.neighbours} neighbours each")
+        if failed:
+            click.echo(f"{len(failed)} of them cannot be read; each is paired with itself, and nobody's neighbour:")
+            for line in listed(failed, MOST_LISTED):
+                click.echo(line)

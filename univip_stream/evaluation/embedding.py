@@ -6,7 +6,8 @@ Shape letters: N images in all, D width of a feature.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ import torch
 from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError
 from univip_stream.evaluation.subject import Subject
+from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
 from univip_stream.files import written_atomically
+from univip_stream.images import BadImageError
 from univip_stream.probe.features import vectors
 from univip_stream.probe.labelled import ImageSource
+from univip_stream.shards.format import OK
 
 CHUNK = 4096
 """Images of a chunk: 32 MB at 2048 floats each."""
@@ -36,11 +40,14 @@ def embed(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
     progress: Callable[[int], None] = lambda images: None,
-) -> None:
-    """Write the features of a source to one Parquet file: `key`, `label` and `vector`, a row an image, in the source's order.
+) -> list[Failure]:
+    """Write the features of a source to one Parquet file: a row an image, in the source's order.
 
-    What is done lies in chunks beside the file (`FILE.parts/`); called again after it was killed, it does what is missing.
+    Columns: `key`, `label`, `vector`, and `status` and `reason`. An image that cannot be read has its reason there and no
+    `vector` (null); of the others the status is `ok`. What is done lies in chunks beside the file (`FILE.parts/`); called again
+    after it was killed, it does what is missing, and tries again what could not be read.
 
     Args:
         subject: whose features.
@@ -50,34 +57,44 @@ def embed(
         workers: processes that read images.
         device: where the backbone runs.
         place: this process among those that share the chunks.
+        max_failures: images that may be unreadable, a share or a number, before it stops.
         progress: called as images get done, with their number; chunks that were there count too.
 
+    Returns:
+        The images without features; [] on other ranks than the first.
+
     Raises:
-        InputError: an image that cannot be read, or nowhere to write.
+        InputError: more unreadable images than allowed, none that can be read, or nowhere to write.
 
     """
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; expected the name of a file, such as {out / 'features.parquet'}")
     parts = out.with_name(out.name + ".parts")
     make_chunks(
-        subject, source, parts,
+        subject, source, parts, max_failures=max_failures,
         batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
     )  # fmt: skip
     wait_for_all(place)
-    if place.is_first:
-        with written_atomically(out) as file:
-            writer = None
-            for table in chunks(parts, fingerprint(subject, source)):
-                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-                writer.write_table(table)
-            if writer is not None:
-                writer.close()
-        shutil.rmtree(parts)
+    if not place.is_first:
+        return []
+    wanted = fingerprint(subject, source)
+    failed = list(_failed(source, chunks(parts, wanted)).values())
+    _stop_if_hopeless(failed, source, len(source), max_failures)
+    with written_atomically(out) as file:
+        writer = None
+        for table in chunks(parts, wanted):
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    shutil.rmtree(parts)
+    return failed
 
 
 def fingerprint(subject: Subject, source: ImageSource) -> str:
-    """What features depend on: weights, crop and images."""
-    facts = [subject.weights_hash(), subject.size, source.fingerprint]
+    """What features depend on: weights, crop, normalisation and images."""
+    pixels = subject.config.augment
+    facts = [subject.weights_hash(), subject.size, pixels.mean, pixels.std, source.fingerprint]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -86,6 +103,7 @@ def make_chunks(
     source: ImageSource,
     folder: Path,
     *,
+    max_failures: str,
     batch_size: int,
     workers: int,
     device: torch.device,
@@ -97,32 +115,79 @@ def make_chunks(
         raise InputError(f"{source.name} holds no image")
     print_of = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
+    failed: list[Failure] = []
+    looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):
         last = min(first + CHUNK, len(source))
-        path = folder / f"{number:06d}.parquet"
         if number % place.world_size != place.rank:
             continue
-        if _read(path, print_of) is not None:
-            progress(last - first)
-            continue
-        rows = []
-        for found in vectors(
-            subject.backbone, source, np.arange(first, last),
-            size=subject.size, batch_size=batch_size, device=device, workers=workers,
-        ):  # fmt: skip
-            rows.append(found)
-            progress(len(found))
-        values = np.concatenate(rows)
-        table = pa.table(
-            {
-                "key": pa.array(source.keys[first:last], pa.string()),
-                "label": pa.array(source.all_labels[first:last], pa.string()),
-                "vector": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), values.shape[1]),
-            },
-            metadata={_FINGERPRINT: print_of.encode(), _IMAGES: source.fingerprint.encode()},
-        )
-        with written_atomically(path) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        path = folder / f"{number:06d}.parquet"
+        kept = _read(path, print_of)
+        values = np.full((last - first, subject.backbone.width), np.nan, np.float32) if kept is None else _matrix(kept)
+        todo = first + np.flatnonzero(np.isnan(values[:, 0]))  # of a chunk that was there, those that could not be read
+        progress(last - first - len(todo))
+        bad: dict[int, Failure] = {}
+        if len(todo):
+            for seen in vectors(
+                subject.backbone,
+                source,
+                todo,
+                size=subject.size,
+                pixels=subject.config.augment,
+                batch_size=batch_size,
+                device=device,
+                workers=workers,
+            ):
+                if len(seen.numbers):
+                    values[seen.numbers - first] = seen.vectors_BD
+                bad |= seen.failed
+                progress(len(seen))
+        if kept is None or len(bad) < len(todo):
+            table = _table(source, first, values, bad)
+            table = table.replace_schema_metadata({_FINGERPRINT: print_of.encode(), _IMAGES: source.fingerprint.encode()})
+            with written_atomically(path) as file:
+                pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        failed += bad.values()
+        looked_at += last - first
+        _stop_if_hopeless(failed, source, looked_at, max_failures)
+
+
+def _table(source: ImageSource, first: int, values_ND: np.ndarray, bad: dict[int, Failure]) -> pa.Table:
+    """A chunk, from its first image on."""
+    last = first + len(values_ND)
+    null = np.isnan(values_ND[:, 0])
+    flat = pa.array(np.where(null[:, None], 0, values_ND).ravel(), pa.float32())
+    why = [bad.get(number) for number in range(first, last)]
+    return pa.table(
+        {
+            "key": pa.array(source.keys[first:last], pa.string()),
+            "label": pa.array(source.all_labels[first:last], pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1], mask=pa.array(null)),
+            "status": pa.array([OK if failure is None else failure.status for failure in why], pa.string()),
+            "reason": pa.array([None if failure is None else failure.reason for failure in why], pa.string()),
+        }
+    )
+
+
+def _failed(source: ImageSource, tables: Iterable[pa.Table]) -> dict[int, Failure]:
+    """The images of all chunks, in their order, that have no features, by their number."""
+    found: dict[int, Failure] = {}
+    first = 0
+    for table in tables:
+        for at in np.flatnonzero(np.asarray(table.column("vector").is_null())).tolist():
+            status, reason = (table.column(name)[at].as_py() for name in ("status", "reason"))
+            found[first + at] = source.failure(first + at, BadImageError(status, reason))
+        first += len(table)
+    return found
+
+
+def _stop_if_hopeless(failed: list[Failure], source: ImageSource, seen: int, max_failures: str) -> None:
+    stop_if_too_many(
+        failed, seen=seen, images=len(source), allowed=max_failures, where=source.name,
+        advice="Finished features are kept.",
+    )  # fmt: skip
+    if len(failed) == len(source):
+        raise InputError("\n".join([f"none of the {len(source)} images of {source.name} can be read:", *listed(failed, 10)]))
 
 
 def chunks(folder: Path, wanted: str) -> Iterator[pa.Table]:
@@ -134,30 +199,51 @@ def chunks(folder: Path, wanted: str) -> Iterator[pa.Table]:
         yield table
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Features of all N images of a source."""
+
+    vectors_ND: np.ndarray
+    """float32; NaN in the rows of images that cannot be read."""
+    failed: dict[int, Failure]
+    """Those, by their number."""
+
+
 def features(
     subject: Subject,
     source: ImageSource,
     cache: Path,
     *,
+    max_failures: str = MAX_FAILURES,
     batch_size: int,
     workers: int,
     device: torch.device,
     place: Place = ALONE,
     progress: Callable[[int], None] = lambda images: None,
-) -> np.ndarray:
-    """Features of all images, float32 N x D; made once and kept below `cache`, for these weights, this crop and these images."""
+) -> Kept:
+    """Features of all images; made once and kept below `cache`, for these weights, this crop and these images.
+
+    Raises:
+        InputError: as `embed`.
+
+    """
     wanted = fingerprint(subject, source)
     folder = cache / wanted[:16]
     make_chunks(
-        subject, source, folder,
+        subject, source, folder, max_failures=max_failures,
         batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
     )  # fmt: skip
     wait_for_all(place)
-    return np.concatenate([_matrix(table) for table in chunks(folder, wanted)])
+    tables = list(chunks(folder, wanted))
+    failed = _failed(source, tables)
+    _stop_if_hopeless(list(failed.values()), source, len(source), max_failures)
+    return Kept(vectors_ND=np.concatenate([_matrix(table) for table in tables]), failed=failed)
 
 
 def load_features(path: Path) -> tuple[np.ndarray, str]:
     """The vectors of a file that `embed` wrote, float32 N x D, and the fingerprint of the images they are of.
+
+    Rows of images that could not be read are NaN.
 
     Raises:
         InputError: no such file, or none of `embed`'s.
@@ -175,20 +261,24 @@ def load_features(path: Path) -> tuple[np.ndarray, str]:
         ) from error
     except (OSError, ValueError, IndexError, AttributeError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as features ({error}); `univip-stream embed` makes them") from error
-    if not np.isfinite(vectors_ND).all():
+    if not np.isfinite(vectors_ND[np.asarray(table.column("vector").is_valid())]).all():
         raise InputError(f"{path} holds features that are not finite; `univip-stream embed` makes them anew")
     return vectors_ND, images
 
 
 def _matrix(table: pa.Table) -> np.ndarray:
+    """float32 N x D; NaN where a row has no vector."""
     vector = table.column("vector").combine_chunks()
-    return np.asarray(vector.flatten().to_numpy(zero_copy_only=False)).reshape(len(vector), -1)
+    found = np.full((len(vector), vector.type.list_size), np.nan, np.float32)
+    found[np.asarray(vector.is_valid())] = vector.flatten().to_numpy(zero_copy_only=False).reshape(-1, found.shape[1])
+    return found
 
 
 def _read(path: Path, wanted: str) -> pa.Table | None:
-    """A chunk, or None where there is none, or a damaged one, or one of other weights or images."""
+    """A chunk, or None where there is none, or a damaged one, or one of other weights or images, or without reasons."""
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid):
         return None
-    return table if (table.schema.metadata or {}).get(_FINGERPRINT) == wanted.encode() else None
+    whole = "status" in table.column_names and (table.schema.metadata or {}).get(_FINGERPRINT) == wanted.encode()
+    return table if whole else None

@@ -1,4 +1,4 @@
-"""Semi-supervised classification: the whole network trained on the few images that have labels. The paper's Table 10.
+"""Semi-supervised classification: the whole network trained on the few images that have labels. The paper's Table 6.
 
 Shape letters: B images of a batch.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from univip_stream.augment import augment
+from univip_stream.augment import augment, normalised
 from univip_stream.distributed import ALONE, Place, in_parallel
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.heads import Tally
@@ -24,9 +24,10 @@ from univip_stream.evaluation.linear import FLIP_ONLY, rate_at
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import fraction_of, hold_out, listed
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import unreadable, used_images
+from univip_stream.failures import MAX_FAILURES
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
-from univip_stream.probe.features import normalised
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -34,8 +35,8 @@ from univip_stream.probe.labelled import LabelledSource, same_classes
 @dataclass(frozen=True, kw_only=True)
 class FinetuneProtocol:
     """ORL's semi-supervised protocol (arXiv:2106.11952, its configurations): nothing frozen, SGD with momentum 0.9, random resized
-    crop and flip, SyncBN over the ranks; every rate of the backbone with every multiplier of the head's rate, the best chosen on
-    held-out labelled images."""
+    crop and flip, SyncBN over the ranks; every rate of the backbone with every multiplier of the head's rate. Ours is how a pair is
+    chosen: on labelled images that are held out, after which the chosen pair trains once more, on all of them."""
 
     epochs: int = 20
     """Passes over the labelled images."""
@@ -71,9 +72,13 @@ def finetune(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fine-tune on a share of the labelled images, once for each pair of rates, and judge the best by `val`.
+    """Fine-tune on a share of the labelled images, and judge by `val`.
+
+    Each pair of rates is tried with some images held out; the pair that is best on these then trains on all of the share. Where
+    there is one pair, nothing is chosen and nothing held out.
 
     Args:
         subject: what is judged.
@@ -87,55 +92,69 @@ def finetune(
         workers: processes that read images.
         device: where it runs.
         place: this process among those that work together.
+        max_failures: images that may be unreadable, of those with labels and of `val` each; they are left out.
         say: gets a line a pair.
 
     Returns:
-        top1 and top5 of the best pair, all pairs, chance, what was done.
+        top1 and top5 of what was trained on all labelled images; the pairs, each with its top1 on those held out (none where
+        there was one pair); chance; what was done.
+
+    Raises:
+        InputError: sources that cannot be judged, more unreadable images than allowed.
 
     """
     same_classes(train, val)
     if not 0 < share <= 1:
         raise UsageError(f"--fraction is {share:.2%}; expected more than 0 and at most 100%")
-    few = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
-    try:
-        learn, choose = hold_out(few, train.numbers[few], seed)
-    except InputError:  # an image or two of each class: all are needed, and they choose themselves
-        learn = choose = few
+    asked = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
+    bad, bad_val = (
+        unreadable(source, numbers, workers=workers, place=place, say=say)
+        for source, numbers in ((train, asked), (val, np.arange(len(val))))
+    )
+    used = used_images(train, val, bad, bad_val, max_failures=max_failures, among=asked)
+    few = used.train
+    pairs = list(itertools.product(protocol.rates, protocol.multipliers))
+    learn, choose, chosen_by = _to_choose_by(few, train, len(pairs), seed)
     facts = {
-        **subject.facts(train=train, val=val), "protocol": "finetune", "fraction": share,
+        **subject.facts(train=train, val=val), **used.facts(), "protocol": "finetune", "fraction": share,
         "subset": None if subset is None else str(subset), "finetune": asdict(protocol), "seed": seed,
-        "labelled": len(few), "held_out": 0 if choose is few else len(choose), "classes": len(train.classes),
+        "labelled": len(few), "held_out": len(few) - len(learn), "classes": len(train.classes),
     }  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     state = partial.load()
-    pairs = list(itertools.product(protocol.rates, protocol.multipliers))
     rows: list[dict[str, Any]] = json.loads(state["rows"]) if state else []
     job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
-    for number, (rate, multiplier) in enumerate(pairs[len(rows) :], len(rows) + 1):
-        network = job.trained(learn, rate, multiplier)
-        held_out, judged = job.judged(network, train, choose), job.judged(network, val, np.arange(len(val)))
-        row = {
-            "rate": rate, "multiplier": multiplier, "held_out_top1": held_out.top1()[0],
-            "top1": judged.top1()[0], "top5": judged.top5()[0],
-        }  # fmt: skip
-        rows.append(row)
-        say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {row['held_out_top1']:.3f}")
+    for number, (rate, multiplier) in enumerate(pairs[len(rows) :] if len(pairs) > 1 else [], len(rows) + 1):
+        right = job.judged(job.trained(learn, rate, multiplier), train, choose).top1()[0]
+        rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right})
+        say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {right:.3f}")
         if place.is_first:
             partial.save(step=number, rows=json.dumps(rows))
-    best = max(rows, key=lambda row: row["held_out_top1"])
+    rate, multiplier = pairs[int(np.argmax([row["held_out_top1"] for row in rows]))] if rows else pairs[0]
+    say(f"trains on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
+    judged = job.judged(job.trained(few, rate, multiplier), val, used.val)
     if place.is_first:
         partial.clear()
     return {
         **facts,
-        "top1": best["top1"],
-        "top5": best["top5"],
-        "rate": best["rate"],
-        "multiplier": best["multiplier"],
-        "chosen_by": "top1 on "
-        + ("the labelled images themselves, too few to hold any out" if choose is few else "held-out ones"),
+        "top1": judged.top1()[0],
+        "top5": judged.top5()[0],
+        "rate": rate,
+        "multiplier": multiplier,
+        "chosen_by": chosen_by,
         "pairs": rows,
-        "chance": chance(val.labels),
+        "chance": chance([val.labels[number] for number in used.val]),
     }
+
+
+def _to_choose_by(few: np.ndarray, train: LabelledSource, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The labelled images that a pair is tried on, those that it is chosen by, and what a result says of that."""
+    if pairs == 1:
+        return few, few[:0], "nothing: there is one pair of rates"
+    try:
+        return *hold_out(few, train.numbers[few], seed), "top1 on held-out ones"
+    except InputError:  # an image or two of each class: all are needed, and they choose themselves
+        return few, few, "top1 on the labelled images themselves, too few to hold any out"
 
 
 class _Classifier(nn.Module):
@@ -184,17 +203,18 @@ class _Job:
             )
         steps = len(learn) // (size * ranks)
         classes = torch.from_numpy(self.train.numbers)
+        flip = self.subject.seen_by(FLIP_ONLY)
         model.train()
         for epoch in range(protocol.epochs):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
             order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.place.rank].ravel()
-            crop = RandomCrop(self.subject.size, FLIP_ONLY, seed=self.seed, epoch=epoch)
-            parts = batches(self.train, order, crop, batch_size=size, workers=self.workers)
+            crop = RandomCrop(self.subject.size, flip, seed=self.seed, epoch=epoch)
+            parts = sound(batches(self.train, order, crop, batch_size=size, workers=self.workers))
             for step, crops in enumerate(parts):
                 share = (epoch + step / steps) / protocol.epochs
                 for group in optimizer.param_groups:
                     group["lr"] = rate_at(group["peak"], share, protocol.milestones, protocol.fall)
-                images = augment(crops.images.to(self.device), crops.draws.to(self.device), FLIP_ONLY)
+                images = augment(crops.images.to(self.device), crops.draws.to(self.device), flip)
                 F.cross_entropy(model(images), classes[crops.numbers].to(self.device)).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()
@@ -207,8 +227,8 @@ class _Job:
         place = {label: number for number, label in enumerate(self.train.classes)}
         classes = torch.tensor([place[label] for label in source.labels])
         mine = numbers[self.place.rank :: self.place.world_size]
-        for crops in batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers):
-            logits = network(normalised(crops.images.to(self.device)))
+        for crops in sound(batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers)):
+            logits = network(normalised(crops.images.to(self.device), self.subject.config.augment))
             # Weights that burst give no number, and no answer.
             tally.add(torch.nan_to_num(logits)[None].cpu(), classes[crops.numbers])
         return tally.over_ranks(self.device, self.place)

@@ -1,4 +1,4 @@
-"""Linear classification on frozen features: the paper's Tables 1 and 3 to 6.
+"""Linear classification on frozen features: the paper's Table 1, and the top-1 of Tables 7 to 9.
 
 Shape letters: N images, B of a batch, D width of a feature, R learning rates tried at once, C classes.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from univip_stream.augment import AugmentConfig, augment
+from univip_stream.augment import AugmentConfig, augment, normalised
 from univip_stream.distributed import ALONE, Place, in_parallel
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.embedding import features
@@ -22,9 +22,10 @@ from univip_stream.evaluation.heads import Heads, Tally, loss_of
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import hold_out
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import unreadable, used_images
+from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
-from univip_stream.probe.features import normalised
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -114,13 +115,17 @@ def linear(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
+    progress: Callable[[int, int], None] = lambda epoch, epochs: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
 
+    A protocol of one rate has nothing to choose: nothing is held out, and it learns from all images.
+
     Args:
         subject: what is judged.
-        train: labelled images to learn from; some of each class are held out to choose by.
+        train: labelled images to learn from; some of each class are held out to choose by, where there are several rates.
         val: labelled images to judge by, of the same classes.
         protocol: how.
         cache: folder for features that are made once.
@@ -130,18 +135,38 @@ def linear(
         workers: processes that read images.
         device: where it runs.
         place: this process among those that work together.
-        say: gets a line an epoch.
+        max_failures: images of each source that may be unreadable, a share or a number; they are left out.
+        progress: called after an epoch, with its number from 1 and how many there are.
+        say: gets lines for people.
 
     Returns:
-        top1, top5 and rate of the best; all rates with their top1 on held-out and validation images; chance; what was done.
+        top1, top5 and rate of the best; all rates with their top1 on held-out images (None where there are none) and on
+        validation images; chance; what was done.
+
+    Raises:
+        InputError: sources that cannot be judged, more unreadable images than allowed.
 
     """
     same_classes(train, val)
-    learn, choose = hold_out(np.arange(len(train)), train.numbers, seed)
     if protocol.batch_size % place.world_size:
         raise UsageError(f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a divisor")
+    sources = {"train": train, "val": val}
+    made: dict[str, Tensor] = {}
+    failed: dict[str, dict[int, Failure]] = {}
+    for name, source in sources.items():
+        if protocol.augment is None:
+            kept = features(
+                subject, source, cache, max_failures=max_failures,
+                batch_size=batch_size, workers=workers, device=device, place=place,
+            )  # fmt: skip
+            made[name], failed[name] = torch.from_numpy(kept.vectors_ND), kept.failed
+        else:
+            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
+    used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
+    several = len(protocol.rates) > 1
+    learn, choose = hold_out(used.train, train.numbers[used.train], seed) if several else (used.train, used.train[:0])
     facts = {
-        **subject.facts(train=train, val=val), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
+        **subject.facts(train=train, val=val), **used.facts(), "protocol": "linear", "linear": asdict(protocol), "seed": seed,
         "held_out": len(choose), "classes": len(train.classes),
     }  # fmt: skip
     classes_of = {"train": torch.from_numpy(train.numbers), "val": _numbers_in(val, train.classes)}
@@ -154,17 +179,11 @@ def linear(
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
     seen: _Seen
     if protocol.augment is None:
-        made = {
-            name: torch.from_numpy(
-                features(subject, source, cache, batch_size=batch_size, workers=workers, device=device, place=place)
-            )
-            for name, source in (("train", train), ("val", val))
-        }
         seen = _Kept(made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed)
     else:
         seen = _Fresh(
-            subject, {"train": train, "val": val}, classes_of, learn, protocol.augment, device=device, place=place,
-            batch_size=protocol.batch_size, workers=workers, seed=seed,
+            subject, sources, classes_of, learn, protocol.augment, device=device, place=place, batch_size=protocol.batch_size,
+            workers=workers, seed=seed,
         )  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     first = 0
@@ -172,37 +191,35 @@ def linear(
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
+        say(f"continues after epoch {first} of {protocol.epochs}")
     model = in_parallel(heads, place, device)
     for epoch in range(first, protocol.epochs):
-        total = torch.zeros((), device=device)
-        count = 0
-        for count, (vectors, classes) in enumerate(seen.training(epoch), 1):
-            share = (epoch + (count - 1) / seen.steps) / protocol.epochs
+        for count, (vectors, classes) in enumerate(seen.training(epoch)):
+            share = (epoch + count / seen.steps) / protocol.epochs
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(group["peak"], share, protocol.milestones)
             loss = loss_of(model(vectors), classes)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
-            total += loss.detach()
-        say(f"epoch {epoch + 1}/{protocol.epochs}  loss {float(total) / count / len(protocol.rates):.3f}")
+        progress(epoch + 1, protocol.epochs)
         if place.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
-    held_out = _judged(heads, seen.judging("train", choose), place)
-    judged = _judged(heads, seen.judging("val", np.arange(len(val))), place)
-    best = int(np.argmax(held_out.top1()))
+    held_out = _judged(heads, seen.judging("train", choose), place).top1() if several else []
+    judged = _judged(heads, seen.judging("val", used.val), place)
+    best = int(np.argmax(held_out)) if several else 0
     if place.is_first:
         partial.clear()
-    rows = zip(protocol.rates, held_out.top1(), judged.top1(), judged.top5(), strict=True)
+    rows = zip(protocol.rates, held_out if several else [None], judged.top1(), judged.top5(), strict=True)
     return {
         **facts,
         "top1": judged.top1()[best],
         "top5": judged.top5()[best],
         "rate": protocol.rates[best],
-        "chosen_by": "top1 on held-out training images",
+        "chosen_by": "top1 on held-out training images" if several else "nothing: there is one rate",
         "rates": [{"rate": r, "held_out_top1": h, "top1": one, "top5": five} for r, h, one, five in rows],
-        "chance": chance(val.labels),
+        "chance": chance([val.labels[number] for number in used.val]),
     }
 
 
@@ -274,7 +291,8 @@ class _Fresh(_Seen):
         **more: Any,
     ) -> None:
         super().__init__(learn, **more)
-        self.subject, self.sources, self.classes, self.config, self.workers = subject, sources, classes, config, workers
+        self.subject, self.sources, self.classes, self.workers = subject, sources, classes, workers
+        self.config = subject.seen_by(config)
         self.backbone: nn.Module = subject.backbone.to(self.device).eval()
 
     @torch.no_grad()
@@ -284,13 +302,14 @@ class _Fresh(_Seen):
 
     def training(self, epoch: int) -> Any:
         crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
-        for crops in batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers):
+        parts = batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers)
+        for crops in sound(parts):
             images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
         mine = numbers[self.place.rank :: self.place.world_size]
-        for crops in batches(
-            self.sources[name], mine, CentreCrop(self.subject.size), batch_size=self.size, workers=self.workers
-        ):
-            yield self._features(normalised(crops.images.to(self.device))), self.classes[name][crops.numbers].to(self.device)
+        crop = CentreCrop(self.subject.size)
+        for crops in sound(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
+            images = normalised(crops.images.to(self.device), self.subject.config.augment)
+            yield self._features(images), self.classes[name][crops.numbers].to(self.device)

@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from univip_stream.distributed import ALONE, Place
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import used_images
+from univip_stream.failures import MAX_FAILURES
 from univip_stream.probe.knn import KnnConfig, accuracy, chance, classify
 from univip_stream.probe.labelled import LabelledSource, same_classes
+
+_ALIKE = 1e-5
+"""Relative difference below which float32 features are the same but for the order of their sums."""
 
 
 def knn(
@@ -23,6 +29,7 @@ def knn(
     workers: int = 0,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
 ) -> dict[str, Any]:
     """Weighted kNN (Wu et al. 2018, arXiv:1805.01978, section 3.4): frozen backbone, central crops, `train` votes on `val`.
 
@@ -36,24 +43,48 @@ def knn(
         workers: processes that read images.
         device: where the backbone runs.
         place: this process among those that work together.
+        max_failures: images of each source that may be unreadable, a share or a number; they are left out.
 
     Returns:
-        top1, chance (naming the most frequent class), and what was done.
+        top1, chance (naming the most frequent class), what was done, and what was left out.
+
+    Raises:
+        InputError: sources that cannot be judged, more unreadable images than allowed.
 
     """
     same_classes(train, val)
     known, asked = (
-        features(subject, source, cache, batch_size=batch_size, workers=workers, device=device, place=place)
+        features(
+            subject, source, cache, max_failures=max_failures,
+            batch_size=batch_size, workers=workers, device=device, place=place,
+        )
         for source in (train, val)
-    )
+    )  # fmt: skip
+    used = used_images(train, val, known.failed, asked.failed, max_failures=max_failures)
+    voting_ND, labels = known.vectors_ND[used.train], [train.labels[number] for number in used.train]
+    judged_QD, truth = asked.vectors_ND[used.val], [val.labels[number] for number in used.val]
+    used.notes.extend(_notes(voting_ND, config))
     return {
         **subject.facts(train=train, val=val),
+        **used.facts(),
         "protocol": "knn",
-        "top1": accuracy(classify(known, train.labels, asked, config), val.labels),
-        "chance": chance(val.labels),
+        "top1": accuracy(classify(voting_ND, labels, judged_QD, config), truth),
+        "chance": chance(truth),
         "classes": len(train.classes),
-        "train_images": len(train),
-        "val_images": len(val),
-        "k": min(config.k, len(train)),
+        "train_images": len(used.train),
+        "val_images": len(used.val),
+        "k": min(config.k, len(used.train)),
         "temperature": config.temperature,
     }
+
+
+def _notes(voting_ND: np.ndarray, config: KnnConfig) -> list[str]:
+    found = []
+    if config.k > len(voting_ND):
+        found.append(f"k is {config.k}, and there are {len(voting_ND)} images that vote: all of them do")
+    if np.abs(voting_ND - voting_ND[0]).max() <= _ALIKE * np.abs(voting_ND).max():
+        found.append(
+            "every image that votes has the same features, so the votes are equal: the images are the same, or the network "
+            "has collapsed"
+        )
+    return found

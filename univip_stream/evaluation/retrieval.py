@@ -12,7 +12,8 @@ Differences: images are compared by the features that `embed` writes, the backbo
 Regions are the shards', the best 100 of an image (`refilter --min-scale 96 --max-boxes 100` gives ORL's); an image without one
 counts as one region, where ORL takes its first candidate. Features of regions are kept as float16 while it works; each region
 goes through the network once, in the code again for every image that it is a neighbour of. Equal cosines go to the earlier image,
-then to the earlier regions; the code leaves them to chance.
+then to the earlier regions; the code leaves them to chance. An image that cannot be read is nobody's neighbour, and its one row
+pairs it with itself, so that every image has a row: a training that skips bad images never comes to it.
 
 Letters: N images, R regions, D width of a feature, K neighbours, Q images asked about at once.
 """
@@ -32,14 +33,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from univip_stream.augment import normalised
 from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError
 from univip_stream.evaluation.embedding import load_features
 from univip_stream.evaluation.subject import Subject
+from univip_stream.failures import MAX_FAILURES, Failure, stop_if_too_many
 from univip_stream.files import sha256_of, written_atomically
 from univip_stream.probe.crops import one_thread
-from univip_stream.probe.features import normalised
 from univip_stream.shards import ShardIndex
+from univip_stream.shards.cache import FetchError
+from univip_stream.shards.format import UNREADABLE
 from univip_stream.stream.cut import cut
 from univip_stream.stream.pairs import pairs_table, regions_of
 from univip_stream.stream.reader import Reader
@@ -66,9 +70,10 @@ class Retrieval:
         share: of an image's number of regions, how many pairs are kept with each neighbour.
         max_boxes: regions of an image that are looked at, the best.
         place: this process among those that share the chunks.
+        max_failures: images that may be unreadable, a share or a number.
 
     Raises:
-        InputError: features of other images, a single image, or nowhere to write.
+        InputError: features of other images, a single image, more unreadable images than allowed, or nowhere to write.
 
     """
 
@@ -83,6 +88,7 @@ class Retrieval:
         share: float = 0.1,
         max_boxes: int = 100,
         place: Place = ALONE,
+        max_failures: str = MAX_FAILURES,
     ):
         self.subject, self.index, self.out, self.place = subject, index, out, place
         self.share, self.max_boxes = share, max_boxes
@@ -96,16 +102,30 @@ class Retrieval:
                 f"{features} holds features of {len(vectors_ND)} images, and not of the {len(index)} of these shards as they "
                 "are now; `univip-stream embed RUN SHARDS` makes them for these"
             )
+        self.failed = {
+            number: Failure(index.text("source", number), UNREADABLE, f"{features} has no features of it")
+            for number in np.flatnonzero(np.isnan(vectors_ND[:, 0])).tolist()
+        }
+        """Images that cannot be read, by their number; those whose regions cannot be read are added by `embed_regions`."""
+        self.max_failures = max_failures
+        self._stop_if_hopeless()
         self._unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
         self.neighbours = min(neighbours, len(index) - 1)
         counts = np.diff(index.box_start).clip(1, max_boxes)
         self._start = np.concatenate([[0], np.cumsum(counts)])
-        seen = {"weights_sha256": subject.weights_hash(), "size": str(subject.size), "max_boxes": str(max_boxes)}
+        pixels = subject.config.augment
+        seen = {
+            "weights_sha256": subject.weights_hash(), "size": str(subject.size), "max_boxes": str(max_boxes),
+            "mean": str(list(pixels.mean)), "std": str(list(pixels.std)),
+        }  # fmt: skip
         self.facts = seen | {"features_sha256": sha256_of(features), "neighbours": str(self.neighbours), "share": str(share)}
         """What the pairs depend on beside the shards, for the file's metadata."""
         self._parts = out.with_name(out.name + ".parts")
         self._regions = self._parts / f"regions-{self._digest(seen)}"
-        self._pairs = self._parts / f"pairs-{self._digest(self.facts)}"
+
+    @property
+    def _pairs(self) -> Path:
+        return self._parts / f"pairs-{self._digest(self.facts | {'failed': str(sorted(self.failed))})}"
 
     def embed_regions(
         self, *, batch_size: int, workers: int, device: torch.device, progress: Callable[[int], None] = lambda images: None
@@ -119,33 +139,47 @@ class Retrieval:
             progress: called as images get done, with their number; those that were done count too.
 
         Raises:
-            InputError: an image that cannot be read, features that are not finite.
+            InputError: more unreadable images than allowed, features that are not finite.
 
         """
         self._regions.mkdir(parents=True, exist_ok=True)
-        backbone = self.subject.backbone.to(device).eval()
+        backbone, pixels = self.subject.backbone.to(device).eval(), self.subject.config.augment
         for first, last in self._mine():
             path = self._regions / f"{first:09d}.f16"
             size = int(self._start[last] - self._start[first]) * backbone.width * _HALF.itemsize
-            if not path.is_file() or path.stat().st_size != size:
+            bad = _failures(path.with_suffix(".failed.json"))
+            if bad is None or bad or not path.is_file() or path.stat().st_size != size:
                 regions = [(sample, box) for sample in range(first, last) for box in self._boxes(sample)]
                 crops = _Crops(self.index, regions, self.subject.size, batch_size)
+                bad = {}
                 with written_atomically(path) as file:
-                    for images in crops.loaded(workers):
+                    for images, failed in crops.loaded(workers):
                         with torch.inference_mode():
-                            found = backbone(normalised(images.to(device, non_blocking=True))).float()
+                            found = backbone(normalised(images.to(device, non_blocking=True), pixels)).float()
                         if not found.isfinite().all():
                             raise InputError(
                                 "the backbone's features are not finite: its weights are damaged, or training had burst"
                             )
                         file.write(F.normalize(found, dim=1).half().cpu().numpy().tobytes())
+                        bad |= failed
+                        self.failed |= failed
+                        self._stop_if_hopeless()
+                with written_atomically(path.with_suffix(".failed.json")) as file:
+                    file.write(json.dumps(bad).encode())
+            self.failed |= bad
             progress(last - first)
         wait_for_all(self.place)
+        for path in sorted(self._regions.glob("*.failed.json")):  # of all ranks
+            self.failed |= _failures(path) or {}
+        self.failed = dict(sorted(self.failed.items()))
+        self._stop_if_hopeless()
+        self.neighbours = min(self.neighbours, len(self.index) - len(self.failed) - 1)
 
     def match(self, *, device: torch.device, progress: Callable[[int], None] = lambda images: None) -> None:
         """Do this rank's share of the pairs that are not there yet; every rank must have embedded its regions."""
         self._pairs.mkdir(parents=True, exist_ok=True)
         unit_ND = torch.from_numpy(self._unit_ND).to(device)
+        unit_ND[list(self.failed)] = torch.nan
         for first, last in self._mine():
             path = self._pairs / f"{first:09d}.parquet"
             if _read(path) is None:
@@ -153,6 +187,10 @@ class Retrieval:
                 for at in range(first, last, _QUERIES):
                     end = min(at + _QUERIES, last)
                     for sample, others in zip(range(at, end), nearest(unit_ND, at, end, self.neighbours), strict=True):
+                        if sample in self.failed:
+                            whole = regions_of(self.index, sample)[:1]
+                            rows.append((sample, sample, np.concatenate([whole, whole], axis=1)))
+                            continue
                         mine = self._features(sample)
                         rows += [(sample, other, self._alike(sample, mine, other)) for other in others.tolist()]
                 table = pairs_table(self.index, rows, self.facts)
@@ -175,6 +213,14 @@ class Retrieval:
                     raise InputError(f"{path} changed while it was read; run the same command again")
                 writer.write_table(table)
         shutil.rmtree(self._parts)
+
+    def _stop_if_hopeless(self) -> None:
+        stop_if_too_many(
+            list(self.failed.values()), seen=len(self.index), images=len(self.index), allowed=self.max_failures,
+            advice="`univip-stream verify` lists what is damaged.",
+        )  # fmt: skip
+        if len(self.index) - len(self.failed) < 2:
+            raise InputError("less than two images can be read; expected at least two, to be each other's neighbours")
 
     def _digest(self, facts: dict[str, str]) -> str:
         return hashlib.sha256(json.dumps([self.index.fingerprint, CHUNK, facts]).encode()).hexdigest()[:16]
@@ -209,13 +255,13 @@ def nearest(unit_ND: Tensor, first: int, last: int, count: int) -> np.ndarray:
     """int64, (last - first) x count: the images most like those from `first` to `last`, most alike first, none its own.
 
     Args:
-        unit_ND: features of unit length.
+        unit_ND: features of unit length; NaN for images that are nobody's neighbour (what their own rows say means nothing).
         first: of the images asked about.
         last: one after them.
-        count: neighbours, less than N.
+        count: neighbours, less than the images that may be one.
 
     """
-    cosines_QN = unit_ND[first:last] @ unit_ND.T
+    cosines_QN = (unit_ND[first:last] @ unit_ND.T).nan_to_num(nan=-torch.inf)
     asked = torch.arange(last - first, device=unit_ND.device)
     cosines_QN[asked, asked + first] = -torch.inf
     # topk leaves equal ones to chance: all that are as near as its last are sorted once more.
@@ -235,33 +281,50 @@ def _read(path: Path) -> pa.Table | None:
         return None
 
 
-class _Crops(Dataset[Tensor | InputError]):
-    """Item n is the n-th batch of regions, (sample, box), cut out: uint8 B x 3 x S x S; or what is wrong with it."""
+def _failures(path: Path) -> dict[int, Failure] | None:
+    """What could not be read of a chunk; None where the chunk is not done."""
+    try:
+        return {int(number): Failure(*failure) for number, failure in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+class _Crops(Dataset[tuple[Tensor, dict[int, Failure]] | InputError]):
+    """Item n is the n-th batch of regions, (sample, box), cut out: uint8 B x 3 x S x S, and the images of it that cannot be
+    read, whose regions are black; or what else is wrong. Errors are items, because DataLoader would lay a worker's traceback
+    over their words."""
 
     def __init__(self, index: ShardIndex, regions: list[tuple[int, np.ndarray]], size: int, batch_size: int) -> None:
-        self.regions, self.reader, self.size, self.batch_size = regions, Reader(index), size, batch_size
+        self.regions, self.index, self.size, self.batch_size = regions, index, size, batch_size
+        self.reader = Reader(index)
 
     def __len__(self) -> int:
         return -(-len(self.regions) // self.batch_size)
 
-    def __getitem__(self, number: int) -> Tensor | InputError:
+    def __getitem__(self, number: int) -> tuple[Tensor, dict[int, Failure]] | InputError:
         some = self.regions[number * self.batch_size : (number + 1) * self.batch_size]
-        pixels = np.empty((len(some), self.size, self.size, 3), np.uint8)
+        pixels = np.zeros((len(some), self.size, self.size, 3), np.uint8)
         at, image = -1, np.empty(0)
-        try:
-            for place, (sample, box) in enumerate(some):
+        failed: dict[int, Failure] = {}
+        for place, (sample, box) in enumerate(some):
+            if sample in failed:
+                continue
+            try:
                 if sample != at:
                     at, image = sample, self.reader.image(sample)
-                cut(image, box, pixels[place], "bilinear", antialias=True)
-        except InputError as error:  # an item, because DataLoader would lay a worker's traceback over its words
-            return InputError(str(error))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            except FetchError as error:
+                return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+            except InputError as error:
+                failed[sample] = Failure(self.index.text("source", sample), UNREADABLE, str(error))
+                continue
+            cut(image, box, pixels[place], "bilinear", antialias=True)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), failed
 
-    def loaded(self, workers: int) -> Iterator[Tensor]:
+    def loaded(self, workers: int) -> Iterator[tuple[Tensor, dict[int, Failure]]]:
         """The batches in their order, made in so many processes (0: in this one)."""
         more: dict[str, Any] = {"worker_init_fn": one_thread} if workers else {}
-        for images in DataLoader(self, batch_size=None, num_workers=workers, **more):
-            if isinstance(images, InputError):
-                raise images
-            yield images
+        for item in DataLoader(self, batch_size=None, num_workers=workers, **more):
+            if isinstance(item, InputError):
+                raise item
+            yield item
         self.reader.close()

@@ -1,7 +1,7 @@
 """What is judged: a backbone, where its weights came from, and everything needed to say so again."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from univip_stream import __version__
+from univip_stream.augment import AugmentConfig
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig, load_backbone
 from univip_stream.probe.labelled import ImageSource
@@ -21,11 +22,15 @@ class Subject:
     run: str
     """Run folder, checkpoint or backbone.safetensors, as the user named it."""
     backbone: Backbone
-    """B x 3 x S x S normalised images -> B x D pooled features."""
+    """B x 3 x S x S images, normalised as its training did (`config.augment`) -> B x D pooled features."""
     config: PretrainConfig
     """Of its pre-training, as far as known."""
     size: int
     """Side of the crops that it is judged on, pixels."""
+
+    def seen_by(self, augment: AugmentConfig) -> AugmentConfig:
+        """A protocol's augmentation, with pixels normalised as this network's training did."""
+        return replace(augment, mean=self.config.augment.mean, std=self.config.augment.std)
 
     def weights_hash(self) -> str:
         """SHA-256 over names and bytes of the weights."""
@@ -43,6 +48,8 @@ class Subject:
             "small_stem": self.config.method.small_stem,
             "weights_sha256": self.weights_hash(),
             "image_size": self.size,
+            "mean": list(self.config.augment.mean),
+            "std": list(self.config.augment.std),
             **{
                 name: {"source": source.name, "images": len(source), "fingerprint": source.fingerprint}
                 for name, source in sources.items()

@@ -4,18 +4,19 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
 from univip_stream.export.pickled import pickled
 from univip_stream.files import written_atomically
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig
-from univip_stream.pretrain.load import BACKBONE
+from univip_stream.pretrain.load import BACKBONE, backbone_facts
 
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 """The depths that all five have."""
@@ -53,7 +54,13 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
         raise InputError(f"--out {out} is a folder; expected the name of a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.trunk.state_dict().items()}
-    return FORMATS[format](weights, config, out)
+    written = FORMATS[format](weights, config, out)
+    pixels, usual = config.augment, AugmentConfig()
+    if (pixels.mean, pixels.std) != (usual.mean, usual.std):
+        # Not every format has a place for it, and what reads them takes ImageNet's.
+        note = f"{written.use}  # RGB pixels of 0 to 1, less {list(pixels.mean)}, divided by {list(pixels.std)}"
+        return replace(written, use=note)
+    return written
 
 
 def detectron2_name(name: str) -> str:
@@ -85,8 +92,7 @@ def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) 
     _suffix(out, "safetensors", only=".safetensors")
     from safetensors.torch import save
 
-    facts = {"backbone": config.method.backbone, "small_stem": str(config.method.small_stem)}
-    _write(out, save(weights, metadata={"format": "pt", **facts}))
+    _write(out, save(weights, metadata={"format": "pt", **backbone_facts(config)}))
     return Exported(files=[out], tensors=len(weights), use=f'safetensors.torch.load_file("{out}")')
 
 
@@ -100,7 +106,8 @@ def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -
     # A pickle is what Detectron2 reads; it holds arrays and text alone.
     _write(out, pickled({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
     place = json.dumps(str(out.absolute()), ensure_ascii=False)  # a string of YAML too
-    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=64 if depth < 50 else 256).encode())
+    res2 = 64 if depth < 50 else 256
+    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=res2, **_levels(config)).encode())
     return Exported(files=[out, settings], tensors=len(named), use=f"tools/train_net.py --config-file {settings}")
 
 
@@ -112,7 +119,8 @@ def _mmdet(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exp
     buffer = io.BytesIO()
     torch.save({"state_dict": weights}, buffer)
     _write(out, buffer.getvalue())
-    _write(settings, MMDET.format(weights=ascii(str(out.absolute())), depth=depth, channels=list(channels)).encode())
+    place = ascii(str(out.absolute()))
+    _write(settings, MMDET.format(weights=place, depth=depth, channels=list(channels), **_levels(config)).encode())
     return Exported(files=[out, settings], tensors=len(weights), use=f"tools/train.py {settings}")
 
 
@@ -131,8 +139,8 @@ DETECTRON2 = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing froze
 MODEL:
   META_ARCHITECTURE: GeneralizedRCNN
   WEIGHTS: {weights}
-  PIXEL_MEAN: [123.675, 116.280, 103.530]
-  PIXEL_STD: [58.395, 57.120, 57.375]
+  PIXEL_MEAN: {mean}
+  PIXEL_STD: {std}
   MASK_ON: true
   BACKBONE: {{NAME: build_resnet_fpn_backbone, FREEZE_AT: 0}}
   RESNETS:
@@ -162,7 +170,7 @@ MMDET = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing frozen. Fo
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 model = dict(
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    data_preprocessor=dict(mean={mean}, std={std}, bgr_to_rgb=True),
     backbone=dict(
         depth={depth}, frozen_stages=-1, norm_cfg=norm_cfg, norm_eval=False, style="pytorch",
         init_cfg=dict(type="Pretrained", checkpoint={weights}),
@@ -215,6 +223,11 @@ def _beside(out: Path, suffix: str) -> Path:
 def _begins(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+
+
+def _levels(config: PretrainConfig) -> dict[str, list[float]]:
+    """Mean and standard deviation of the training's pixels, in grey levels of 0 to 255."""
+    return {name: [round(255 * value, 4) for value in getattr(config.augment, name)] for name in ("mean", "std")}
 
 
 def _saved(weights: dict[str, Tensor], out: Path, use: str) -> Exported:

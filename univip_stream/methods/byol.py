@@ -1,16 +1,22 @@
-"""BYOL (Grill et al. 2020) as the paper's Eq. 2 and 3 have it: the baseline of its tables, Table 7(a) with random views."""
+"""BYOL (Grill et al. 2020, arXiv:2006.07733) as the paper's Eq. 2 and 3 have it: the baseline of its tables, Table 7 (a).
+
+Its two views are random ones and it looks at no instances; augmentations, heads, optimizer and schedule are the recipe's, which
+are BYOL's and ORL's own numbers. Algorithm 1's overlapping views would make it Table 7 (b), the scene term of UniVIP: they are
+a choice of their own, `--set method.name=byol`, which changes the method alone, or `--method byol --set views.overlap=true`.
+"""
 
 import torch
 from torch import Tensor
 
 from univip_stream.losses import scene_loss
-from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, feature_std, losses_by_term
+from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, Wants, feature_std, losses_by_term
 from univip_stream.shapes import Float
 
 
 class BYOL(Bootstrap):
-    """The scene term alone. Instances are ignored; the views should be random ones."""
+    """The scene term alone, on two random views. Instances are ignored where there are some."""
 
+    wants = Wants(settings={"views.overlap": False, "views.instances": 0})
     terms = UNIVIP_TERMS
 
     def forward(

@@ -5,7 +5,7 @@ import io
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import starmap
 from typing import Any
@@ -16,15 +16,14 @@ import pyarrow.parquet as pq
 from univip_stream import __version__
 from univip_stream.boxes import STORED
 from univip_stream.errors import InputError
+from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place, Task
 from univip_stream.shards.format import FAILED, index_name
-from univip_stream.shards.manifest import MANIFEST, make_manifest, manifest_bytes
+from univip_stream.shards.manifest import JOB, MANIFEST, being_added, make_manifest, manifest_bytes, read_manifest
 from univip_stream.shards.write import finished_shard
 
-JOB = ".mining.json"
-"""The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there."""
 UNSAID = {"box_frame": STORED}
 """What parameters mean that do not say it: those of before there was a choice."""
 _MADE_WITH = ("numpy", "numba", "opencv-contrib-python-headless", "pillow", "pyarrow", "simplejpeg")
@@ -59,6 +58,10 @@ class Job:
     """Failures that are put up with."""
     allowed_text: str = ""
     """The same in the user's words."""
+    added_to: dict[str, Any] | None = None
+    """Manifest of the set that these shards are added to; it stays in place until the new one replaces it."""
+    joined: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda facts: facts)
+    """From the facts of these shards to those of the set, with what they are added to."""
 
     @property
     def images(self) -> int:
@@ -83,7 +86,10 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
     """
     out = job.out
     with out.held():
-        _refuse_other_shards(job)
+        if job.added_to is None:
+            _refuse_other_shards(job)
+        else:
+            _refuse_other_adding(job, job.added_to)
         out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
         entries: dict[str, dict[str, Any]] = {}
         todo: dict[int, bool] = {}
@@ -93,7 +99,7 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
                 todo[number] = entry is not None
             else:
                 entries[name] = entry
-        if todo:
+        if todo and job.added_to is None:
             out.remove(MANIFEST)  # it says that all shards are there
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
@@ -103,7 +109,8 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
                 break
         _stop_if_hopeless(job, entries)
         out.remove_leftovers()
-        manifest = make_manifest([entries[name] for name in job.names], _facts(job))
+        before = [] if job.added_to is None else job.added_to["shards"]
+        manifest = make_manifest([*before, *(entries[name] for name in job.names)], job.joined(_facts(job)))
         out.write(MANIFEST, manifest_bytes(manifest))
         out.remove(JOB)
     return manifest, waiting
@@ -135,13 +142,13 @@ def _stop_if_hopeless(job: Job, entries: dict[str, dict[str, Any]]) -> None:
     if failed <= job.allowed:
         return
     bad = [line for line in failures(job.out, list(entries.values())) if line[1] in FAILED]
-    lines = "\n".join(f"  {source}: {status}: {reason}" for source, status, reason in bad[:20])
-    more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-    seen = sum(entry["images"] for entry in entries.values())
-    raise InputError(
-        f"{failed} of {seen} images could not be used; --max-failures allows {job.allowed_text} of {job.images}:\n"
-        f"{lines}{more}\nEach is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
-        "the files and run again with --retry-failed, or accept them with a larger --max-failures."
+    raise too_many(
+        bad,
+        seen=sum(entry["images"] for entry in entries.values()),
+        images=job.images,
+        allowed=job.allowed_text,
+        advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
+        "the files and run again with --retry-failed, or accept them with a larger --max-failures.",
     )
 
 
@@ -165,17 +172,69 @@ def _refuse_other_shards(job: Job) -> None:
         )
     wanted = json.loads(json.dumps(job.parameters))
     if found is not None and found != wanted:
+        if "parts" in found:
+            raise InputError(
+                f"{out.location} holds a set that was added to ({len(found['parts'])} parts); --add mines what is new into it. "
+                "For another set choose another --out"
+            )
         theirs, here = ({**UNSAID, **parameters} for parameters in (found, wanted))
         names = [name for name in {**wanted, **found} if name != "listing" and theirs.get(name) != here.get(name)]
         differences = [f"{name} {theirs.get(name)!r} there, {here.get(name)!r} here" for name in names]
+        more = " To mine images that it has not into it, use --add." if out.read(MANIFEST) is not None else ""
         raise InputError(
             f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
-            "Choose another --out, or empty that folder if those shards are not needed"
+            f"Choose another --out, or empty that folder if those shards are not needed.{more}"
         )
     if strangers := [name for name in taken if name not in ours]:
+        adding = " of a `mine --add` that is not finished" if set(being_added(out.location)) & set(strangers) else ""
         raise InputError(
-            f"{out.location} holds tar files beside this job's ({', '.join(strangers[:3])}); choose another --out"
+            f"{out.location} holds tar files beside this job's{adding} ({', '.join(strangers[:3])}); "
+            + ("run that command again" if adding else "choose another --out")
         )
+
+
+def _refuse_other_adding(job: Job, there: dict[str, Any]) -> None:
+    """The folder must hold the set that this was planned for, and perhaps this very adding in any state."""
+    out = job.out
+    if read_manifest(out.location)["fingerprint"] != there["fingerprint"]:
+        raise InputError(
+            f"{out.location}: another job changed the set while this one was planned; run the same command again"
+        )
+    wanted, found = json.loads(json.dumps(job.parameters)), unfinished_adding(out, there)
+    if found is not None and found != wanted:
+        names = being_added(out.location)
+        files = f"{names[0]} to {names[-1]} with their .parquet" if names else "its shards"
+        raise InputError(
+            f"{out.location}: a `mine --add` of other images ({found.get('images')} there, {job.images} here) is not finished. "
+            f"Finish it with the sources as they were, or give it up: delete {JOB} and {files}, which no manifest names yet"
+        )
+    known = {entry["name"] for entry in there["shards"]}
+    ours = {*job.names, *map(index_name, job.names)}
+    taken = [name for name in out.names() if name in ours or (name.endswith(".tar") and name not in known)]
+    strangers = [name for name in taken if name not in ours]
+    if strangers or (taken and found is None and not any(_finished(job, name) for name in job.names)):
+        raise InputError(
+            f"{out.location} holds files beside the set that no job of ours wrote ({', '.join((strangers or taken)[:3])}); "
+            "move them away"
+        )
+
+
+def unfinished_adding(out: Output, there: dict[str, Any]) -> dict[str, Any] | None:
+    """The parameters of an adding to a set that began and is not in its manifest; None where there is none."""
+    try:
+        found = json.loads(out.read(JOB) or b"null")
+    except (ValueError, RecursionError):
+        return None
+    last = there.get("parts", [{}])[-1].get("parameters")
+    # A job that was killed after its manifest left its parameters: it is finished.
+    return found if isinstance(found, dict) and found not in (last, there["parameters"]) else None
+
+
+def settle(out: Output, there: dict[str, Any]) -> None:
+    """Where nothing is to be added: remove what a job left that was killed after its manifest."""
+    if out.read(JOB) is not None and unfinished_adding(out, there) is None:
+        with out.held():
+            out.remove(JOB)
 
 
 def parameters_there(out: Output) -> dict[str, Any] | None:

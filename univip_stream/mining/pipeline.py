@@ -13,8 +13,10 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.boxes import FRAMES, STORED, UPRIGHT, BoxFilter
 from univip_stream.errors import InputError, UsageError
+from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
-from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there
+from univip_stream.mining.adding import Addition, addition
+from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there, settle
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
@@ -59,10 +61,12 @@ class MiningConfig(Place):
     """Which boxes stay."""
     max_pixels: int = MAX_PIXELS
     """Larger images are not decoded."""
-    max_failures: str = "1%"
+    max_failures: str = MAX_FAILURES
     """Share or number of images that may be unreadable or too large before the job stops."""
     retry_failed: bool = False
-    """Mine images that failed again."""
+    """Mine images that failed again; of an adding, those of the new shards."""
+    add: bool = False
+    """Mine the images that the finished set in `out` has not, into new shards after its last."""
     web: storage.WebOptions = field(default_factory=storage.WebOptions)
     """How web servers are asked: `per_host` by all workers together, each asks one at least. Not part of what the set is."""
 
@@ -83,6 +87,8 @@ class MiningReport:
     """How published boxes and images went together."""
     notes: list[str] = field(default_factory=list)
     """Sentences about what was left out, and where boxes and images contradict each other."""
+    addition: Addition | None = None
+    """What was added to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,8 @@ class Plan:
     """How published boxes go together with them."""
     upright: bool | None = None
     """Whether a COCO file's boxes are taken as boxes of the upright image; None where boxes come from elsewhere."""
+    addition: Addition | None = None
+    """The set that they are added to; they are those that it has not."""
 
 
 def plan_job(config: MiningConfig) -> Plan:
@@ -114,15 +122,22 @@ def plan_job(config: MiningConfig) -> Plan:
     proposer = load_proposer(proposals, seed=config.seed, options=config.options)
     listing = list_sources(config.sources, annotations=config.annotations, with_boxes=proposals == GROUND_TRUTH)
     out = _output(config)
-    listing = _counted_or_left(listing, config, out)
+    added: Addition | None = None
+    if config.add:
+        # What annotation files name and folders lack is no image that the set could get.
+        with listing, listing.present() as there:
+            added = addition(out, there)
+        listing = added.listing
+    else:
+        listing = _counted_or_left(listing, config, out)
     match = None if published is None else published.match(listing)
     upright = _upright(config, proposals, out)
     if proposals in ENGINES:
         # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
         proposer(np.zeros((64, 64, 3), np.uint8))
     count = len(listing)
-    wanted = config.num_shards or min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
-    shards = min(wanted, count)
+    usual = added.shards_for(count) if added else min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
+    shards = min(config.num_shards or usual, count)
     parameters = {
         "sources": listing.sources,
         "images": count,
@@ -139,10 +154,12 @@ def plan_job(config: MiningConfig) -> Plan:
         # Absent otherwise: sets that were made before there was a choice stay the same.
         **({"ignore_opt_out": True} if config.web.ignore_opt_out else {}),
     }
+    parameters = added.parameters(parameters) if added else parameters
     fingerprint = digest([FORMAT, parameters])
-    cuts = [count * number // shards for number in range(shards + 1)]
-    names = [shard_name(number, shards) for number in range(shards)]
-    web = replace(config.web, per_host=max(1, config.web.per_host // _at_once(config, shards)))
+    cuts = [count * number // max(1, shards) for number in range(shards + 1)]
+    names = added.names(shards) if added else [shard_name(number, shards) for number in range(shards)]
+    before = added.first_image if added else 0
+    web = replace(config.web, per_host=max(1, config.web.per_host // max(1, _at_once(config, shards))))
 
     def ready(image: SourceImage) -> SourceImage:
         # Workers of a cluster were started in other folders.
@@ -155,7 +172,7 @@ def plan_job(config: MiningConfig) -> Plan:
         return ShardTask(
             out=out.location,
             name=names[number],
-            first=first,
+            first=before + first,
             images=[ready(image) for image in listing.slice(first, last)],
             fingerprint=fingerprint,
             proposals=proposals,
@@ -186,8 +203,10 @@ def plan_job(config: MiningConfig) -> Plan:
         retry_failed=config.retry_failed,
         allowed=allowed_failures(config.max_failures, count) + (len(listing.absent) if listing.rows_of_absent else 0),
         allowed_text=config.max_failures,
+        added_to=added.manifest if added else None,
+        joined=(lambda facts: added.joined(facts, names)) if added else (lambda facts: facts),
     )
-    return Plan(listing=listing, job=job, match=match, upright=upright)
+    return Plan(listing=listing, job=job, match=match, upright=upright, addition=added)
 
 
 def mine(
@@ -197,6 +216,9 @@ def mine(
     progress: Callable[[int], None] = lambda images: None,
 ) -> MiningReport:
     """Mine sources into shards; called again it keeps what is finished, and the bytes are the same.
+
+    With `add`, the images that a finished set has not become shards after its last, and the set stays as it was until its new
+    manifest takes the place of the old.
 
     Args:
         config: what and how.
@@ -208,29 +230,22 @@ def mine(
 
     """
     plan = plan_job(config)
+    added = plan.addition
+    if added is not None and not len(plan.listing):
+        settle(plan.job.out, added.manifest)
+        return MiningReport(manifest=added.manifest, mined=0, failures=[], ignored=plan.listing.ignored, addition=added)
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
         said = notes(plan.listing, config.published, plan.upright, plan.job.out, manifest["shards"])
     return MiningReport(
         manifest=manifest,
         mined=mined,
-        failures=failures(plan.job.out, manifest["shards"]),
+        failures=failures(plan.job.out, [entry for entry in manifest["shards"] if entry["name"] in set(plan.job.names)]),
         ignored=plan.listing.ignored,
         match=plan.match,
+        addition=added,
         notes=said,
     )
-
-
-def allowed_failures(text: str, images: int) -> float:
-    """How many images may fail: `1%` of `images`, or a plain number."""
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1
-    if not value >= 0 or (percent and value > 100):
-        raise UsageError(f"--max-failures is {text!r}; expected a share such as 1% or a number of images such as 25")
-    return value / 100 * images if percent else value
 
 
 def _counted_or_left(listing: Listing, config: MiningConfig, out: Output) -> Listing:

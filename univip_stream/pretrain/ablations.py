@@ -28,7 +28,7 @@ ABLATIONS: dict[str, Ablation] = {
     "7d": Ablation(("method.scene_instance=false",), 59.6, 40.5, "scene, instance"),
     "7e": Ablation((), 60.2, 40.8, "all three terms"),
     "8a-no": Ablation(("views.overlap=false",), 59.3, 40.3, "random views"),
-    "8a-yes": Ablation((), 60.2, 40.8, "overlapping views"),
+    "8a-yes": Ablation(("views.overlap=true",), 60.2, 40.8, "overlapping views"),
     "8b-none": Ablation(("views.instances=0", "views.regions=none"), 57.7, 39.6, "no regions"),
     "8b-ground-truth": Ablation((), 58.5, 40.3, "from shards mined with --proposals ground-truth"),
     "8b-naive": Ablation(("views.regions=naive",), 58.9, 40.5, "random boxes"),
@@ -53,7 +53,7 @@ def ablation(name: str) -> Ablation:
     """
     if name not in ABLATIONS:
         near = difflib.get_close_matches(name, ABLATIONS, n=1, cutoff=0.4)
-        guess = f"; did you mean {near[0]}?" if near else ";"
+        guess = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(
             f"there is no ablation {name!r}{guess} They are the rows of the paper's tables: {', '.join(ABLATIONS)}"
         )

@@ -106,10 +106,10 @@ class PretrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.steps is None and self.epochs is None:
             raise UsageError("neither steps nor epochs is set; one must say how long to train")
-        if (self.steps is not None and self.steps < 1) or (self.epochs is not None and not self.epochs > 0):
-            raise UsageError(f"steps is {self.steps} and epochs {self.epochs}; expected more than none")
-        if self.epochs is not None and self.epochs == float("inf"):
-            raise UsageError("epochs is infinite; expected a number")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps is {self.steps}; expected at least 1")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise UsageError(f"epochs is {self.epochs}; expected a number above 0")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed is {self.seed}; expected 0 to 2 ** 63 - 1")
         if not 0 <= self.ema <= 1:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.methods import Method, MethodConfig, build_method
 from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
@@ -27,7 +28,8 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
         untrained: give the weights the run began with instead: the floor to compare with.
 
     Returns:
-        The backbone, B x 3 x S x S normalised images -> B x D pooled features; and the run's configuration.
+        The backbone, B x 3 x S x S images normalised by `augment.mean` and `augment.std` -> B x D pooled features; and the
+        run's configuration, of which a backbone.safetensors knows the network and these two.
 
     Raises:
         InputError: no run there, no checkpoint yet, or a damaged one.
@@ -37,6 +39,16 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
         return _exported(Path(run), untrained=untrained)
     method, config = load_method(run, untrained=untrained)
     return method.backbone.eval(), config
+
+
+def backbone_facts(config: PretrainConfig) -> dict[str, str]:
+    """What a backbone's safetensors say of it, and `load_backbone` reads: which network it is, and what normalised its pixels."""
+    return {
+        "backbone": config.method.backbone,
+        "small_stem": str(config.method.small_stem),
+        "mean": json.dumps(config.augment.mean),
+        "std": json.dumps(config.augment.std),
+    }
 
 
 def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, PretrainConfig]:
@@ -76,7 +88,8 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
         raise InputError(f"{path} cannot be read as safetensors: {error}") from error
     if "backbone" not in facts:
         raise InputError(f"{path} does not say which network it is; expected a backbone.safetensors that `train` wrote")
-    config = PretrainConfig(method=MethodConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True"))
+    method = MethodConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True")
+    config = PretrainConfig(method=method, augment=_pixels(path, facts))
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.method.backbone, small_stem=config.method.small_stem)
     if not untrained:
@@ -86,6 +99,17 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
             first = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: the weights are not those of {config.method.backbone}: {first}") from error
     return backbone.eval(), config
+
+
+def _pixels(path: Path, facts: dict[str, str]) -> AugmentConfig:
+    """The mean and standard deviation that a file names; one of before they were written has ImageNet's."""
+    told = {name: facts[name] for name in ("mean", "std") if name in facts}
+    try:
+        return from_dict(AugmentConfig, {name: json.loads(text) for name, text in told.items()})
+    except (ValueError, UsageError) as error:
+        raise InputError(
+            f"{path}: its mean and std are {told}; expected three numbers each, such as [0.5, 0.5, 0.5]"
+        ) from error
 
 
 def _state(run: Path) -> dict[str, Any]:

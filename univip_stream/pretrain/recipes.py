@@ -101,6 +101,6 @@ def recipe(name: str) -> PretrainConfig:
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
+        guess = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(f"there is no recipe {name!r}{guess} Recipes: {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -1,6 +1,7 @@
 """The run folder: made once, and opened again only for the run it belongs to."""
 
 import fcntl
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CONFIG
 from univip_stream.pretrain.settings import flat, flat_dict, to_dict
 from univip_stream.shards import ShardIndex
+from univip_stream.storage import name_of
 
 LOCK = ".lock"
 """In the run folder; held by the process that trains."""
@@ -88,7 +90,9 @@ def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, ste
     names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]
     differences = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
     if their_fingerprint != index.fingerprint:
-        differences.append(f"other shards ({their_images} images there, {len(index)} here)")
+        old = _among_ours(shards, index)
+        more = f"; its own are the first of these: --shards with {old[0]} to {old[-1]} continues it" if old else ""
+        differences.append(f"other shards ({their_images} images there, {len(index)} here{more})")
     if found.get("pairs") != pairs:
         differences.append(f"another file of pairs ({config.views.pairs} here)")
     if not differences and total != steps:
@@ -98,3 +102,10 @@ def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, ste
             f"{path.parent} holds a run of other settings: {'; '.join(differences)}. To continue it, use its settings; for a new "
             "run, choose another --out"
         )
+
+
+def _among_ours(shards: dict[str, Any], index: ShardIndex) -> list[str]:
+    """The shards that a run was made with where these begin with them: a set that was added to since."""
+    count = len(shards["paths"]) if isinstance(shards.get("paths"), list) else 0
+    first = hashlib.sha256("\n".join(index.tar_sha256[:count]).encode()).hexdigest()
+    return [name_of(path) for path in index.shards[:count]] if count and first == shards["fingerprint"] else []

@@ -34,7 +34,7 @@ from univip_stream.methods import Method, build_method, method_class
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.inputs import check_views
-from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
+from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.rundir import hold, open_run
@@ -152,7 +152,8 @@ class _Trainer:
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
             instances=config.views.instances, device=device, place=place, run=run,
         )  # fmt: skip
-        self.knn = OnlineKnn(config.knn, config.views.scene_size) if config.knn.train and place.is_first else None
+        judged = config.knn.train is not None and place.is_first
+        self.knn = OnlineKnn(config.knn, config.views.scene_size, config.augment) if judged else None
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
 
@@ -160,6 +161,8 @@ class _Trainer:
         """The numbers the run will live by."""
         config, place = self.config, self.place
         yield from self.notes
+        if self.knn is not None:
+            yield from self.knn.notes()
         part = config.stream.batch_size // place.world_size // config.accumulate
         yield (
             f"{self.images} images; {part} a rank x {place.world_size} ranks x {config.accumulate} parts = batch "
@@ -222,6 +225,8 @@ class _Trainer:
                 }
                 if judge and self.knn is not None:
                     values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
+                    if self.knn.failed:
+                        values["knn_failed"] = len(self.knn.failed)
                 self.recorder.write(values)
                 began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                 yield values
@@ -282,11 +287,7 @@ class _Trainer:
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in self.method.backbone.trunk.state_dict().items()}
-        facts = {
-            "backbone": self.config.method.backbone,
-            "small_stem": str(self.config.method.small_stem),
-            "steps": str(self.total),
-        }
+        facts = {**backbone_facts(self.config), "steps": str(self.total)}
         with written_atomically(self.run / BACKBONE) as file:
             file.write(save(weights, metadata={"format": "pt", **facts}))
 

@@ -17,6 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from univip_stream.augment import AugmentConfig, draw
+from univip_stream.errors import InputError
+from univip_stream.failures import Failure
+from univip_stream.images import BadImageError
 from univip_stream.probe.labelled import ImageSource
 from univip_stream.stream.cut import cut
 
@@ -29,7 +32,7 @@ Crop = Callable[[np.ndarray, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """A batch."""
+    """A batch, of the images that can be read."""
 
     images: Tensor
     """uint8, B x 3 x S x S."""
@@ -37,6 +40,8 @@ class Crops:
     """float32, B x P; B x 0 where nothing was drawn."""
     numbers: Tensor
     """int64, B: which images of the source."""
+    failed: dict[int, Failure]
+    """Those asked for that are not here because they cannot be read, by their number."""
 
 
 class CentreCrop:
@@ -88,28 +93,86 @@ def batches(
     batch_size: int,
     workers: int,
 ) -> Iterator[Crops]:
-    """Crops of the images with these numbers, in this order, read and cut in `workers` processes (0: in this one)."""
+    """Crops of the images with these numbers, in this order, read and cut in `workers` processes (0: in this one).
+
+    Images that cannot be read are named in `failed` of their batch, which is smaller then, perhaps empty.
+
+    Raises:
+        InputError: images cannot be read for a reason that is not theirs.
+
+    """
     images = _Cropped(source, np.asarray(numbers), crop)
     more: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": one_thread} if workers else {}
-    loader: DataLoader[Any] = DataLoader(images, batch_size, num_workers=workers, collate_fn=_stacked, **more)
-    yield from loader
+    # A generator of its own: looking at images must not move that of a training.
+    loader: DataLoader[Any] = DataLoader(
+        images, batch_size, num_workers=workers, collate_fn=_stacked, generator=torch.Generator(), **more
+    )
+    for crops in loader:
+        if isinstance(crops, InputError):
+            raise crops
+        yield crops
+
+
+def sound(parts: Iterator[Crops]) -> Iterator[Crops]:
+    """The batches of images that were all found readable before.
+
+    Raises:
+        InputError: one of them no longer is.
+
+    """
+    for crops in parts:
+        for failure in crops.failed.values():
+            raise InputError(
+                f"{failure.source} could be read when this began, and cannot now: {failure.status}: {failure.reason}; mend it, or "
+                "run the same command again, which leaves it out"
+            )
+        yield crops
+
+
+def look_through(source: ImageSource, numbers: np.ndarray, *, workers: int) -> dict[int, Failure]:
+    """Read every image once: those that cannot be used, by their number."""
+    failed: dict[int, Failure] = {}
+    for crops in batches(source, numbers, _no_crop, batch_size=64, workers=workers):
+        failed |= crops.failed
+    return failed
+
+
+def _no_crop(image: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
+    return torch.empty(0), torch.empty(0)
 
 
 class _Cropped(Dataset[Any]):
+    """Item n is the n-th image's crop, its draw and number; or its number and why it cannot be read; or what else is wrong.
+
+    Errors are items, because DataLoader would lay a worker's traceback over their words.
+    """
+
     def __init__(self, source: ImageSource, numbers: np.ndarray, crop: Crop) -> None:
         self.source, self.numbers, self.crop = source, numbers, crop
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, int] | tuple[int, Failure] | InputError:
         number = int(self.numbers[place])
-        return *self.crop(self.source[number].image, number), number
+        try:
+            return *self.crop(self.source[number].image, number), number
+        except BadImageError as error:
+            return number, self.source.failure(number, error)
+        except InputError as error:
+            return InputError(str(error))  # without what it holds on to, which may not travel between processes
 
 
-def _stacked(items: list[tuple[Tensor, Tensor, int]]) -> Crops:
-    images, draws, numbers = zip(*items, strict=True)
-    return Crops(images=torch.stack(images), draws=torch.stack(draws), numbers=torch.tensor(numbers))
+def _stacked(items: list[Any]) -> Crops | InputError:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+    failed = dict(item for item in items if len(item) == 2)
+    good = [item for item in items if len(item) == 3]
+    images, draws, numbers = zip(*good, strict=True) if good else ((torch.empty(0),), (torch.empty(0),), ())
+    return Crops(
+        images=torch.stack(images), draws=torch.stack(draws), numbers=torch.tensor(numbers, dtype=torch.int64), failed=failed
+    )
 
 
 def one_thread(worker: int) -> None:

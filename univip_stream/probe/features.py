@@ -8,20 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.errors import InputError
+from univip_stream.failures import Failure, listed
 from univip_stream.probe.crops import CentreCrop, batches
 from univip_stream.probe.labelled import ImageSource, LabelledSource
-
-# ImageNet's channel statistics, as every torchvision and BYOL recipe uses them (RGB, images in 0..1).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of N images, in the order of the source."""
+    """Features of the N images of a source that can be read, in its order."""
 
     vectors_ND: np.ndarray
     """float32, not normalised."""
@@ -29,13 +27,23 @@ class Features:
     """One a row."""
     keys: list[str]
     """One a row."""
+    failed: list[Failure]
+    """Images of the source that have no row."""
 
 
-def normalised(images_B3SS: Tensor) -> Tensor:
-    """uint8 of 0 to 255 as float32 of the statistics that networks are trained with."""
-    mean = torch.tensor(MEAN, device=images_B3SS.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=images_B3SS.device).view(1, 3, 1, 1)
-    return (images_B3SS.float() / 255 - mean) / std
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a forward pass gave."""
+
+    vectors_BD: np.ndarray
+    """float32; a row an image that could be read."""
+    numbers: np.ndarray
+    """int64 B: which images."""
+    failed: dict[int, Failure]
+    """Images of this pass that cannot be read, by their number."""
+
+    def __len__(self) -> int:
+        return len(self.numbers) + len(self.failed)
 
 
 def vectors(
@@ -44,39 +52,67 @@ def vectors(
     numbers: np.ndarray,
     *,
     size: int,
+    pixels: AugmentConfig,
     batch_size: int,
     device: torch.device,
     workers: int = 0,
-) -> Iterator[np.ndarray]:
-    """Run the frozen backbone over images of a source, in evaluation mode: a B x D float32 at a time, in order.
+) -> Iterator[Seen]:
+    """Run the frozen backbone over images of a source, in evaluation mode: B x D float32 at a time, in order.
 
     Args:
         backbone: B x 3 x S x S normalised float32 -> B x D pooled features.
         source: of the images.
         numbers: which of them.
         size: side of the centre crop in pixels.
+        pixels: of the backbone's training: its mean and standard deviation.
         batch_size: images a forward pass; memory holds a few batches.
         device: where the backbone runs.
         workers: processes that read and cut; 0 is this one.
 
     Raises:
-        InputError: an image that cannot be read; features that are not finite.
+        InputError: features that are not finite; images that cannot be read for a reason that is not theirs.
 
     """
     backbone = backbone.to(device).eval()
     for crops in batches(source, numbers, CentreCrop(size), batch_size=batch_size, workers=workers):
-        with torch.inference_mode():
-            found = backbone(normalised(crops.images.to(device, non_blocking=True))).float().cpu().numpy()
+        found = np.empty((0, 0), np.float32)
+        if len(crops.numbers):
+            with torch.inference_mode():
+                found = backbone(normalised(crops.images.to(device, non_blocking=True), pixels)).float().cpu().numpy()
         if not np.isfinite(found).all():
             raise InputError("the backbone's features are not finite: its weights are damaged, or training had burst")
-        yield found
+        yield Seen(vectors_BD=found, numbers=crops.numbers.numpy(), failed=crops.failed)
 
 
 def extract(
-    backbone: nn.Module, source: LabelledSource, *, size: int, batch_size: int, device: torch.device, workers: int = 0
+    backbone: nn.Module,
+    source: LabelledSource,
+    *,
+    size: int,
+    pixels: AugmentConfig,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
 ) -> Features:
-    """Features of all images of a source, in memory; see `vectors`."""
+    """Features of all images of a source, in memory; see `vectors`.
+
+    Raises:
+        InputError: no image can be read, or as `vectors`.
+
+    """
     found = list(
-        vectors(backbone, source, np.arange(len(source)), size=size, batch_size=batch_size, device=device, workers=workers)
+        vectors(
+            backbone, source, np.arange(len(source)),
+            size=size, pixels=pixels, batch_size=batch_size, device=device, workers=workers,
+        )
+    )  # fmt: skip
+    numbers = np.concatenate([part.numbers for part in found])
+    failed = [failure for part in found for failure in part.failed.values()]
+    if not len(numbers):
+        raise InputError("\n".join([f"none of the {len(source)} images of {source.name} can be read:", *listed(failed, 10)]))
+    return Features(
+        vectors_ND=np.concatenate([part.vectors_BD for part in found if len(part.numbers)]),
+        labels=[source.labels[number] for number in numbers],
+        keys=[source.keys[number] for number in numbers],
+        failed=failed,
     )
-    return Features(vectors_ND=np.concatenate(found), labels=source.labels, keys=source.keys)

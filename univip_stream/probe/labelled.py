@@ -12,8 +12,11 @@ import numpy as np
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.images import read_picture
+from univip_stream.failures import Failure
+from univip_stream.images import BadImageError, read_picture
 from univip_stream.shards import expand_shards, open_index
+from univip_stream.shards.cache import FetchError
+from univip_stream.shards.format import UNREADABLE
 from univip_stream.sources import Listing, list_sources, read_bytes
 from univip_stream.stream.reader import Reader
 
@@ -36,6 +39,8 @@ class ImageSource:
     Args:
         spec: a folder, a tar of images or a list of images, as `mine --src` takes them; or shards.
 
+    An image that cannot be read raises BadImageError where it is asked for; anything else that is wrong is no image's fault.
+
     Raises:
         InputError: nothing there.
 
@@ -56,6 +61,15 @@ class ImageSource:
 
     def __iter__(self) -> Iterator[LabelledImage]:
         return (self[number] for number in range(len(self)))
+
+    def failure(self, number: int, error: BadImageError) -> Failure:
+        """An image that could not be read, by its name."""
+        return Failure(self._images.source(number), error.status, str(error))
+
+    @cached_property
+    def places(self) -> frozenset[str]:
+        """Where the images lie, or what they hash to where they are in shards: two sources that share one share an image."""
+        return frozenset(self._images.places())
 
     @cached_property
     def all_labels(self) -> list[str | None]:
@@ -135,11 +149,20 @@ class _Listed:
 
     def __getitem__(self, number: int) -> LabelledImage:
         (image,) = self.listing.slice(number, number + 1)
-        try:
-            pixels = read_picture(read_bytes(image), min_side=1, max_side=1 << 30).pixels
-        except InputError as error:
-            raise InputError(f"{image.path}: {error}; a protocol needs every image: mend or remove it") from error
+        pixels = read_picture(read_bytes(image), min_side=1, max_side=1 << 30).pixels
         return LabelledImage(image=pixels, label=image.label, key=image.source)
+
+    def source(self, number: int) -> str:
+        (image,) = self.listing.slice(number, number + 1)
+        return image.source
+
+    def places(self) -> Iterator[str]:
+        folders: dict[str, str] = {}
+        for image in self.listing:
+            folder, name = os.path.split(image.path)
+            if folder not in folders:
+                folders[folder] = folder if storage.is_remote(folder) else os.path.realpath(folder)
+            yield f"{folders[folder]}/{name}" + ("" if image.offset is None else f"@{image.offset}")
 
     def labels(self) -> list[str | None]:
         return [image.label for image in self.listing]
@@ -172,8 +195,20 @@ class _Sharded:
     def __getitem__(self, number: int) -> LabelledImage:
         if self._reader is None or self._reader[0] != os.getpid():
             self._reader = (os.getpid(), Reader(self.index))
-        pixels = self._reader[1].image(number)
+        try:
+            pixels = self._reader[1].image(number)
+        except FetchError:
+            raise
+        except InputError as error:
+            raise BadImageError(UNREADABLE, str(error)) from error
         return LabelledImage(image=pixels, label=self.index.text("label", number), key=self.index.text("key", number))
+
+    def source(self, number: int) -> str:
+        return str(self.index.text("source", number))
+
+    def places(self) -> list[str]:
+        found: list[str] = self.index.sha256.to_pylist()
+        return found
 
     def labels(self) -> list[str | None]:
         found: list[str | None] = self.index.label.to_pylist()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from univip_stream.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Features  # type: ignore[import-not-found, unused-ignore]
+    from datasets import Features
 
 IMAGES = ("jpg", "png", "webp")
 """Suffixes of image members: a sample has one of them, and the others are None."""

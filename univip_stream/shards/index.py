@@ -21,7 +21,7 @@ from univip_stream.files import sha256_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
-from univip_stream.shards.manifest import has_manifest, is_there, read_manifest
+from univip_stream.shards.manifest import JOB, being_added, has_manifest, is_there, read_manifest
 from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
 
 _AT_ONCE = 8
@@ -128,6 +128,11 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
                           ignored=found.ignored)  # fmt: skip
         entry = entries.get((parent(shard), name_of(shard)))
         if entry is None:
+            if name_of(shard) in being_added(parent(shard)):
+                raise InputError(
+                    f"{shard} belongs to a part that `mine --add` has not finished; name the folder, which means the finished "
+                    "shards, or run that command again"
+                )
             raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
         return _load(shard, entry, cache)
 
@@ -164,7 +169,7 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
 
 def _unfinished(folder: str, shards: list[str]) -> bool:
     """Whether shards without a manifest are our own: those of a job that did not end must not pass for complete ones."""
-    if is_there(join(folder, ".mining.json")):
+    if is_there(join(folder, JOB)):
         return True
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return any(pool.map(_is_ours, map(index_name, shards)))

@@ -12,6 +12,9 @@ from univip_stream.errors import InputError
 from univip_stream.shards.format import FORMAT
 
 MANIFEST = "manifest.json"
+JOB = ".mining.json"
+"""The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there, or is the new one."""
+_MOST_SHARDS = 1_000_000
 MOST_BYTES = 1 << 28
 """A manifest has about 400 bytes a shard; a larger file than this is none."""
 _FIELDS: Mapping[str, Any] = {
@@ -29,6 +32,7 @@ _ENTRY: Mapping[str, Any] = {
     "index": {"bytes": int, "sha256": str},
     "totals": dict,
 }
+_PART: Mapping[str, Any] = {"parameters": dict, "fingerprint": str, "shards": list}
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 _NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar")
 
@@ -93,12 +97,53 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     )
     if wrong:
         raise InputError(f"{path} is no manifest of shards: {wrong}; it was changed or damaged: delete it and mine again")
+    if "parts" in manifest and (wrong := _wrong_parts(manifest)):
+        raise InputError(f"{path} is no manifest of shards: {wrong}; it was changed or damaged")
     for entry in manifest["shards"]:
         if not _NAME.fullmatch(entry["name"]):
             raise InputError(
                 f"{path} names the shard {entry['name']!r}; expected a file of its own folder, such as '000.tar'"
             )
     return dict(manifest)
+
+
+def parts_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a set, in the order they were mined, each with `parameters`, `fingerprint` and the names of its `shards`.
+
+    A set that was never added to is one part.
+    """
+    if "parts" in manifest:
+        return list(manifest["parts"])
+    names = ("created_by", "parameters", "fingerprint", "classes", "ignored")
+    own: dict[str, Any] = {name: manifest[name] for name in names if name in manifest}
+    return [{**own, "shards": [entry["name"] for entry in manifest["shards"]]}]
+
+
+def fingerprints(manifest: dict[str, Any]) -> dict[str, str]:
+    """The fingerprint that the index of each shard carries, by the shard's name: that of its part."""
+    return {name: part["fingerprint"] for part in parts_of(manifest) for name in part["shards"]}
+
+
+def being_added(folder: str | Path) -> list[str]:
+    """Names of the shards that a `mine --add` which has not finished is to write into a folder; [] where there is none."""
+    try:
+        found = json.loads(storage.read(storage.join(folder, JOB)))
+        digits, count = found["first_shard"].removesuffix(".tar"), int(found["num_shards"])
+        return [f"{number:0{len(digits)}d}.tar" for number in range(int(digits), int(digits) + min(count, _MOST_SHARDS))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _wrong_parts(manifest: dict[str, Any]) -> str | None:
+    parts = manifest["parts"]
+    if not isinstance(parts, list):
+        return f"parts is {str(parts)[:40]!r}, expected a list"
+    for at, part in enumerate(parts):
+        if found := _wrong(part, _PART):
+            return f"part {at}: {found}"
+    if [name for part in parts for name in part["shards"]] != [entry["name"] for entry in manifest["shards"]]:
+        return "its parts do not name its shards, each once and in their order"
+    return None
 
 
 def _wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:

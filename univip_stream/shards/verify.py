@@ -20,7 +20,7 @@ from univip_stream.files import sha256_of
 from univip_stream.images import MAX_BYTES
 from univip_stream.shards.foreign import MOST_JSON_BYTES
 from univip_stream.shards.format import HELD, SCHEMA, index_name
-from univip_stream.shards.manifest import MANIFEST, read_manifest
+from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class CheckTask:
     entry: dict[str, Any]
     """What the manifest says of it."""
     fingerprint: str
-    """Of the manifest's parameters."""
+    """Of the parameters that the manifest says it was made with."""
 
     @property
     def name(self) -> str:
@@ -68,13 +68,17 @@ def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda i
 
 def check_tasks(folder: str | Path, manifest: dict[str, Any]) -> list[CheckTask]:
     """The shards that a manifest names; each is checked by `check_shard`, in any process."""
-    fingerprint = manifest["fingerprint"]
-    return [CheckTask(folder=storage.absolute(folder), entry=entry, fingerprint=fingerprint) for entry in manifest["shards"]]
+    of = fingerprints(manifest)
+    place = storage.absolute(folder)
+    return [CheckTask(folder=place, entry=entry, fingerprint=of[entry["name"]]) for entry in manifest["shards"]]
 
 
 def check_totals(folder: str | Path, manifest: dict[str, Any]) -> list[Finding]:
-    """What is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up."""
-    named = {entry["name"] for entry in manifest["shards"]}
+    """What is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up.
+
+    Shards of a `mine --add` that is not finished are nothing wrong: the set is what the manifest names.
+    """
+    named = {entry["name"] for entry in manifest["shards"]} | set(being_added(folder))
     there = _tars(folder)
     findings = [
         Finding(shard=name, problem="is there, but the manifest does not name it") for name in there if name not in named

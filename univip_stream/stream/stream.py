@@ -77,11 +77,11 @@ class StreamConfig:
             ("decoded_bytes", 0),
         ):
             if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
+                raise UsageError(f"stream.{name} is {getattr(self, name)}; expected at least {least}")
         if self.seed >= 1 << 63:
-            raise UsageError(f"seed is {self.seed}; expected less than 2 ** 63")
+            raise UsageError(f"stream.seed is {self.seed}; expected less than 2 ** 63")
         if self.on_bad_sample not in ("raise", "skip"):
-            raise UsageError(f"on_bad_sample is {self.on_bad_sample!r}; expected raise or skip")
+            raise UsageError(f"stream.on_bad_sample is {self.on_bad_sample!r}; expected raise or skip")
 
 
 class Stream:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
@@ -22,7 +23,11 @@ from univip_stream.evaluation.detection.models import build_detector, first_labe
 from univip_stream.evaluation.detection.score import average_precision, detections
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.subject import Subject
+from univip_stream.evaluation.used import gathered
+from univip_stream.failures import MAX_FAILURES, Failure, as_json, listed, stop_if_too_many
+from univip_stream.images import BadImageError
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.shards.format import UNREADABLE
 
 SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
 """Iterations at batch 16 (Detectron2's; the paper's Tables 2, 3 and 5)."""
@@ -31,8 +36,11 @@ SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
 @dataclass(frozen=True, kw_only=True)
 class DetectionProtocol:
     """Detectron2's and MoCo's COCO protocol (arXiv:1911.05722, section 4.2): nothing frozen, SGD with momentum 0.9 and weight decay
-    1e-4, rate 0.02 at batch 16, divided by ten twice, linear warm-up, horizontal flips, short side drawn from 640 to 800 pixels,
-    batch normalisation over all ranks in backbone, pyramid and heads."""
+    1e-4, none on normalisations, rate 0.02 at batch 16 (RetinaNet 0.01), divided by ten twice, linear warm-up, horizontal flips,
+    short side drawn from 640 to 800 pixels, batch normalisation over all ranks in backbone, pyramid and heads (`build_detector`).
+
+    Not Detectron2's yet: long schedules, where the rate falls 60 and 20 thousand iterations before the end; VOC's warm-up of 100
+    iterations in MoCo; statistics measured anew before scoring (PRECISE_BN in ORL); networks without a pyramid (C4)."""
 
     model: str = "mask-rcnn"
     """One of `MODELS`."""
@@ -41,7 +49,7 @@ class DetectionProtocol:
     batch_size: int = 16
     """Images of an update, over all ranks."""
     rate: float = 0.02
-    """Peak learning rate, for the batch as it is."""
+    """Peak learning rate, for the batch as it is; `rate_for` gives Detectron2's."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the rate falls to a tenth: 60k and 80k of 90k. VOC: 18k and 22k of 24k."""
     warmup: int = 1000
@@ -51,7 +59,9 @@ class DetectionProtocol:
     longest: int = 1333
     """Most pixels of the long side."""
     weight_decay: float = 1e-4
-    """Of all parameters."""
+    """Of all parameters but the normalisations'."""
+    norm_decay: float = 0.0
+    """Weight decay of scales and shifts of normalisations (Detectron2's SOLVER.WEIGHT_DECAY_NORM)."""
     seed: int = 0
     """Of new layers, order and flips."""
 
@@ -85,6 +95,7 @@ def detect(
     workers: int = 2,
     device: torch.device,
     place: Place = ALONE,
+    max_failures: str = MAX_FAILURES,
     progress: Callable[[int, float], None] = lambda iteration, loss: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -100,14 +111,17 @@ def detect(
         workers: processes that read images.
         device: where it runs.
         place: this process among those that work together.
+        max_failures: images of each set that may be unreadable, a share or a number. The next image of the order stands in for
+            one that is to be learnt from; one that is to be judged by is left out, with its objects.
         progress: called with each iteration's number and loss.
         say: gets lines for people.
 
     Returns:
-        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done.
+        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done,
+        and what was left out: of the images to learn from, those that were met.
 
     Raises:
-        InputError: sets that do not fit each other or the model; a loss that is no number.
+        InputError: sets that do not fit each other or the model; more unreadable images than allowed; a loss that is no number.
 
     """
     _check(train, val, protocol, place)
@@ -121,20 +135,24 @@ def detect(
     ).to(device)
     if place.world_size > 1:
         network = synchronise_batchnorm(network, device.type).to(device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=protocol.rate, momentum=0.9, weight_decay=protocol.weight_decay)
+    optimizer = torch.optim.SGD(_groups(network, protocol), lr=protocol.rate, momentum=0.9)
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     first, losses = 0, [0.0] * 0
+    bad: dict[int, Failure] = {}
     if (state := partial.load()) is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first, losses = int(state["step"]), list(state["losses"])
+        bad = {int(number): Failure(*failure) for number, failure in json.loads(state.get("failed", "{}")).items()}
         say(f"continues after iteration {first} of {protocol.iterations}")
     model = in_parallel(network, place, device)
     network.train()
     label = first_label(protocol.model)
     parts = _batches(train, protocol, first, workers, place, masks=masks)
     for iteration in range(first, protocol.iterations):
-        images, targets = next(parts)
+        images, targets, met = next(parts)
+        bad |= met
+        _stop_if_hopeless(bad, train, max_failures)
         # The detectors draw the side of an image, and which boxes to learn from, from torch's generator.
         torch.manual_seed((protocol.seed * 1_000_003 + iteration) * place.world_size + place.rank)
         on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
@@ -151,22 +169,52 @@ def detect(
         optimizer.step()
         optimizer.zero_grad()
         progress(iteration + 1, losses[-1])
-        if (iteration + 1) % save_every == 0 and place.is_first:
+        if (iteration + 1) % save_every:
+            continue
+        bad = gathered(bad, place)
+        if place.is_first:
             partial.save(
-                step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:]
-            )
-    found = _found(network, val, protocol, workers, device, place)
+                step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:],
+                failed=json.dumps(bad),
+            )  # fmt: skip
+    found, bad_val = _found(network, val, protocol, workers, device, place, max_failures)
+    bad, bad_val = gathered(bad, place), gathered(bad_val, place)
+    for failed, known in ((bad, train), (bad_val, val)):
+        _stop_if_hopeless(failed, known, max_failures)
+    if len(bad_val) == len(val):
+        raise InputError(f"none of the {len(val)} images of {val.name} can be read")
     if place.is_first:
         partial.clear()
     tenth = max(1, len(losses) // 10)
-    scores = {kind: average_precision(val, found, kind) for kind in ("bbox", *(["segm"] if masks else []))}
+    kinds = ("bbox", *(["segm"] if masks else []))
+    scores = {kind: average_precision(val, found, kind, without=bad_val) for kind in kinds}
     return {
         **facts,
         **scores,
+        "used": {"train": len(train) - len(bad), "val": len(val) - len(bad_val)},
+        "failed": {"train": as_json(bad.values()), "val": as_json(bad_val.values())},
+        "notes": _notes(train, val),
         "detections": len(found),
         "loss_first": float(np.mean(losses[:tenth])),
         "loss_last": float(np.mean(losses[-tenth:])),
     }
+
+
+def rate_for(model: str, batch_size: int) -> float:
+    """Detectron2's peak learning rate, in proportion to the batch: 0.02 for 16 images, RetinaNet 0.01 (its
+    configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml)."""
+    return (0.01 if model == "retinanet" else 0.02) * batch_size / 16
+
+
+def _groups(network: nn.Module, protocol: DetectionProtocol) -> list[dict[str, Any]]:
+    """An optimizer's parameter groups: the normalisations', and all others."""
+    norms = [p for part in network.modules() if isinstance(part, _BatchNorm) for p in part.parameters(recurse=False)]
+    of_norms = set(map(id, norms))
+    others = [p for p in network.parameters() if id(p) not in of_norms]
+    return [
+        {"params": others, "weight_decay": protocol.weight_decay},
+        {"params": norms, "weight_decay": protocol.norm_decay},
+    ]
 
 
 def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, place: Place) -> None:
@@ -191,15 +239,42 @@ def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, 
         raise InputError(f"{train.name} has no object to learn from")
 
 
+def _notes(train: DetectionSet, val: DetectionSet) -> list[str]:
+    shared = {str(path) for path in train.paths} & {str(path) for path in val.paths}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of the {len(val)} images of {val.name} are images of {train.name} too: the result says little of images "
+        "that were not learnt from"
+    ]
+
+
+def _stop_if_hopeless(failed: dict[int, Failure], known: DetectionSet, max_failures: str) -> None:
+    stop_if_too_many(
+        list(failed.values()), seen=len(known), images=len(known), allowed=max_failures, where=known.name,
+    )  # fmt: skip
+
+
 class _Images(Dataset[Any]):
+    """An item is an image with its target, and why images before it in the order could not be read; where nothing is learnt
+    (`masks` None), its number and pixels, or its number and why it cannot be read. An InputError is an item too, because
+    DataLoader would lay a worker's traceback over its words."""
+
     def __init__(self, known: DetectionSet, *, masks: bool | None) -> None:
         self.known, self.masks = known, masks
 
     def __getitem__(self, item: tuple[int, bool]) -> Any:
         number, flip = item
-        image = torch.from_numpy(np.array(self.known.pixels(number))).permute(2, 0, 1)
         if self.masks is None:
-            return number, image
+            pixels = self._pixels(number)
+            return number, pixels if isinstance(pixels, Failure) else torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        met: dict[int, Failure] = {}
+        while isinstance(pixels := self._pixels(number), Failure):
+            met[number] = pixels
+            number = (number + 1) % len(self.known)
+            if number in met:
+                return InputError("\n".join([f"no image of {self.known.name} can be read:", *listed(list(met.values()), 10)]))
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
         target = self.known.target(number, masks=self.masks)
         if flip:
             width = image.shape[-1]
@@ -210,7 +285,15 @@ class _Images(Dataset[Any]):
             )
             if self.masks:
                 target["masks"] = target["masks"].flip(-1)
-        return image, target
+        return image, target, met
+
+    def _pixels(self, number: int) -> np.ndarray | Failure:
+        try:
+            return self.known.pixels(number)
+        except InputError as error:
+            cause = error.__cause__
+            status = cause.status if isinstance(cause, BadImageError) else UNREADABLE
+            return Failure(self.known.images[number]["file_name"], status, str(cause or error))
 
 
 class _Order:
@@ -243,10 +326,17 @@ def _batches(
     loader: DataLoader[Any] = DataLoader(
         _Images(known, masks=masks), batch_sampler=order, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        images, targets, met = batch
+        yield images, targets, {number: failure for one in met for number, failure in one.items()}
 
 
 def _apart(items: list[Any]) -> Any:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
     return tuple(zip(*items, strict=True))
 
 
@@ -256,9 +346,15 @@ def _one_thread(worker: int) -> None:
 
 @torch.inference_mode()
 def _found(
-    network: nn.Module, known: DetectionSet, protocol: DetectionProtocol, workers: int, device: torch.device, place: Place
-) -> list[dict[str, Any]]:
-    """Detections on all images, of all ranks."""
+    network: nn.Module,
+    known: DetectionSet,
+    protocol: DetectionProtocol,
+    workers: int,
+    device: torch.device,
+    place: Place,
+    max_failures: str,
+) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
+    """Detections on all images, of all ranks; and the images of this rank that cannot be read."""
     network.eval()
     numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
     loader: DataLoader[Any] = DataLoader(
@@ -266,11 +362,16 @@ def _found(
     )
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
+    bad: dict[int, Failure] = {}
     for (number,), (image,) in loader:
+        if isinstance(image, Failure):
+            bad[number] = image
+            _stop_if_hopeless(bad, known, max_failures)
+            continue
         (found,) = network([image.to(device).float() / 255])
         rows += detections(known, number, {**found, "labels": found["labels"] - label})
     if place.world_size == 1:
-        return rows
+        return rows, bad
     everyones: list[Any] = [None] * place.world_size
     dist.all_gather_object(everyones, rows)
-    return [row for theirs in everyones for row in theirs]
+    return [row for theirs in everyones for row in theirs], bad

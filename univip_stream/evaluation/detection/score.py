@@ -1,6 +1,6 @@
 """Average precision by pycocotools, the papers' own scorer."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -36,13 +36,16 @@ def detections(known: DetectionSet, number: int, found: dict[str, Tensor]) -> It
         yield row
 
 
-def average_precision(known: DetectionSet, found: list[dict[str, Any]], kind: str) -> dict[str, float]:
+def average_precision(
+    known: DetectionSet, found: list[dict[str, Any]], kind: str, *, without: Collection[int] = ()
+) -> dict[str, float]:
     """COCO's AP over IoU .50 to .95, at .50 and .75, and by size, 0 to 1; a size that has no object is -1.
 
     Args:
         known: what is there.
         found: results of `detections`.
         kind: "bbox" or "segm".
+        without: numbers of images that could not be looked at: neither they nor their objects count.
 
     """
     from pycocotools.cocoeval import COCOeval
@@ -52,6 +55,7 @@ def average_precision(known: DetectionSet, found: list[dict[str, Any]], kind: st
     with redirect_stdout(StringIO()):
         results = known.truth.loadRes([dict(row) for row in found])
         scorer = COCOeval(known.truth, results, kind)
+        scorer.params.imgIds = [image["id"] for number, image in enumerate(known.images) if number not in without]
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
