@@ -1,13 +1,14 @@
 """What the commands that judge share: options, and where a result goes."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from univip_stream.machine import usable_cpus
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -58,7 +59,7 @@ def running_options(command: _Command) -> _Command:
 
 def reading_workers(asked: int | None) -> int:
     """Processes that read images; one CPU is left to the network."""
-    return len(os.sched_getaffinity(0)) - 1 if asked is None else asked
+    return usable_cpus() - 1 if asked is None else asked
 
 
 def cache_folder(run: Path, asked: Path | None) -> Path:

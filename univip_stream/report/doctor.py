@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from univip_stream.errors import InputError
+from univip_stream.machine import cpu_quota, usable_cpus
 
 State = Literal["ok", "note", "missing", "broken"]
 
@@ -79,11 +80,11 @@ def _machine(folder: Path) -> Iterator[Finding]:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
     yield Finding("machine", "Python", "ok" if fits else "broken", version, "" if fits else "Python 3.11 or 3.12")
     cpus, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 0
-    quota = _quota()
+    quota = cpu_quota()
     told = f"{cpus} of {all_cpus} usable" + (f", {quota:g} by the container's quota" if quota else "")
     few = quota is not None and quota < cpus
     yield Finding(
-        "machine", "CPUs", "note" if few else "ok", told, f"give --workers {max(1, int(quota or 1))}" if few else ""
+        "machine", "CPUs", "note" if few else "ok", told, f"defaults go by the quota: {usable_cpus()} workers" if few else ""
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("machine", "memory", "ok" if memory > 7 << 30 else "note", _size(memory))
@@ -100,16 +101,6 @@ def _machine(folder: Path) -> Iterator[Finding]:
         "" if enough else "shards take the images' own size; COCO is 19 GB, ImageNet 140 GB",
     )  # fmt: skip
     yield _tried("machine", f"disk at {folder}", lambda: _disk(folder))
-
-
-def _quota() -> float | None:
-    """CPUs that a container may use (cgroup v2); None without a limit."""
-    path = Path("/sys/fs/cgroup/cpu.max")
-    try:
-        limit, period = path.read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _open_files() -> Finding:
