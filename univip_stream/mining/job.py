@@ -24,7 +24,16 @@ from univip_stream.shards.write import finished_shard
 
 JOB = ".mining.json"
 """The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there."""
-_MADE_WITH = ("numpy", "numba", "opencv-contrib-python-headless", "pillow", "pyarrow", "simplejpeg")
+_MADE_WITH = (
+    "numpy",
+    "numba",
+    "opencv-contrib-python-headless",
+    "pillow",
+    "pillow-heif",
+    "pillow-jxl-plugin",
+    "pyarrow",
+    "simplejpeg",
+)
 """What bytes can depend on: other versions may decode, encode or compress otherwise."""
 
 

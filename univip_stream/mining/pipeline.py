@@ -14,6 +14,7 @@ from univip_stream import storage
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
+from univip_stream.images import VERSION as IMAGES_VERSION
 from univip_stream.mining.job import Job, carry_out, digest, failures
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
@@ -119,6 +120,7 @@ def plan_job(config: MiningConfig) -> Plan:
         "seed": config.seed,
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
+        "images_version": IMAGES_VERSION,
         **({} if published is None else {"imported": published.digest}),
     }
     fingerprint = digest([FORMAT, parameters])
