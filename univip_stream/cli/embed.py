@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import reading_workers, run_argument
+from univip_stream.cli.judging import limit_option, reading_workers, run_argument, say_notes
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
@@ -23,6 +23,7 @@ from univip_stream.probe.labelled import ImageSource
     "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: a CPU less than there are]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@limit_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 def embed(
     run: Path,
@@ -33,6 +34,7 @@ def embed(
     workers: int | None,
     device: str,
     quiet: bool,
+    max_pixels: int,
 ) -> None:
     """Features of the images of SOURCE by the backbone of RUN: a row an image, with key, label and vector.
 
@@ -43,7 +45,8 @@ def embed(
     univip-stream embed runs/coco photos/ --out features.parquet
     torchrun --nproc-per-node 8 -m univip_stream embed runs/coco 'shards/<000..127>.tar' --out features.parquet
     """
-    images = ImageSource(source)
+    images = ImageSource(source, max_pixels=max_pixels)
+    say_notes(images, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()
     where = pick_device(device, place)

@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from univip_stream.cli.judging import cache_folder, reading_workers, run_argument, running_options, source_options, write
+from univip_stream.cli.judging import (
+    cache_folder,
+    reading_workers,
+    run_argument,
+    running_options,
+    say_notes,
+    source_options,
+    write,
+)
 from univip_stream.distributed import Place, joined, pick_device, place_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
@@ -43,6 +51,7 @@ def knn(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     k: int,
     temperature: float,
     batch_size: int,
@@ -65,7 +74,8 @@ def knn(
     """
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature is {temperature}; expected a number above 0")
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
 
     def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
@@ -106,6 +116,7 @@ def linear(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     protocol: str | None,
     epochs: int | None,
     rates: tuple[float, ...],
@@ -130,7 +141,8 @@ def linear(
     univip-stream eval linear runs/mine --train labelled/train --val labelled/val --protocol features
     """
     _positive("--rate", rates)
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     chosen = PROTOCOLS[protocol or protocol_for(subject)]
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
@@ -177,6 +189,7 @@ def finetune(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     fraction: str,
     subset: Path | None,
     epochs: int | None,
@@ -202,7 +215,8 @@ def finetune(
     _positive("--rate", rates)
     _positive("--multiplier", multipliers)
     share = _share(fraction)
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
     chosen = finetuning_for(share, **{name: value for name, value in said.items() if value is not None})

@@ -12,7 +12,7 @@ import numpy as np
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.images import read_picture
+from univip_stream.images import MAX_PIXELS, read_picture
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.sources import Listing, list_sources, read_bytes
 from univip_stream.stream.reader import Reader
@@ -35,18 +35,21 @@ class ImageSource:
 
     Args:
         spec: a folder, a tar of images or a list of images, as `mine --src` takes them; or shards.
+        max_pixels: larger images are refused; those that we mined into shards are read as they were mined.
 
     Raises:
         InputError: nothing there.
 
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
         self.name = spec
         # Shards are what has been mined: a manifest or tars. Anything else is images as people keep them.
         folder = Path(spec)
         as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
-        self._images: _Listed | _Sharded = _Listed(spec) if as_images else _Sharded(spec)
+        self._images: _Listed | _Sharded = _Listed(spec, max_pixels) if as_images else _Sharded(spec, max_pixels)
+        self.notes: list[str] = self._images.notes
+        """What a person should know that is left out."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -81,8 +84,8 @@ class LabelledSource(ImageSource):
 
     """
 
-    def __init__(self, spec: str) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(spec, max_pixels=max_pixels)
         missing = sum(label is None for label in self.all_labels)
         if missing:
             raise InputError(
@@ -127,8 +130,9 @@ def same_classes(train: LabelledSource, val: LabelledSource) -> None:
 class _Listed:
     """Images as `mine --src` lists them."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, max_pixels: int) -> None:
         self.listing: Listing = list_sources([spec])
+        self.max_pixels, self.notes = max_pixels, self.listing.said
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -136,7 +140,7 @@ class _Listed:
     def __getitem__(self, number: int) -> LabelledImage:
         (image,) = self.listing.slice(number, number + 1)
         try:
-            pixels = read_picture(read_bytes(image), min_side=1, max_side=1 << 30).pixels
+            pixels = read_picture(read_bytes(image), max_pixels=self.max_pixels, min_side=1, max_side=1 << 30).pixels
         except InputError as error:
             raise InputError(f"{image.path}: {error}; a protocol needs every image: mend or remove it") from error
         return LabelledImage(image=pixels, label=image.label, key=image.source)
@@ -159,8 +163,9 @@ class _Listed:
 class _Sharded:
     """Samples of shards, checked against their hashes as they are read."""
 
-    def __init__(self, spec: str) -> None:
-        self.index = open_index(expand_shards(spec))
+    def __init__(self, spec: str, max_pixels: int) -> None:
+        self.index = open_index(expand_shards(spec), max_pixels=max_pixels)
+        self.notes = self.index.notes
         self._reader: tuple[int, Reader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

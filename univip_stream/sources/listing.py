@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from univip_stream import storage
+from univip_stream.formats import UNREAD_SUFFIXES
 from univip_stream.images import MAX_BYTES, BadImageError
 
 Boxes = tuple[tuple[int, int, int, int], ...]
@@ -111,7 +112,9 @@ class Listing:
         self.sources = sources
         """What each source is called; the first part of its images' names."""
         self.ignored: dict[str, int] = {}
-        """Files that are no images by their name, counted by suffix."""
+        """Files that are left out, counted by suffix or what they are."""
+        self.notes: list[str] = []
+        """How sources were read where that is not plain: what a person should know."""
         self._spool = Spool()
         self._labels: set[str] = set()
         self._digest = hashlib.sha256()
@@ -139,6 +142,17 @@ class Listing:
     def classes(self) -> list[str] | None:
         """Sorted labels; None where no image has one."""
         return sorted(self._labels) or None
+
+    @property
+    def said(self) -> list[str]:
+        """What is left out and how sources were read, a line each, for people."""
+        unread = {kind: count for kind, count in self.ignored.items() if kind[1:] in UNREAD_SUFFIXES}
+        others = {kind: count for kind, count in self.ignored.items() if kind not in unread}
+        lines = list(self.notes)
+        for found, what in ((others, "left out"), (unread, "images of kinds that are not read, left out")):
+            if found:
+                lines.append(f"{what}: " + ", ".join(f"{count} {kind}" for kind, count in found.items()))
+        return lines
 
     @property
     def digest(self) -> str:

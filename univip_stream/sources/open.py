@@ -12,7 +12,7 @@ from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import coco_images, find_annotations, read_annotations
-from univip_stream.sources.folder import files_below, folder_images, is_flat, is_image
+from univip_stream.sources.folder import files_below, folder_images, is_flat, is_image, left_out
 from univip_stream.sources.listing import Listing, SourceImage, text_of
 from univip_stream.sources.lists import TABLES, TEXTS, list_images
 from univip_stream.sources.tars import tar_images
@@ -178,10 +178,11 @@ class _Source:
 def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Tars of a folder that holds no image, each with its path as the folder its members are in."""
     for path in files_below(folder):
-        if path.endswith(".tar"):
-            yield storage.join(folder, path), path.removesuffix(".tar") + "/"
+        why = left_out(path) or "(no suffix)"
+        if why == ".tar":
+            yield storage.join(folder, path), path[: -len(why)] + "/"
         else:
-            ignored[os.path.splitext(path)[1].lower() or "(no suffix)"] += 1
+            ignored[why] += 1
 
 
 def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:
