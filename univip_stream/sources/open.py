@@ -46,7 +46,7 @@ def list_sources(
         for source, name in zip(opened, names, strict=True):
             before, left_out = len(listing), Counter[str]()
             try:
-                for image in source.images(name, left_out, given.get(source.text), with_boxes):
+                for image in source.images(name, left_out, listing.notes, given.get(source.text), with_boxes):
                     listing.add(image)
             except OSError as error:
                 raise InputError(f"{error.filename or source.text} cannot be read: {error.strerror or error}") from error
@@ -129,8 +129,10 @@ class _Source:
         path = self.place.partition("?")[0] if self._web else self.place
         return os.path.splitext(path)[0] if self.kind in ("tars", "list") else path
 
-    def images(self, name: str, ignored: Counter[str], annotations: str | None, with_boxes: bool) -> Iterator[SourceImage]:
-        """Its images, in a fixed order."""
+    def images(
+        self, name: str, ignored: Counter[str], notes: list[str], annotations: str | None, with_boxes: bool
+    ) -> Iterator[SourceImage]:
+        """Its images, in a fixed order; `ignored` and `notes` get what a listing has under these names."""
         tars: list[tuple[str, str]] = []
         flat = self.kind == "folder" and is_flat(self.text)
         if self.pattern:
@@ -154,9 +156,16 @@ class _Source:
             read = read_annotations(found, with_boxes=with_boxes)
             yield from coco_images(self.text, name, ignored, read, labelled=not flat)
         elif of_files:
-            yield from folder_images(self.text, name, ignored, labelled=not flat)
+            below = 0
+            for image in folder_images(self.text, name, ignored, labelled=not flat):
+                below += flat and "/" in image.source[len(name) + 1 :]
+                yield image
+            if below:  # one stray image among class folders takes all labels away
+                notes.append(
+                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are no classes"
+                )
         elif self.kind == "list":
-            yield from list_images(self.text, name)
+            yield from list_images(self.text, name, ignored, notes)
         elif is_webdataset(tars[0][0]):
             yield from webdataset_images(tars, name, ignored)
         else:

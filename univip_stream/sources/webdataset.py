@@ -36,10 +36,9 @@ def is_webdataset(location: str) -> bool:
 
     """
     first = islice(members(location), _LOOKED_AT)
-    for _, group in grouped(_named(first, Counter()), _name):
-        if any(is_picture(suffix) for suffix, _ in group) and any(suffix in _BESIDE for suffix, _ in group):
-            return True
-        if shows_masks(group):
+    for key, group in grouped(_named(first, Counter()), _name):
+        parts = parts_of(key, group, lambda why, suffix: None)
+        if shows_masks(group) or any(part.beside.keys() & _BESIDE for part in parts):
             return True
     return False
 
