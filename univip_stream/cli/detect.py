@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from univip_stream.cli.judging import reading_workers, run_argument, write
+from univip_stream.cli.judging import limit_option, reading_workers, run_argument, write
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.errors import UsageError
@@ -41,6 +41,7 @@ _SAY_EVERY = 5.0
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
+@limit_option
 # Where to run, where the result goes.
 @click.option("--save-every", default=2500, show_default=True, type=click.IntRange(min=1), metavar="N",
               help="Iterations between two states beside --out that a killed job goes on from.")  # fmt: skip
@@ -66,6 +67,7 @@ def detect(
     sides: tuple[int, ...],
     seed: int,
     save_every: int,
+    max_pixels: int,
     workers: int | None,
     device: str,
     out: Path | None,
@@ -85,6 +87,7 @@ def detect(
     if schedule is not None and iterations is not None:
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
     train, val = _sets(devkit, train_json, train_images, val_json, val_images)
+    train.max_pixels = val.max_pixels = max_pixels
     said: dict[str, Any] = {
         "model": model, "iterations": iterations or (SCHEDULES[schedule] if schedule else None), "batch_size": batch_size,
         "sides": sides or None, "seed": seed,

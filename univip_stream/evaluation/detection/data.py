@@ -16,7 +16,7 @@ from torch import Tensor
 
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
-from univip_stream.images import read_picture
+from univip_stream.images import MAX_PIXELS, read_picture
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
@@ -43,6 +43,8 @@ class DetectionSet:
 
     def __init__(self, content: dict[str, Any], folders: Sequence[Path], name: str, sha256: str | None = None) -> None:
         self.content, self.name, self.sha256 = content, name, sha256
+        self.max_pixels = MAX_PIXELS
+        """Larger images are refused."""
         self.images = sorted(content["images"], key=lambda image: image["id"])
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         self.paths = [_found(folders, image["file_name"]) for image in self.images]
@@ -71,7 +73,7 @@ class DetectionSet:
         path, facts = self.paths[number], self.images[number]
         assert path is not None
         try:
-            found = read_picture(path.read_bytes(), min_side=1).pixels
+            found = read_picture(path.read_bytes(), max_pixels=self.max_pixels, min_side=1).pixels
         except (InputError, OSError) as error:
             raise InputError(f"{path}: {error}; detection needs every image: mend it") from error
         if found.shape[:2] != (facts["height"], facts["width"]):
