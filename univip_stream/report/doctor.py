@@ -65,6 +65,7 @@ def examine(folder: Path, *, ray: bool = True) -> Iterator[Finding]:
     yield from _libraries("mine")
     yield _tried("mine", "selective search", _selective_search)
     yield _tried("mine", "OpenCV's selective search", _contrib)
+    yield _tried("mine", "HEIC and JPEG XL", _plugins)
     if ray:
         yield _tried("mine", "a task on a local Ray", _ray_task)
     yield from _libraries("train")
@@ -197,6 +198,21 @@ def _contrib() -> str:
 
     if not hasattr(cv2, "ximgproc"):
         raise _Note("this OpenCV lacks its contrib part", "only for --proposals opencv-*: opencv-contrib-python-headless")
+    return "there"
+
+
+def _plugins() -> str:
+    from univip_stream.formats import PLUGINS
+
+    lacking = []
+    for module, package, called in PLUGINS.values():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            lacking.append((package, called))
+    if lacking:
+        packages, formats = zip(*lacking, strict=True)
+        raise _Note(f"{' and '.join(formats)} are not read", f"only for such files: pip install {' '.join(packages)}")
     return "there"
 
 

@@ -142,7 +142,9 @@ def _listed(pattern: str, spec: str) -> Iterator[str]:
     found = [
         f"{folder}/{name}"
         for name in names
-        if len(name.split("/")) == len(wanted) and all(map(fnmatch.fnmatchcase, name.split("/"), wanted))
+        if system_file(name) is None
+        and len(name.split("/")) == len(wanted)
+        and all(map(fnmatch.fnmatchcase, name.split("/"), wanted))
     ]
     if not found:
         raise InputError(f"{spec!r} matches nothing; {folder} holds no such shard")
