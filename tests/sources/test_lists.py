@@ -225,6 +225,12 @@ def test_addresses_with_labels_are_told_from_addresses_with_blanks(tmp_path):
         ]  # fmt: skip
 
 
+def test_addresses_of_which_nothing_is_known_are_taken_as_they_stand(tmp_path):
+    (tmp_path / "list.txt").write_text(" https://host.org/view 5\n")
+    with list_sources([tmp_path / "list.txt"]) as found:
+        assert len(found) == 1
+
+
 def test_labels_of_a_table_are_text_or_whole_numbers(drawn_folder, tmp_path):
     paths = [str(drawn_folder / f"scene{n:02d}.jpg") for n in range(3)]
     for labels, expected in (

@@ -107,9 +107,10 @@ def form_of(location: str, path: Path, there: There) -> Form | None:
         return _looks_whole(parsed[0]) if found is None else found
 
     found: set[int] = set()
-    count = 0
+    count, asked = 0, False
     for _, text in lines(location, path, None, there):
         count += 1
+        asked = asked or there(text) is None
         forms = FORMS if count <= _TRIED else FORMS[:1]
         at = next((at for at, form in enumerate(forms) if met(form, text)), None)
         if at == 0 or (found and count > _TRIED):
@@ -120,7 +121,9 @@ def form_of(location: str, path: Path, there: There) -> Form | None:
         at = None
     if at == 0 or not count:
         return FORMS[0]
-    return FORMS[min(found)] if found else None
+    if found:
+        return FORMS[min(found)]
+    return FORMS[0] if asked else None  # addresses are asked for when they are read
 
 
 def nothing_there(location: str, path: Path, there: There) -> InputError:
