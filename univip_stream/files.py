@@ -65,3 +65,35 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_SYSTEM_FOLDERS = frozenset(
+    {
+        *("__MACOSX", "Network Trash Folder", "Temporary Items"),
+        *("@eaDir", "@tmp", "#recycle", "#snapshot"),
+        *("@Recycle", "@Recently-Snapshot", "@__thumb"),
+        *("$RECYCLE.BIN", "System Volume Information"),
+        "lost+found",
+    }
+)
+"""What macOS (in archives and on shares), Synology, QNAP, Windows and ext4 leave in folders."""
+_KNOWN_HIDDEN = frozenset([".ipynb_checkpoints", ".thumbnails", ".AppleDouble", ".Trashes", ".git"])
+
+
+def system_file(path: str) -> str | None:
+    """What a file is that an operating system or a program left behind, by its path with forward slashes; None of any other.
+
+    Names that begin with a dot are hidden: previews, trash, version control, unfinished copies. `._x.jpg` is what macOS keeps
+    beside `x.jpg` where the disk cannot hold it (AppleDouble): no image, whatever its ending.
+    """
+    *folders, name = path.split("/")
+    for folder in folders:
+        if folder in _SYSTEM_FOLDERS or folder in _KNOWN_HIDDEN:
+            return f"in {folder}"
+        if folder.startswith(".Trash-"):
+            return "in .Trash-*"
+        if folder.startswith(".") and folder not in (".", ".."):
+            return "in hidden folders"
+    if name.startswith("._"):
+        return "._* (AppleDouble)"
+    return "hidden files" if name.startswith(".") else None

@@ -12,40 +12,64 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms
 
-from univip_stream.errors import InputError
+from univip_stream.depth import is_deep, to_8_bits
+from univip_stream.formats import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    SUFFIXES,
+    BadImageError,
+    opened,
+    pillows_limit_lifted,
+    plugin_for,
+    too_large,
+    turned_by,
+)
 
 try:
     import simplejpeg
 except ImportError:  # slower without it, equal in its pixels
     simplejpeg = None
 
-# Formats read at all. Not EPS and its like: those run an interpreter.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_SUFFIXES = "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpf jpx avif mpo"
-SUFFIXES = frozenset(_SUFFIXES.split())
-"""File name endings taken for images, lower case."""
+# The first four are looked for here, beside what reads by them.
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "VERSION",
+    "BadImageError",
+    "Picture",
+    "decode",
+    "encode_jpeg",
+    "orientation_of",
+    "read_picture",
+    "upright_size",
+]
+
+VERSION = "2"
+"""Of how pixels come of bytes. Shards that were made by another are not continued. 1 took all samples of 16 bits for full range."""
 
 # Formats whose bytes may go into a shard untouched, with the member's suffix.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+# EXIF 2.32, 4.6.4 A: what makes the pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_END = b"\xff\xd9"
+"""Of a JPEG."""
 
-MAX_PIXELS = 100_000_000
-"""Width times height beyond which an image is not decoded: 300 MB of RGB."""
 MAX_SIDE = 32_767
 """Longest side in pixels: boxes are stored in 16 bits."""
 MIN_SIDE = 16
 """Shortest side in pixels: below it no view can be cut that shows anything."""
-MAX_BYTES = 1 << 29
-"""Encoded size beyond which an image is not read: 512 MiB."""
-
-
-class BadImageError(InputError):
-    """An image that cannot be used; `status` is one of the shard format's words for why."""
-
-    def __init__(self, status: str, reason: str):
-        super().__init__(reason)
-        self.status = status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,26 +93,41 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = M
         BadImageError: `unreadable`, `too_large` (before anything is decoded) or `too_small`, with the reason.
 
     """
-    with _opened(data) as image:
+    with opened(data, max_pixels=max_pixels) as image, pillows_limit_lifted(max_pixels):
         _check_size(image, max_pixels, min_side, max_side)
+        whole: bytes | None = None
         converted = _why_not_plain(image, data)
-        if converted is None:
-            return Picture(pixels=_plain_pixels(image, data), data=data, suffix=_KEPT[str(image.format)], converted=None)
-        pixels = _decoded(_upright_rgb, image)
-    return Picture(pixels=pixels, data=encode_jpeg(pixels), suffix="jpg", converted=converted)
+        try:
+            if converted is None:
+                return Picture(pixels=_plain_pixels(image, data), data=data, suffix=_KEPT[str(image.format)], converted=None)
+            pixels, more = _decoded(lambda img: _upright_rgb(img, data), image)
+        except BadImageError:
+            whole = _with_its_end(data)
+            if whole is None:
+                raise
+    if whole is not None:
+        mended = read_picture(whole, max_pixels=max_pixels, min_side=min_side, max_side=max_side)
+        pixels, converted, more = (
+            mended.pixels,
+            "JPEG without its end mark",
+            f", {mended.converted}" if mended.converted else "",
+        )
+    return Picture(pixels=pixels, data=encode_jpeg(pixels), suffix="jpg", converted=f"{converted}{more}")
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
+def upright_size(data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> tuple[int, int]:
     """(width, height) of what `read_picture` would give, from the header alone.
 
     Raises:
         BadImageError: `unreadable`, `too_large` or `too_small`, as far as the header tells.
 
     """
-    with _opened(data) as image:
-        _check_size(image, MAX_PIXELS, MIN_SIDE, MAX_SIDE)
+    with opened(data, max_pixels=max_pixels) as image:
+        _check_size(image, max_pixels, MIN_SIDE, max_side)
         width, height = image.size
-        turned = _decoded(lambda img: img.getexif().get(0x0112, 1), image) in (5, 6, 7, 8)
+        if image.format == "TIFF":  # its size is turned already
+            return width, height
+        turned = _decoded(turned_by, image) >= 5
     return (height, width) if turned else (width, height)
 
 
@@ -99,9 +138,8 @@ def orientation_of(data: bytes) -> int:
         BadImageError: `unreadable`, as far as the header tells.
 
     """
-    with _opened(data) as image:
-        found = _decoded(lambda img: img.getexif().get(0x0112, 1), image)
-    return int(found) if found in range(2, 9) else 1
+    with opened(data, max_pixels=1 << 62) as image:
+        return int(_decoded(turned_by, image))
 
 
 def stored_size_of(path: Path) -> tuple[int, int, int]:
@@ -112,8 +150,13 @@ def stored_size_of(path: Path) -> tuple[int, int, int]:
 
     """
     try:
-        with open(path, "rb") as file:
-            image = Image.open(file, formats=_FORMATS)
+        with open(path, "rb") as file, pillows_limit_lifted(1 << 62):
+            head = file.read(256)
+            file.seek(0)
+            if plugin_for(head):
+                image = opened(file.read(), max_pixels=1 << 62)
+                return (*image.size, turned_by(image))
+            image = Image.open(file, formats=FORMATS)
             # Pillow decodes a whole PNG to look for EXIF behind the pixels; few have it there, and a walk over the chunks shows it.
             late = image.format == "PNG" and _facts_behind_pixels(file)
             found = (image.getexif() if late or image.format != "PNG" else Image.Image.getexif(image)).get(0x0112, 1)
@@ -162,29 +205,9 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
 def _check_size(image: Image.Image, max_pixels: int, min_side: int, max_side: int) -> None:
     width, height = image.size
     if width * height > max_pixels or max(width, height) > max_side:
-        raise BadImageError(
-            "too_large",
-            f"{width} x {height} pixels; the limit is {max_pixels} pixels and {max_side} a side (--max-pixels)",
-        )
+        raise too_large(width, height, max_pixels, max_side)
     if min(width, height) < min_side:
         raise BadImageError("too_small", f"{width} x {height} pixels; at least {min_side} a side are needed")
-
-
-def _opened(data: bytes) -> Image.Image:
-    if not data:
-        raise BadImageError("unreadable", "the file is empty")
-    if len(data) > MAX_BYTES:
-        raise BadImageError("too_large", f"{len(data)} bytes; the limit is {MAX_BYTES}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about bombs and odd metadata: sizes are checked by the caller
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadImageError("too_large", str(error)) from error
-    except UnidentifiedImageError as error:
-        raise BadImageError("unreadable", f"not an image that can be read (it begins with {data[:12]!r})") from error
-    except Exception as error:  # Pillow's readers raise whatever broken headers lead them to
-        raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
 def _why_not_plain(image: Image.Image, data: bytes) -> str | None:
@@ -193,16 +216,14 @@ def _why_not_plain(image: Image.Image, data: bytes) -> str | None:
         return f"format {image.format}"
     if image.mode == "CMYK":
         return "CMYK"
-    if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24:25] == b"\x10"):
+    if is_deep(image, data):
         return "16 bit"
     if image.format != "MPO" and getattr(image, "is_animated", False):
         return "animation, first frame"
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         return "transparency, laid over white"
-    orientation = _decoded(lambda img: img.getexif().get(0x0112, 1), image)
-    if orientation in range(2, 9):
-        return f"EXIF orientation {orientation}"
-    return None
+    orientation = _decoded(turned_by, image)
+    return f"EXIF orientation {orientation}" if orientation > 1 else None
 
 
 def _plain_pixels(image: Image.Image, data: bytes) -> np.ndarray:
@@ -215,27 +236,40 @@ def _plain_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     return pixels
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
+def _with_its_end(data: bytes) -> bytes | None:
+    """A JPEG that lacks nothing but its end mark, with one; None of anything else.
+
+    libjpeg fills what is missing with grey and warns; only a file in which it finds every block decodes without a warning.
+    """
+    if simplejpeg is None or data[:2] != b"\xff\xd8" or data.endswith(_END):
+        return None
+    whole = data + (_END[1:] if data.endswith(_END[:1]) else _END)
+    try:
+        simplejpeg.decode_jpeg(whole, colorspace="RGB", strict=True)
+    except ValueError:
+        return None
+    return whole
+
+
+def _upright_rgb(image: Image.Image, data: bytes) -> tuple[np.ndarray, str]:
+    """Pixels, and what was done to them that the format's name does not say."""
+    turned = 1 if image.format == "TIFF" else turned_by(image)  # Pillow turns a TIFF as it loads
+    more = ", first of several pages" if image.format == "TIFF" and getattr(image, "is_animated", False) else ""
+    deep = is_deep(image, data)
     image.load()
+    if deep:
+        image, used = to_8_bits(image, data)
+        more += "" if used == 16 else f", {used} of 16 bits used"
     if image.mode == "LAB":
         profile = ImageCms.createProfile("LAB")
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), "LAB", "RGB")
         image = ImageCms.applyTransform(image, transform) or image
-    if image.mode.startswith("I"):
-        values = np.asarray(image, np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise BadImageError("unreadable", f"pixel values from {values.min()} to {values.max()}; expected 8 or 16 bits")
-        image_8bit = Image.fromarray((values >> 8).astype(np.uint8))
-        image_8bit.info = image.info
-        image = image_8bit
-    if image.mode == "F":
-        raise BadImageError("unreadable", "pixels are floating point numbers without a known range")
-    upright: Image.Image = ImageOps.exif_transpose(image)
+    upright = image.transpose(_TURNS[turned]) if turned > 1 else image
     if upright.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in upright.info:
         coloured = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
     rgb: np.ndarray = np.array(upright.convert("RGB"))
-    return rgb
+    return rgb, more
 
 
 def _decoded(read: Any, image: Image.Image) -> Any:
@@ -247,5 +281,5 @@ def _decoded(read: Any, image: Image.Image) -> Any:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # as above: a broken body raises anything
+    except Exception as error:  # Pillow's readers raise whatever a broken body leads them to
         raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error

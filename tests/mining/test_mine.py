@@ -230,6 +230,18 @@ def test_other_parameters_over_the_same_folder_are_refused_and_named(drawn_folde
     assert contents(out) == before
 
 
+def test_shards_whose_images_were_read_otherwise_are_not_continued(drawn_folder, tmp_path, monkeypatch):
+    """16-bit images changed their pixels once: half a set of each would be no set."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("univip_stream.mining.pipeline.IMAGES_VERSION", "1")
+        mine(config(drawn_folder, out))
+    before = contents(out)
+    with pytest.raises(InputError, match="images_version '1' there, '2' here"):
+        mine(config(drawn_folder, out))
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize("name", ["000.parquet", "manifest.json", "mine.tar"])
 def test_files_of_others_are_left_alone(name, drawn_folder, tmp_path):
     (tmp_path / name).write_bytes(b"precious")

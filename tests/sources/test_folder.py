@@ -95,3 +95,45 @@ def test_sources_that_cannot_be_used_are_said(tmp_path):
             list_sources([tmp_path / name])
     with pytest.raises(InputError, match="named twice"):
         list_sources([tmp_path, tmp_path])
+
+
+def test_what_systems_and_programs_leave_behind_is_left_out_and_counted(tmp_path):
+    folder = touch(
+        tmp_path / "train",
+        "cat/1.jpg", "dog/2.jpg", "cat/._1.jpg", ".ipynb_checkpoints/1-checkpoint.jpg", "dog/.ipynb_checkpoints/2.jpg",
+        "__MACOSX/cat/._1.jpg", ".Trash-1000/files/3.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", ".secret/4.jpg",
+        "Thumbs.db", ".DS_Store", "dog/.5.jpg", "raw/6.CR2",
+    )  # fmt: skip
+    with list_sources([folder]) as listing:
+        assert [(image.source, image.label) for image in listing] == [("train/cat/1.jpg", "cat"), ("train/dog/2.jpg", "dog")]
+        assert listing.classes == ["cat", "dog"]
+        assert listing.ignored == {
+            "._* (AppleDouble)": 1, "in .ipynb_checkpoints": 2, "in __MACOSX": 1, "in .Trash-*": 1, "in @eaDir": 1,
+            "in hidden folders": 1, ".db": 1, "hidden files": 2, ".cr2": 1,
+        }  # fmt: skip
+        assert listing.said[-1] == "images of kinds that are not read, left out: 1 .cr2"
+    touch(tmp_path / "flat", "a.jpg", ".Trash-1000/files/b.jpg", "._a.jpg")
+    assert [image.source for image in list_sources([tmp_path / "flat"])] == ["flat/a.jpg"]
+    touch(tmp_path / "only", ".hidden/a.jpg")
+    with pytest.raises(InputError, match="in hidden folders"):
+        list_sources([tmp_path / "only"])
+
+
+def test_a_hidden_source_is_read_as_any(tmp_path):
+    assert len(list_sources([touch(tmp_path / ".cache" / "set", "a.jpg")])) == 1
+
+
+def test_classes_lost_to_a_stray_image_and_folders_met_twice_are_said(tmp_path):
+    touch(tmp_path / "train", "n01/a.jpg", "n02/b.jpg", "stray.jpg")
+    with list_sources([tmp_path / "train"]) as listing:
+        assert listing.classes is None
+        assert "images lie in the folder itself, so its folders, with 2 more, are no classes" in listing.said[0]
+    touch(tmp_path / "links", "n01/a.jpg")
+    (tmp_path / "links" / "n02").symlink_to(tmp_path / "links" / "n01")
+    with list_sources([tmp_path / "links"]) as listing:
+        assert len(listing) == 1
+        assert listing.ignored == {"links to folders that were listed already": 1}
+
+
+def test_heic_and_jpeg_xl_are_images_by_their_names(tmp_path):
+    assert len(list_sources([touch(tmp_path / "phone", "a.HEIC", "b.heif", "c.hif", "d.jxl")])) == 4

@@ -142,3 +142,117 @@ def test_memory_does_not_grow_with_the_source(tmp_path, monkeypatch):
 
     peak(300)
     assert peak(8000) < peak(2000) + 6000 * 87  # what the names alone take; a row takes several times that
+
+
+FORMS = {
+    "path label": ("{0} {1}", "a path and a label a line, with a blank between"),
+    "tab": ("{0}\t{1}", "with a tab between"),
+    "comma": ("{0},{1}", "with a comma between"),
+    "quoted comma": ('"{0}","{1}"', "with a comma between"),
+    "quoted": ('"{0}"', "quotes around them"),
+    "trailing blank": ("{0} ", "blanks or quotes around them"),
+    "backslashes": ("{2}", "backslashes for slashes"),
+    "backslashes and label": ("{2} {1}", "with a blank between, backslashes for slashes"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_as_other_tools_write_them_are_read_and_said(form, encoding, drawn_folder, tmp_path):
+    line, words = FORMS[form]
+    shutil.copytree(drawn_folder, tmp_path / "tr ain" / "n01")
+    names = [f"tr ain/n01/scene{n:02d}.jpg" for n in range(3)] + ["tr ain/n01/gone.jpg"]
+    text = "".join(line.format(name, n, name.replace("/", "\\")) + "\r\n" for n, name in enumerate(names))
+    (tmp_path / "list.txt").write_bytes(("filename,label\r\n" * ("," in line) + text).encode(encoding))
+    rows, report = mined(tmp_path / "out", tmp_path / "list.txt")
+    labels = ["0", "1", "2", "3"] if "{1}" in line else [None] * 4
+    assert column(rows, "source", "label") == list(zip([f"list/{name}" for name in names], labels, strict=True))
+    assert [row["data"] for row in rows] == [(tmp_path / name).read_bytes() for name in names[:3]] + [None]
+    assert report.ignored == ({"headings of lists": 1} if "," in line else {})
+    with list_sources([tmp_path / "list.txt"]) as found:
+        assert words in found.said[0]
+
+
+def test_a_plain_list_stays_one_whatever_its_names_hold(tmp_path):
+    """What is there as it stands wins: blanks, commas, quotes, backslashes and numbers at the end are parts of names."""
+    names = ["a b.jpg 5", "c,d.jpg", '"e".jpg', "f\\g.jpg", "h.jpg "]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    with list_sources([tmp_path / "list.txt"]) as found:
+        assert [(image.source, image.label) for image in found] == [(f"list/{name}", None) for name in names]
+        assert found.said == []
+
+
+def test_no_line_vanishes_for_beginning_with_a_hash(tmp_path):
+    for name in ("#1.jpg", "2.jpg", "# 3.jpg", "5.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("# my list\n#1.jpg\n2.jpg\n# 3.jpg\n#4.jpg\n#5.jpg\n#\n")
+    with list_sources([tmp_path / "list.txt"]) as found:
+        # #4.jpg could be a name, and is a row that says that it is missing; #5.jpg is 5.jpg, left out by hand.
+        assert [image.source for image in found] == [f"list/{name}" for name in ("#1.jpg", "2.jpg", "# 3.jpg", "#4.jpg")]
+        assert found.ignored == {"comments in lists": 3}
+        assert found.said == ["left out: 3 comments in lists"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"Dear all,\nmy notes.\n", "none of its 2 lines names a file that is there: relative paths start at .*'Dear all,'"),
+        (b"gone/1.jpg 0\ngone/2.jpg 1\n", "none of its 2 lines .*'gone/1.jpg 0'"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text"),
+        (b"\xff\xfea\0.\0j\0p\0g\0", "none of its 1 lines .*'a.jpg'"),
+        (b"\xff\xfea\0.\0j\0p\0g", "begins as UTF-16 and is none"),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_no_list_is_one_sentence(data, words, tmp_path):
+    (tmp_path / "notes.txt").write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        list_sources([tmp_path / "notes.txt"])
+
+
+def test_addresses_with_labels_are_told_from_addresses_with_blanks(tmp_path):
+    (tmp_path / "some.txt").write_text("https://host.org/a b.jpg\nhttps://host.org/c.jpg?size=1 2\n")
+    (tmp_path / "labels.txt").write_text("https://host.org/a.jpg 5\nhttps://host.org/c.jpg\t6\n")
+    with list_sources([tmp_path / "some.txt"]) as found:
+        assert [(image.path, image.label) for image in found] == [
+            ("https://host.org/a b.jpg", None), ("https://host.org/c.jpg?size=1 2", None)
+        ]  # fmt: skip
+    (tmp_path / "labels.txt").write_text("https://host.org/a.jpg 5\nhttps://host.org/c.jpg 6\n")
+    with list_sources([tmp_path / "labels.txt"]) as found:
+        assert [(image.path, image.label) for image in found] == [
+            ("https://host.org/a.jpg", "5"), ("https://host.org/c.jpg", "6")
+        ]  # fmt: skip
+
+
+def test_addresses_of_which_nothing_is_known_are_taken_as_they_stand(tmp_path):
+    (tmp_path / "list.txt").write_text(" https://host.org/view 5\n")
+    with list_sources([tmp_path / "list.txt"]) as found:
+        assert len(found) == 1
+
+
+def test_labels_of_a_table_are_text_or_whole_numbers(drawn_folder, tmp_path):
+    paths = [str(drawn_folder / f"scene{n:02d}.jpg") for n in range(3)]
+    for labels, expected in (
+        ([0.0, 1.0, None], ["0", "1", None]),
+        ([0.0, 1.0, float("nan")], ["0", "1", None]),
+        (["a", "", "c"], ["a", None, "c"]),
+        ([True, False, None], ["True", "False", None]),
+    ):
+        pq.write_table(pa.table({"path": paths, "label": labels}), tmp_path / "list.parquet")
+        with list_sources([tmp_path / "list.parquet"]) as found:
+            assert [image.label for image in found] == expected
+    for labels in ([0.0, 0.5, 1.0], [[1], [2], [3]]):
+        pq.write_table(pa.table({"path": paths, "label": labels}), tmp_path / "list.parquet")
+        with pytest.raises(InputError, match=r"row [12] has the label .*expected text or a whole number"):
+            list_sources([tmp_path / "list.parquet"])
+
+
+def test_images_in_a_table_and_tables_of_nothing_are_said(tmp_path):
+    path = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b"\xff\xd8", "path": "a.jpg"}], "label": [0]}), path)
+    with pytest.raises(InputError, match=r"holds the images themselves .*Hugging Face.*write the images to files"):
+        list_sources([path])
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"]}), path)
+    with pytest.raises(InputError, match="none of its 2 rows names a file that is there"):
+        list_sources([path])

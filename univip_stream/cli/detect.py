@@ -11,6 +11,7 @@ import click
 from univip_stream.boxes import FRAMES, UPRIGHT
 from univip_stream.cli.judging import (
     learning_rate_option,
+    limit_option,
     max_failures_option,
     print_left_out,
     reading_workers,
@@ -56,6 +57,7 @@ _SAY_EVERY = 5.0
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
+@limit_option
 # Where to run, where the result goes.
 @click.option("--save-every", default=2500, show_default=True, type=click.IntRange(min=1), metavar="N",
               help="Iterations between two states beside --out that a killed job goes on from.")  # fmt: skip
@@ -83,6 +85,7 @@ def detect(
     sides: tuple[int, ...],
     seed: int,
     save_every: int,
+    max_pixels: int,
     workers: int | None,
     device: str,
     max_failures: str,
@@ -103,6 +106,7 @@ def detect(
     if schedule is not None and iterations is not None:
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
     train, val = _sets(devkit, train_json, train_images, val_json, val_images, box_frame)
+    train.max_pixels = val.max_pixels = max_pixels
     said: dict[str, Any] = {
         "model": model, "iterations": iterations or (SCHEDULES[schedule] if schedule else None), "batch_size": batch_size,
         "sides": sides or None, "seed": seed,

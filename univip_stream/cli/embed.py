@@ -5,7 +5,14 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument
+from univip_stream.cli.judging import (
+    MOST_LISTED,
+    limit_option,
+    max_failures_option,
+    reading_workers,
+    run_argument,
+    say_notes,
+)
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
@@ -27,6 +34,7 @@ from univip_stream.probe.labelled import ImageSource
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @max_failures_option("")
+@limit_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and what was left out, as JSON.")
 def embed(
@@ -40,6 +48,7 @@ def embed(
     max_failures: str,
     quiet: bool,
     as_json: bool,
+    max_pixels: int,
 ) -> None:
     """Features of the images of SOURCE by the backbone of RUN: a row an image, with key, label, vector, status and reason.
 
@@ -50,7 +59,8 @@ def embed(
     univip-stream embed runs/coco photos/ --out features.parquet
     torchrun --nproc-per-node 8 -m univip_stream embed runs/coco 'shards/<000..127>.tar' --out features.parquet
     """
-    images = ImageSource(source)
+    images = ImageSource(source, max_pixels=max_pixels)
+    say_notes(images, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()
     where = pick_device(device, place)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from univip_stream.cli.judging import limit_option
 from univip_stream.proposals import ENGINES
 
 
@@ -29,6 +30,7 @@ from univip_stream.proposals import ENGINES
 @click.option("--max-aspect", type=click.FloatRange(min=1), default=3.0, show_default=True, help="Longest by shortest side.")
 @click.option("--max-iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Overlap with a better box.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of views and augmentations.")
+@limit_option
 @click.option("--json", "as_json", is_flag=True, help="Print the boxes, views and plan as JSON.")
 def explain(
     image: Path,
@@ -39,6 +41,7 @@ def explain(
     max_aspect: float,
     max_iou: float,
     seed: int,
+    max_pixels: int,
     as_json: bool,
 ) -> None:
     """Draw IMAGE's way through the method: Figures 1 (b) and 2 of the paper, of your own image.
@@ -54,7 +57,7 @@ def explain(
     from univip_stream.report import explain as explaining
 
     boxes = BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou)
-    found = explaining.explain(image, run=run, engine=proposals, boxes=boxes, seed=seed)
+    found = explaining.explain(image, run=run, engine=proposals, boxes=boxes, seed=seed, max_pixels=max_pixels)
     explaining.figure(found, out)
     if as_json:
         click.echo(json.dumps(found.facts()))

@@ -1,15 +1,19 @@
 """What the commands that judge share: options, and where a result goes."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from univip_stream.failures import MAX_FAILURES, listed
+from univip_stream.images import MAX_PIXELS
+from univip_stream.machine import usable_cpus
+
+if TYPE_CHECKING:  # it loads torch, and not every command that judges does
+    from univip_stream.probe.labelled import ImageSource
 
 MOST_LISTED = 10
 """Images that a printed result names; the JSON names all."""
@@ -30,7 +34,18 @@ def source_options(command: _Command) -> _Command:
         help="Labelled images to learn from: a folder of class folders, or shards.",
     )
     val = click.option("--val", required=True, metavar="SOURCE", help="Labelled images to judge by: the same classes.")
-    return train(val(command))
+    return train(val(limit_option(command)))
+
+
+def limit_option(command: _Command) -> _Command:
+    """--max-pixels, as `mine` has it."""
+    return click.option(
+        "--max-pixels",
+        default=MAX_PIXELS,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Larger images are refused. What was mined into shards is read as large as it was mined.",
+    )(command)
 
 
 def max_failures_option(of: str) -> Callable[[_Command], _Command]:
@@ -77,9 +92,20 @@ def running_options(command: _Command) -> _Command:
     return command
 
 
+def say_notes(*sources: "ImageSource", quiet: bool) -> None:
+    """Say once what is left out of the sources."""
+    from univip_stream.distributed import place_from_environment
+
+    if quiet or not place_from_environment().is_first:
+        return
+    for source in sources:
+        for note in source.notes:
+            click.echo(f"{source.name}: {note}", err=True)
+
+
 def reading_workers(asked: int | None) -> int:
     """Processes that read images; one CPU is left to the network."""
-    return len(os.sched_getaffinity(0)) - 1 if asked is None else asked
+    return usable_cpus() - 1 if asked is None else asked
 
 
 def cache_folder(run: Path, asked: Path | None) -> Path:

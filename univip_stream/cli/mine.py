@@ -210,9 +210,8 @@ def _print_plan(plan: Plan, finished: int, out: str) -> None:
     if classes := plan.listing.classes:
         names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
         click.echo(f"labels: {len(classes)} ({names})", err=True)
-    if plan.listing.ignored:
-        others = ", ".join(f"{count} {suffix}" for suffix, count in plan.listing.ignored.items())
-        click.echo(f"not images by their name, left out: {others}", err=True)
+    for line in plan.listing.said:
+        click.echo(line, err=True)
     for line in left_out(plan.listing, None):
         click.echo(line, err=True)
     if plan.upright is False:

@@ -16,6 +16,7 @@ from univip_stream.cli.judging import (
     reading_workers,
     run_argument,
     running_options,
+    say_notes,
     source_options,
     write,
 )
@@ -53,6 +54,7 @@ def knn(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     k: int,
     temperature: float,
     batch_size: int,
@@ -76,7 +78,8 @@ def knn(
     """
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature is {temperature}; expected a number above 0")
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
 
     def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
@@ -120,6 +123,7 @@ def linear(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     protocol: str | None,
     epochs: int | None,
     rates: tuple[float, ...],
@@ -146,7 +150,8 @@ def linear(
     univip-stream eval linear runs/mine --train labelled/train --val labelled/val --protocol features
     """
     _positive("--lr", rates)
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     chosen = PROTOCOLS[protocol or protocol_for(subject)]
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
@@ -207,6 +212,7 @@ def finetune(
     run: Path,
     train: str,
     val: str,
+    max_pixels: int,
     fraction: str,
     subset: Path | None,
     epochs: int | None,
@@ -234,7 +240,8 @@ def finetune(
     _positive("--lr", rates)
     _positive("--multiplier", multipliers)
     share = _share(fraction)
-    sources = LabelledSource(train), LabelledSource(val)
+    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
+    say_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
     chosen = finetuning_for(share, **{name: value for name, value in said.items() if value is not None})

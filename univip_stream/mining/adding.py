@@ -128,7 +128,7 @@ def addition(out: Output, listing: Listing) -> Addition:
     # Of a source that is listed now, what is not found again is gone; of others nothing is known.
     missing = {name for name in rows if any(name.startswith(f"{source}/") for source in listing.sources)}
     new = Listing(listing.sources)
-    new.ignored, new.boxes_left_out = listing.ignored, listing.boxes_left_out
+    new.ignored, new.notes, new.boxes_left_out = listing.ignored, listing.notes, listing.boxes_left_out
     new.named, new.absent, new.rows_of_absent = listing.named, listing.absent, False
     known = failed = 0
     changed: list[str] = []

@@ -26,7 +26,16 @@ from univip_stream.shards.write import finished_shard
 
 UNSAID = {"box_frame": STORED}
 """What parameters mean that do not say it: those of before there was a choice."""
-_MADE_WITH = ("numpy", "numba", "opencv-contrib-python-headless", "pillow", "pyarrow", "simplejpeg")
+_MADE_WITH = (
+    "numpy",
+    "numba",
+    "opencv-contrib-python-headless",
+    "pillow",
+    "pillow-heif",
+    "pillow-jxl-plugin",
+    "pyarrow",
+    "simplejpeg",
+)
 """What bytes can depend on: other versions may decode, encode or compress otherwise."""
 
 

@@ -15,6 +15,7 @@ from univip_stream.boxes import FRAMES, STORED, UPRIGHT, BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
+from univip_stream.images import VERSION as IMAGES_VERSION
 from univip_stream.mining.adding import Addition, addition
 from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there, settle
 from univip_stream.mining.noticed import notes
@@ -149,6 +150,7 @@ def plan_job(config: MiningConfig) -> Plan:
         "seed": config.seed,
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
+        "images_version": IMAGES_VERSION,
         **({} if published is None else {"imported": published.digest}),
         **({"box_frame": UPRIGHT} if upright else {}),
         # Absent otherwise: sets that were made before there was a choice stay the same.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from univip_stream.errors import InputError
+from univip_stream.machine import usable_cpus
 
 _OBJECT_STORE = 100 << 20
 """Bytes Ray's local object store gets: tasks and reports only, images never pass through it."""
@@ -116,7 +117,7 @@ def _start(ray: Any, place: Place) -> None:
     else:
         ray.init(
             address="local",
-            num_cpus=place.workers or len(os.sched_getaffinity(0)),
+            num_cpus=place.workers or usable_cpus(),
             num_gpus=0,
             object_store_memory=_OBJECT_STORE,
             include_dashboard=False,

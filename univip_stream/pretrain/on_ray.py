@@ -12,6 +12,7 @@ from typing import Any
 from univip_stream import storage
 from univip_stream.distributed import PATIENCE, Place
 from univip_stream.errors import InputError, UsageError
+from univip_stream.machine import usable_cpus
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.results import last_record
 from univip_stream.pretrain.settings import from_dict, to_dict
@@ -67,7 +68,7 @@ def pretrain_on_ray(
     ray: Any = ray_module  # its stubs know little of what is made at run time
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False}
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else local))
     except (ConnectionError, ray.exceptions.RayError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure
-from univip_stream.images import BadImageError, read_picture
+from univip_stream.images import MAX_PIXELS, BadImageError, read_picture
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.shards.cache import FetchError
 from univip_stream.shards.format import UNREADABLE
@@ -38,6 +38,7 @@ class ImageSource:
 
     Args:
         spec: a folder, a tar of images or a list of images, as `mine --src` takes them; or shards.
+        max_pixels: larger images are refused; those that we mined into shards are read as they were mined.
 
     An image that cannot be read raises BadImageError where it is asked for; anything else that is wrong is no image's fault.
 
@@ -46,12 +47,14 @@ class ImageSource:
 
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
         self.name = spec
         # Shards are what has been mined: a manifest or tars. Anything else is images as people keep them.
         folder = Path(spec)
         as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
-        self._images: _Listed | _Sharded = _Listed(spec) if as_images else _Sharded(spec)
+        self._images: _Listed | _Sharded = _Listed(spec, max_pixels) if as_images else _Sharded(spec, max_pixels)
+        self.notes: list[str] = self._images.notes
+        """What a person should know that is left out."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -95,8 +98,8 @@ class LabelledSource(ImageSource):
 
     """
 
-    def __init__(self, spec: str) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(spec, max_pixels=max_pixels)
         missing = sum(label is None for label in self.all_labels)
         if missing:
             raise InputError(
@@ -141,15 +144,16 @@ def same_classes(train: LabelledSource, val: LabelledSource) -> None:
 class _Listed:
     """Images as `mine --src` lists them."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, max_pixels: int) -> None:
         self.listing: Listing = list_sources([spec]).present()  # an annotation file may name more than the folder has
+        self.max_pixels, self.notes = max_pixels, self.listing.said
 
     def __len__(self) -> int:
         return len(self.listing)
 
     def __getitem__(self, number: int) -> LabelledImage:
         (image,) = self.listing.slice(number, number + 1)
-        pixels = read_picture(read_bytes(image), min_side=1, max_side=1 << 30).pixels
+        pixels = read_picture(read_bytes(image), max_pixels=self.max_pixels, min_side=1, max_side=1 << 30).pixels
         return LabelledImage(image=pixels, label=image.label, key=image.source)
 
     def source(self, number: int) -> str:
@@ -182,8 +186,9 @@ class _Listed:
 class _Sharded:
     """Samples of shards, checked against their hashes as they are read."""
 
-    def __init__(self, spec: str) -> None:
-        self.index = open_index(expand_shards(spec))
+    def __init__(self, spec: str, max_pixels: int) -> None:
+        self.index = open_index(expand_shards(spec), max_pixels=max_pixels)
+        self.notes = self.index.notes
         self._reader: tuple[int, Reader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Look at some shards: every number, and the pictures that are to be shown."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
+from univip_stream.machine import usable_cpus
 from univip_stream.report.choose import MOST_FAILURES, Mark, choose
 from univip_stream.report.numbers import BoxNumbers, Distribution, FirstEpoch, distribution
 from univip_stream.report.rows import Outcomes, mining_facts, read_outcomes
@@ -168,7 +168,7 @@ def _pictures(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cpus())) as pool:
             for found in pool.map(one, marks):
                 picked.append(found)
                 progress(len(picked), len(marks))

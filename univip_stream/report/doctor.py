@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from univip_stream.errors import InputError
+from univip_stream.machine import cpu_quota, usable_cpus
 
 State = Literal["ok", "note", "missing", "broken"]
 
@@ -64,6 +65,7 @@ def examine(folder: Path, *, ray: bool = True) -> Iterator[Finding]:
     yield from _libraries("mine")
     yield _tried("mine", "selective search", _selective_search)
     yield _tried("mine", "OpenCV's selective search", _contrib)
+    yield _tried("mine", "HEIC and JPEG XL", _plugins)
     if ray:
         yield _tried("mine", "a task on a local Ray", _ray_task)
     yield from _libraries("train")
@@ -79,11 +81,11 @@ def _machine(folder: Path) -> Iterator[Finding]:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
     yield Finding("machine", "Python", "ok" if fits else "broken", version, "" if fits else "Python 3.11 or 3.12")
     cpus, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 0
-    quota = _quota()
+    quota = cpu_quota()
     told = f"{cpus} of {all_cpus} usable" + (f", {quota:g} by the container's quota" if quota else "")
     few = quota is not None and quota < cpus
     yield Finding(
-        "machine", "CPUs", "note" if few else "ok", told, f"give --workers {max(1, int(quota or 1))}" if few else ""
+        "machine", "CPUs", "note" if few else "ok", told, f"defaults go by the quota: {usable_cpus()} workers" if few else ""
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("machine", "memory", "ok" if memory > 7 << 30 else "note", _size(memory))
@@ -100,16 +102,6 @@ def _machine(folder: Path) -> Iterator[Finding]:
         "" if enough else "shards take the images' own size; COCO is 19 GB, ImageNet 140 GB",
     )  # fmt: skip
     yield _tried("machine", f"disk at {folder}", lambda: _disk(folder))
-
-
-def _quota() -> float | None:
-    """CPUs that a container may use (cgroup v2); None without a limit."""
-    path = Path("/sys/fs/cgroup/cpu.max")
-    try:
-        limit, period = path.read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _open_files() -> Finding:
@@ -206,6 +198,21 @@ def _contrib() -> str:
 
     if not hasattr(cv2, "ximgproc"):
         raise _Note("this OpenCV lacks its contrib part", "only for --proposals opencv-*: opencv-contrib-python-headless")
+    return "there"
+
+
+def _plugins() -> str:
+    from univip_stream.formats import PLUGINS
+
+    lacking = []
+    for module, package, called in PLUGINS.values():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            lacking.append((package, called))
+    if lacking:
+        packages, formats = zip(*lacking, strict=True)
+        raise _Note(f"{' and '.join(formats)} are not read", f"only for such files: pip install {' '.join(packages)}")
     return "there"
 
 

@@ -13,7 +13,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
-from univip_stream.images import read_picture
+from univip_stream.images import MAX_PIXELS, read_picture
 from univip_stream.methods.univip import Transport, UniVIP
 from univip_stream.pretrain.load import load_method
 from univip_stream.proposals import propose
@@ -67,6 +67,7 @@ def explain(
     engine: str = "selective-search",
     boxes: BoxFilter | None = None,
     seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Explained:
     """Take an image all the way.
 
@@ -77,6 +78,7 @@ def explain(
         engine: that proposes.
         boxes: the filter; the paper's if None.
         seed: of the views and augmentations. The same seed gives the same figure.
+        max_pixels: a larger image is refused.
 
     Raises:
         InputError: no image there, or a run that is none or not of UniVIP.
@@ -84,7 +86,7 @@ def explain(
 
     """
     try:
-        image = read_picture(path.read_bytes(), min_side=1).pixels
+        image = read_picture(path.read_bytes(), max_pixels=max_pixels, min_side=1).pixels
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     method: UniVIP | None = None

@@ -1,6 +1,7 @@
 """WebDataset shards that another program wrote (img2dataset, say): indexed once, by reading the tar through.
 
-Only members of known suffixes are opened: images, and the `json` and `cls` beside them. All others are counted, never read.
+Only members of known suffixes are opened: images, and the `json` and `cls` beside them (`samples` has the rule). All others are
+counted, never read.
 Nothing is extracted, so what a member is called leads nowhere.
 """
 
@@ -13,7 +14,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -22,21 +23,29 @@ import pyarrow.parquet as pq
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.files import written_atomically
-from univip_stream.images import MAX_BYTES, SUFFIXES, BadImageError, upright_size
+from univip_stream.files import system_file, written_atomically
+from univip_stream.images import MAX_BYTES, MAX_PIXELS, BadImageError, upright_size
 from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.format import NO_BOXES, OK, SCHEMA, TOO_LARGE
+from univip_stream.shards.samples import (
+    MOST_JSON_BYTES,
+    MOST_LABEL_BYTES,
+    Part,
+    class_of,
+    grouped,
+    is_picture,
+    key_and_suffix,
+    label_of,
+    parts_of,
+)
 
-_FORMAT = "univip-stream-foreign/1"
+_FORMAT = "univip-stream-foreign/2"
 """Of the index; another number means that the tar is read through again."""
 _ENDING = ".univip-index.parquet"
-MOST_JSON_BYTES = 16 << 20
-"""A JSON member above this is not read: a thousand boxes take about 20 KB."""
 MOST_BOXES = 10_000
 """Boxes of an image beyond these are left out."""
 EXAMPLE = ", such as "
 """Between a kind of thing that is ignored and the first of its kind."""
-_MOST_LABEL_BYTES = 1 << 12
 _MOST_HEADER_BYTES = 1 << 20
 _BLOCK = 512
 _CAPTIONS = frozenset({"txt", "caption", "text"})
@@ -57,8 +66,10 @@ class ForeignIndex:
     """What no sample came of, counted by kind."""
 
 
-def foreign_index(shard: str, cache: Cache) -> ForeignIndex:
+def foreign_index(shard: str, cache: Cache, max_pixels: int = MAX_PIXELS) -> ForeignIndex:
     """The index of a foreign shard: the one kept from an earlier time where the tar is the same, else made now and kept.
+
+    Images of up to `max_pixels` are samples of it, and larger ones may be, where it was made for a higher limit.
 
     It is kept beside the tar as `<name>.univip-index.parquet`, or in the cache folder where that cannot be written.
 
@@ -73,10 +84,10 @@ def foreign_index(shard: str, cache: Cache) -> ForeignIndex:
             with contextlib.suppress(InputError):  # a cache folder that cannot be written: then several may do the same work
                 stack.enter_context(cache.locked(f"index-{lock}"))
             for place in places:
-                if found := _kept(place, facts):
+                if found := _kept(place, facts, max_pixels):
                     return found
-            made = _made(shard, int(facts["bytes"]), cache)
-            _keep(made, places, facts)
+            made = _made(shard, int(facts["bytes"]), cache, max_pixels)
+            _keep(made, places, facts, max_pixels)
             return made
     except OSError as error:
         raise InputError(f"{shard} cannot be indexed: {error.strerror or error}") from error
@@ -97,12 +108,13 @@ def _in_cache(name: str, cache: Cache) -> Path:
     return cache.folder / "indexes" / f"{hashlib.sha256(name.encode()).hexdigest()}{_ENDING}"
 
 
-def _kept(place: Path, facts: dict[str, str]) -> ForeignIndex | None:
+def _kept(place: Path, facts: dict[str, str], max_pixels: int) -> ForeignIndex | None:
     try:
         table = pq.read_table(place)
         said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         same = said.get("format") == _FORMAT and all(said.get(name) == value for name, value in facts.items())
-        if same and table.schema.equals(SCHEMA):
+        enough = int(said["max_pixels"]) >= max_pixels or TOO_LARGE not in table.column("status").to_pylist()
+        if same and enough and table.schema.equals(SCHEMA):
             ignored = {str(kind): int(count) for kind, count in json.loads(said["ignored"]).items()}
             return ForeignIndex(table=table, size=int(said["bytes"]), sha256=said["tar_sha256"], ignored=ignored)
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError):
@@ -110,8 +122,14 @@ def _kept(place: Path, facts: dict[str, str]) -> ForeignIndex | None:
     return None
 
 
-def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str]) -> None:
-    said = {**facts, "format": _FORMAT, "tar_sha256": made.sha256, "ignored": json.dumps(made.ignored)}
+def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str], max_pixels: int) -> None:
+    said = {
+        **facts,
+        "max_pixels": str(max_pixels),
+        "format": _FORMAT,
+        "tar_sha256": made.sha256,
+        "ignored": json.dumps(made.ignored),
+    }
     for place in places:
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +138,7 @@ def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str]) -> None
             return
 
 
-def _made(shard: str, size: int, cache: Cache) -> ForeignIndex:
+def _made(shard: str, size: int, cache: Cache, max_pixels: int) -> ForeignIndex:
     if storage.is_remote(shard):
         descriptor = cache.open(Remote(location=shard, size=size, sha256=None))
     else:
@@ -128,7 +146,7 @@ def _made(shard: str, size: int, cache: Cache) -> ForeignIndex:
     with os.fdopen(descriptor, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         try:
-            scan = _Scan(file, storage.name_of(shard))
+            scan = _Scan(file, storage.name_of(shard), max_pixels)
         except InputError as error:
             raise InputError(f"{shard}: {error}") from error
     rows = {name: pa.array([row.get(name) for row in scan.rows], SCHEMA.field(name).type) for name in SCHEMA.names}
@@ -137,66 +155,55 @@ def _made(shard: str, size: int, cache: Cache) -> ForeignIndex:
     )
 
 
-@dataclass
-class _Members:
-    """Members of one sample, which lie side by side."""
-
-    key: str
-    image: tarfile.TarInfo | None = None
-    suffix: str = ""
-    json: dict[str, Any] = field(default_factory=dict)
-    label: str | None = None
-
-
 class _Scan:
     """One reading of a tar from front to back."""
 
-    def __init__(self, file: BinaryIO, shard: str):
-        self.file, self.shard = file, shard
+    def __init__(self, file: BinaryIO, shard: str, max_pixels: int = MAX_PIXELS):
+        self.file, self.shard, self.max_pixels = file, shard, max_pixels
         self.rows: list[dict[str, Any]] = []
         self.ignored: Counter[str] = Counter()
-        group: _Members | None = None
-        for member in tar_members(file):
-            named = self._named(member)
-            if named is None:
+        for key, group in grouped(self._readable(), _path_of):
+            parts = parts_of(key, group, self._left_out)
+            if not parts:
+                self.ignored["samples without an image"] += 1
+            for suffix, member in group:
+                self._count_unread(suffix, member)
+            for part in parts:
+                self._row(part)
+
+    def _readable(self) -> Iterator[tarfile.TarInfo]:
+        """Members that may be part of a sample."""
+        for member in tar_members(self.file):
+            if member.isdir():
                 continue
-            key, suffix = named
-            if group is None or group.key != key:
-                self._end(group)
-                group = _Members(key=key)
-            self._add(group, member, suffix)
-        self._end(group)
-
-    def _named(self, member: tarfile.TarInfo) -> tuple[str, str] | None:
-        """Key and suffix of a member that may be part of a sample."""
-        if member.isdir():
-            return None
-        if not member.isreg() or member.issparse():
-            self.ignored["links, devices or other special members, not followed"] += 1
-            return None
-        path = PurePosixPath(member.name)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.name:
-            self.ignored["members whose names lead outside the tar, not read"] += 1
-            return None
-        stem, dot, suffix = path.name.partition(".")
-        if not dot or not stem:
-            self.ignored["members without a key and a suffix, not read"] += 1
-            return None
-        return str(path.parent / stem).encode("utf-8", "backslashreplace").decode(), suffix.lower()
-
-    def _add(self, group: _Members, member: tarfile.TarInfo, suffix: str) -> None:
-        if suffix in SUFFIXES:
-            if group.image is None:
-                group.image, group.suffix = member, suffix
+            path = PurePosixPath(member.name)
+            if not member.isreg() or member.issparse():
+                self.ignored["links, devices or other special members, not followed"] += 1
+            elif path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                self.ignored["members whose names lead outside the tar, not read"] += 1
+            elif (kind := system_file(member.name)) is not None:
+                self.ignored[f"files {kind}, not read" if kind.startswith("in ") else f"{kind}, not read"] += 1
+            elif key_and_suffix(_path_of(member)) is None:
+                self.ignored["members without a key and a suffix, not read"] += 1
             else:
-                self.ignored["second images of a sample, not read"] += 1
-        elif suffix == "json":
-            group.json = self._json(member)
-        elif suffix == "cls" and member.size <= _MOST_LABEL_BYTES:
-            group.label = self._bytes(member).decode("utf-8", "backslashreplace").strip() or None
-        elif suffix not in _CAPTIONS:
-            known = suffix if re.fullmatch(r"[a-z0-9_.-]{1,20}", suffix) and len(self.ignored) < 40 else "?"
-            self.ignored[f"members ending in .{known}, not read"] += 1
+                yield member
+
+    def _left_out(self, why: str, suffix: str) -> None:
+        if why == "second" and "." not in suffix:
+            self.ignored["second images of a sample, not read"] += 1
+        else:  # `seg.png`
+            self.ignored[f"members ending in .{self._known(suffix)}, not read"] += 1
+
+    def _count_unread(self, suffix: str, member: tarfile.TarInfo) -> None:
+        if suffix == "cls" and member.size > MOST_LABEL_BYTES:
+            self.ignored["class members over 4 KiB, not read"] += 1
+        last = suffix.rpartition(".")[2]
+        if not is_picture(suffix) and last not in ("json", "cls") and last not in _CAPTIONS:
+            self.ignored[f"members ending in .{self._known(suffix)}, not read"] += 1
+
+    def _known(self, suffix: str) -> str:
+        """A suffix as it is said: any tar may have any number of any."""
+        return suffix if re.fullmatch(r"[a-z0-9_.-]{1,20}", suffix) and len(self.ignored) < 40 else "?"
 
     def _json(self, member: tarfile.TarInfo) -> dict[str, Any]:
         if member.size > MOST_JSON_BYTES:
@@ -218,20 +225,24 @@ class _Scan:
             raise InputError(f"it ends within its member {member.name!r}: it was cut off")
         return data
 
-    def _end(self, group: _Members | None) -> None:
-        """A sample is complete: its row."""
-        if group is None:
-            return
-        if group.image is None:
-            self.ignored["samples without an image"] += 1
-            return
-        row: dict[str, Any] = {"key": group.key, "source": f"{self.shard}/{group.key}.{group.suffix}"}
+    def _row(self, part: Part[tarfile.TarInfo]) -> None:
+        """A sample's row."""
+        key = part.key.encode("utf-8", "backslashreplace").decode()
+        row: dict[str, Any] = {"key": key, "source": f"{self.shard}/{key}.{part.suffix}"}
         self.rows.append(row)
+        fields = self._json(part.beside["json"]) if "json" in part.beside else {}
+        said = part.beside.get("cls")
+        label = class_of(self._bytes(said)) if said is not None and said.size <= MOST_LABEL_BYTES else None
+        if label is None:
+            label = label_of(fields.get("label"))
+            if label is None and fields.get("label") not in (None, ""):
+                self.ignored["labels in JSON that are no text or whole number, left out"] += 1
+        image = part.image
         try:
-            if group.image.size > MAX_BYTES:
-                raise BadImageError(TOO_LARGE, f"{group.image.size} bytes; the limit is {MAX_BYTES}")
-            data = self._bytes(group.image)
-            width, height = upright_size(data)
+            if image.size > MAX_BYTES:
+                raise BadImageError(TOO_LARGE, f"{image.size} bytes; the limit is {MAX_BYTES}")
+            data = self._bytes(image)
+            width, height = upright_size(data, max_pixels=self.max_pixels)
         except BadImageError as error:
             row |= {"status": error.status, "reason": str(error)}
             kind = f"images {error.status.replace('_', ' ')}"
@@ -240,17 +251,16 @@ class _Scan:
             )
             self.ignored[known] += 1
             return
-        boxes = self._boxes(group.json.get("boxes"), width, height)
-        label = group.label if group.label is not None else group.json.get("label")
+        boxes = self._boxes(fields.get("boxes"), width, height)
         row |= {
             "status": OK if boxes else NO_BOXES,
             "reason": None if boxes else "its JSON has no boxes",
             "width": width,
             "height": height,
-            "label": str(label)[:_MOST_LABEL_BYTES] if isinstance(label, str | int) else None,
-            "suffix": group.suffix,
-            "offset": group.image.offset_data,
-            "size": group.image.size,
+            "label": label,
+            "suffix": part.suffix,
+            "offset": image.offset_data,
+            "size": image.size,
             "sha256": hashlib.sha256(data).hexdigest(),
             "boxes": boxes,
         }
@@ -266,6 +276,10 @@ class _Scan:
         if len(kept) < len(found):
             self.ignored["boxes that are none inside their image, or too many, left out"] += len(found) - len(kept)
         return kept
+
+
+def _path_of(member: tarfile.TarInfo) -> str:
+    return str(PurePosixPath(member.name))
 
 
 def _box(item: Any, width: int, height: int) -> list[int] | None:

@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
+from univip_stream.formats import too_large
+from univip_stream.images import MAX_PIXELS, MAX_SIDE
 from univip_stream.shards.cache import Cache, Remote, checked_hash
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
-from univip_stream.shards.manifest import JOB, being_added, has_manifest, is_there, read_manifest
+from univip_stream.shards.manifest import JOB, being_added, has_manifest, is_there, mined_limit, read_manifest
 from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
 
 _AT_ONCE = 8
@@ -60,6 +62,8 @@ class ShardIndex:
     """Of each shard."""
     tar_sha256: list[str]
     """Of each shard."""
+    max_pixels: list[int]
+    """Of each shard: width times height up to which its images are decoded."""
     foreign: list[bool]
     """Whether a shard was written by another program: its images may need turning upright."""
     notes: list[str]
@@ -95,16 +99,19 @@ class _Shard:
     table: pa.Table
     size: int
     sha256: str
+    max_pixels: int
     foreign: bool = False
     ignored: dict[str, int] = field(default_factory=dict)
 
 
-def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
+def open_index(shards: list[str], cache: Cache | None = None, *, max_pixels: int = MAX_PIXELS) -> ShardIndex:
     """Read the Parquet beside every shard, and check it against the manifest; index foreign WebDataset shards on first use.
 
     Args:
         shards: paths and URLs of tars, as `expand_shards` gives them.
         cache: where remote files come to; None for the default one.
+        max_pixels: larger images in shards of other programs are left out and counted. Our own shards hold what mining's
+            `--max-pixels` allowed, and that is read.
 
     Raises:
         InputError: a shard without index, of another size than its index says, or with no sample in all of them.
@@ -112,10 +119,13 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
     """
     cache = cache or Cache()
     entries: dict[tuple[str, str], Any] = {}
+    limits: dict[str, int] = {}
     foreign = set()
     for folder in dict.fromkeys(map(parent, shards)):
         if has_manifest(folder):
-            entries |= {(folder, entry["name"]): entry for entry in read_manifest(folder)["shards"]}
+            manifest = read_manifest(folder)
+            limits[folder] = mined_limit(manifest)
+            entries |= {(folder, entry["name"]): entry for entry in manifest["shards"]}
         elif _unfinished(folder, [shard for shard in shards if parent(shard) == folder]):
             read_manifest(folder)
         else:
@@ -123,9 +133,10 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
 
     def load(shard: str) -> _Shard:
         if parent(shard) in foreign:
-            found = foreign_index(shard, cache)
-            return _Shard(table=_samples_of(shard, found.table), size=found.size, sha256=found.sha256, foreign=True,
-                          ignored=found.ignored)  # fmt: skip
+            found = foreign_index(shard, cache, max_pixels)
+            table, ignored = _within(found.table, max_pixels, found.ignored)
+            return _Shard(table=_samples_of(shard, table), size=found.size, sha256=found.sha256, max_pixels=max_pixels,
+                          foreign=True, ignored=ignored)  # fmt: skip
         entry = entries.get((parent(shard), name_of(shard)))
         if entry is None:
             if name_of(shard) in being_added(parent(shard)):
@@ -134,7 +145,7 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
                     "shards, or run that command again"
                 )
             raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
-        return _load(shard, entry, cache)
+        return _load(shard, entry, cache, max(max_pixels, limits[parent(shard)]))
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         loaded = list(pool.map(load, shards))
@@ -160,6 +171,7 @@ def open_index(shards: list[str], cache: Cache | None = None) -> ShardIndex:
         sha256=rows.column("sha256"),
         tar_bytes=[shard.size for shard in loaded],
         tar_sha256=[shard.sha256 for shard in loaded],
+        max_pixels=[shard.max_pixels for shard in loaded],
         foreign=[shard.foreign for shard in loaded],
         notes=notes,
         cache=cache,
@@ -189,7 +201,19 @@ def _is_ours(path: str) -> bool:
     return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
 
 
-def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
+def _within(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
+    """The rows of a foreign shard without images beyond the limit, and what is ignored with these counted."""
+    pixels = pc.multiply(pc.cast(table.column("width"), pa.int64()), pc.cast(table.column("height"), pa.int64()))
+    large = pc.fill_null(pc.greater(pixels, max_pixels), False)
+    rows = table.filter(large).select(["source", "width", "height"])
+    if not rows.num_rows:
+        return table, ignored
+    first = rows.slice(0, 1).to_pylist()[0]
+    reason = f"{first['source']}: {too_large(first['width'], first['height'], max_pixels, MAX_SIDE)}"
+    return table.filter(pc.invert(large)), {**ignored, f"images too large{EXAMPLE}{reason}": rows.num_rows}
+
+
+def _load(shard: str, entry: dict[str, Any], cache: Cache, max_pixels: int) -> _Shard:
     """The index holds the boxes: it must be the one that the manifest was written for."""
     path = index_name(shard)
     try:
@@ -222,7 +246,7 @@ def _load(shard: str, entry: dict[str, Any], cache: Cache) -> _Shard:
             f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
             "`univip-stream verify` lists every such shard, mining again mends them"
         )
-    return _Shard(table=_samples_of(shard, table), size=size, sha256=sha256)
+    return _Shard(table=_samples_of(shard, table), size=size, sha256=sha256, max_pixels=max_pixels)
 
 
 def _fetched(remote: Remote, cache: Cache) -> BinaryIO:

@@ -9,6 +9,7 @@ from typing import Any
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.images import MAX_PIXELS, MAX_SIDE
 from univip_stream.shards.format import FORMAT
 
 MANIFEST = "manifest.json"
@@ -162,6 +163,13 @@ def _wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
         if name == "totals" and not all(isinstance(count, int) for count in dict(value).values()):
             return "totals holds something that is no number"
     return None
+
+
+def mined_limit(manifest: Mapping[str, Any]) -> int:
+    """Width times height up to which mining took images into these shards, so that whoever reads them has to take them too."""
+    limit = manifest["parameters"].get("max_pixels")
+    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+    return min(limit, MAX_SIDE**2) if whole else MAX_PIXELS
 
 
 def has_manifest(folder: str | Path) -> bool:

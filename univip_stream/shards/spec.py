@@ -10,6 +10,7 @@ from pathlib import Path
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.files import system_file
 from univip_stream.shards.manifest import MANIFEST, has_manifest, read_manifest
 
 _RANGE = re.compile(r"<(\d+)\.\.(\d+)>|\{(\d+)\.\.(\d+)\}")
@@ -98,7 +99,7 @@ def _folder(folder: Path) -> Iterator[str]:
     if (folder / MANIFEST).exists():
         yield from (str(folder / entry["name"]) for entry in read_manifest(folder)["shards"])
         return
-    found = sorted(folder.glob("*.tar"))
+    found = sorted(path for path in folder.glob("*.tar") if system_file(path.name) is None)
     if not found:
         raise InputError(f"{folder} holds no *.tar; expected a folder that `univip-stream mine --out` wrote")
     yield from map(str, found)
@@ -141,7 +142,9 @@ def _listed(pattern: str, spec: str) -> Iterator[str]:
     found = [
         f"{folder}/{name}"
         for name in names
-        if len(name.split("/")) == len(wanted) and all(map(fnmatch.fnmatchcase, name.split("/"), wanted))
+        if system_file(name) is None
+        and len(name.split("/")) == len(wanted)
+        and all(map(fnmatch.fnmatchcase, name.split("/"), wanted))
     ]
     if not found:
         raise InputError(f"{spec!r} matches nothing; {folder} holds no such shard")

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from univip_stream import storage
 from univip_stream.boxes import validate_boxes
 from univip_stream.errors import InputError
-from univip_stream.files import sha256_of
-from univip_stream.images import MAX_BYTES
-from univip_stream.shards.foreign import MOST_JSON_BYTES
+from univip_stream.files import sha256_of, system_file
+from univip_stream.formats import too_large
+from univip_stream.images import MAX_BYTES, MAX_SIDE
 from univip_stream.shards.format import HELD, SCHEMA, index_name
-from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, read_manifest
+from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, mined_limit, read_manifest
+from univip_stream.shards.samples import MOST_JSON_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class CheckTask:
     """What the manifest says of it."""
     fingerprint: str
     """Of the parameters that the manifest says it was made with."""
+    max_pixels: int
+    """Width times height of the largest image that mining took."""
 
     @property
     def name(self) -> str:
@@ -68,9 +71,10 @@ def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda i
 
 def check_tasks(folder: str | Path, manifest: dict[str, Any]) -> list[CheckTask]:
     """The shards that a manifest names; each is checked by `check_shard`, in any process."""
-    of = fingerprints(manifest)
-    place = storage.absolute(folder)
-    return [CheckTask(folder=place, entry=entry, fingerprint=of[entry["name"]]) for entry in manifest["shards"]]
+    of, place, limit = fingerprints(manifest), storage.absolute(folder), mined_limit(manifest)
+    return [
+        CheckTask(folder=place, entry=entry, fingerprint=of[entry["name"]], max_pixels=limit) for entry in manifest["shards"]
+    ]
 
 
 def check_totals(folder: str | Path, manifest: dict[str, Any]) -> list[Finding]:
@@ -101,20 +105,20 @@ def check_shard(task: CheckTask, progress: Callable[[int], None] = lambda images
             for name in (task.name, index_name(task.name)):
                 with contextlib.suppress(FileNotFoundError):  # found missing below
                     storage.copy_in(storage.join(task.folder, name), folder / name)
-        problems = list(_problems(folder, task.entry, task.fingerprint))
+        problems = list(_problems(folder, task.entry, task.fingerprint, task.max_pixels))
     progress(task.entry["images"])
     return [Finding(shard=task.name, problem=problem) for problem in problems]
 
 
 def _tars(folder: str | Path) -> list[str]:
     if not storage.is_remote(folder):
-        return sorted(path.name for path in Path(folder).glob("*.tar"))
+        return sorted(path.name for path in Path(folder).glob("*.tar") if system_file(path.name) is None)
     if storage.scheme_of(folder) in storage.WEB:
         return []  # a web server lists nothing
     return [name for name, _ in storage.files_below(folder) if name.endswith(".tar") and "/" not in name]
 
 
-def _problems(folder: Path, entry: dict[str, Any], fingerprint: str) -> Iterator[str]:
+def _problems(folder: Path, entry: dict[str, Any], fingerprint: str, max_pixels: int) -> Iterator[str]:
     """Problems of one shard. Where a file is not what was hashed, what it holds is looked at all the same, to say where."""
     tar_path, index_path = folder / entry["name"], folder / index_name(entry["name"])
     for path, expected in ((tar_path, entry), (index_path, entry["index"])):
@@ -143,6 +147,9 @@ def _problems(folder: Path, entry: dict[str, Any], fingerprint: str) -> Iterator
         yield f"{index_path.name} was made with other parameters than the manifest says"
     if len(rows) != entry["images"]:
         yield f"{index_path.name} has {len(rows)} rows, expected {entry['images']}"
+    for row in rows:
+        if row["status"] in HELD and (row["width"] or 0) * (row["height"] or 0) > max_pixels:
+            yield f"image {row['key']} ({row['source']}) is {too_large(row['width'], row['height'], max_pixels, MAX_SIDE)}"
     try:
         yield from _check_members(tar_path, [row for row in rows if row["status"] in HELD])
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:

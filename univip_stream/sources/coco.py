@@ -14,7 +14,7 @@ import numpy as np
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.sources.folder import files_below, folder_image, is_image, suffix_of
+from univip_stream.sources.folder import files_below, folder_image, left_out
 from univip_stream.sources.listing import Boxes, SourceImage
 from univip_stream.sources.names import ByName
 
@@ -115,14 +115,14 @@ def coco_images(
     found_otherwise = set(said.values())
     names = sorted((path for path in annotations.ids if path not in found_otherwise), key=_bytes)
     named = ((_bytes(path), path, False) for path in names)
-    there = ((_bytes(path), path, True) for path in files_below(folder))
+    there = ((_bytes(path), path, True) for path in files_below(folder, ignored))
     last, met = None, 0
     for path_bytes, path, found in heapq.merge(there, named, key=lambda entry: (entry[0], not entry[2])):
         if path_bytes == last:
             continue
         last = path_bytes
-        if found and not is_image(path):
-            ignored[suffix_of(path) or "(no suffix)"] += 1
+        if found and (why := left_out(path)):
+            ignored[why] += 1
             continue
         image = folder_image(folder, name, path, labelled=labelled and "/" in path)
         known = said.get(path, path)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from univip_stream import storage
+from univip_stream.files import system_file
 from univip_stream.images import SUFFIXES
 from univip_stream.sources.listing import SourceImage, text_of
 
@@ -26,17 +27,16 @@ def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bo
     Args:
         folder: local, or in an object store.
         name: what the source is called.
-        ignored: gets the files that are no images by their name, counted by suffix, and the keys that no path can name.
+        ignored: gets the files that are left out, counted by suffix or what they are, and the keys that no path can name.
         labelled: whether the first folder below the source is the label (`n01440764/x.JPEG`): see `is_flat`.
 
     """
-    for relative in files_below(folder):
-        if storage.is_odd(relative):
-            ignored[ODD_KEY] += 1
-        elif is_image(relative):
+    for relative in files_below(folder, ignored):
+        why = ODD_KEY if storage.is_odd(relative) else left_out(relative)
+        if why is None:
             yield folder_image(folder, name, relative, labelled=labelled)
         else:
-            ignored[suffix_of(relative) or "(no suffix)"] += 1
+            ignored[why] += 1
 
 
 def folder_image(folder: str, name: str, relative: str, *, labelled: bool) -> SourceImage:
@@ -53,9 +53,15 @@ def is_flat(folder: str) -> bool:
         return any(is_image(entry.name) and not _is_folder(entry) for entry in entries)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return suffix_of(name)[1:] in SUFFIXES
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its path below the source."""
+    return left_out(path) is None
+
+
+def left_out(path: str) -> str | None:
+    """What a file is counted as that is no image by its path below the source; None of an image."""
+    suffix = suffix_of(path)
+    return system_file(path) or (None if suffix[1:] in SUFFIXES else suffix or "(no suffix)")
 
 
 def suffix_of(name: str) -> str:
@@ -63,16 +69,16 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def files_below(root: str) -> Iterator[str]:
+def files_below(root: str, ignored: Counter[str] | None = None) -> Iterator[str]:
     """Paths below a folder of everything that is no folder, sorted by their bytes, with forward slashes.
 
-    Folders behind links are entered once, so a loop ends.
+    Folders behind links are entered once, so a loop ends; `ignored` gets how often one was met again.
     """
     if storage.is_remote(root):
         yield from (path for path, _ in storage.files_below(root))
         return
     entered: set[tuple[int, int]] = set()
-    open_folders = [("", _sorted_names(root, entered))]
+    open_folders = [("", _sorted_names(root, entered, ignored))]
     while open_folders:
         below, names = open_folders[-1]
         found = next(names, None)
@@ -81,15 +87,17 @@ def files_below(root: str) -> Iterator[str]:
             continue
         relative = below + os.fsdecode(found)
         if found.endswith(b"/"):
-            open_folders.append((relative, _sorted_names(os.path.join(root, relative), entered)))
+            open_folders.append((relative, _sorted_names(os.path.join(root, relative), entered, ignored)))
         else:
             yield relative
 
 
-def _sorted_names(folder: str, entered: set[tuple[int, int]]) -> Iterator[bytes]:
+def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[str] | None) -> Iterator[bytes]:
     """Names in a folder. A folder's ends in a slash: then folder by folder is the order of whole paths."""
     place = os.stat(folder)
     if (place.st_dev, place.st_ino) in entered:
+        if ignored is not None:
+            ignored["links to folders that were listed already"] += 1
         return
     entered.add((place.st_dev, place.st_ino))
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from univip_stream import storage
+from univip_stream.formats import UNREAD_SUFFIXES
 from univip_stream.images import MAX_BYTES, BadImageError
 
 Boxes = tuple[tuple[int, int, int, int], ...]
@@ -118,7 +119,7 @@ class Listing:
         self.sources = sources
         """What each source is called; the first part of its images' names."""
         self.ignored: dict[str, int] = {}
-        """Files that are no images by their name, counted by suffix."""
+        """Files that are left out, counted by suffix or what they are."""
         self.boxes_left_out: Counter[str] = Counter()
         """Objects of annotation files without a box that can be used, counted by what they lack."""
         self.named = 0
@@ -127,6 +128,8 @@ class Listing:
         """Those of them that are not there; `present` is the listing without them."""
         self.rows_of_absent = True
         """Whether absent images are in the listing."""
+        self.notes: list[str] = []
+        """How sources were read where that is not plain: what a person should know."""
         self._spool = Spool()
         self._labels: set[str] = set()
         self._digest = hashlib.sha256()
@@ -158,6 +161,17 @@ class Listing:
         return sorted(self._labels) or None
 
     @property
+    def said(self) -> list[str]:
+        """What is left out and how sources were read, a line each, for people."""
+        unread = {kind: count for kind, count in self.ignored.items() if kind[1:] in UNREAD_SUFFIXES}
+        others = {kind: count for kind, count in self.ignored.items() if kind not in unread}
+        lines = list(self.notes)
+        for found, what in ((others, "left out"), (unread, "images of kinds that are not read, left out")):
+            if found:
+                lines.append(f"{what}: " + ", ".join(f"{count} {kind}" for kind, count in found.items()))
+        return lines
+
+    @property
     def digest(self) -> str:
         """SHA-256 over source, label, image id and boxes of every image, in order."""
         return self._digest.hexdigest()
@@ -170,9 +184,8 @@ class Listing:
         for image in self:
             if not image.absent:
                 fewer.add(image)
-        fewer.ignored, fewer.boxes_left_out, fewer.named, fewer.absent = (
-            self.ignored, self.boxes_left_out, self.named, self.absent,
-        )  # fmt: skip
+        fewer.ignored, fewer.notes, fewer.boxes_left_out = self.ignored, self.notes, self.boxes_left_out
+        fewer.named, fewer.absent = self.named, self.absent
         fewer.rows_of_absent = False
         return fewer
 

@@ -1,9 +1,11 @@
 """A list of images: a text file with a path or URL a line, or a Parquet file with a column of them."""
 
+import math
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +17,8 @@ import pyarrow.parquet as pq
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.shards.samples import label_of
+from univip_stream.sources.lines import FORMS, Form, There, form_of, lines, nothing_there
 from univip_stream.sources.listing import SourceImage, text_of
 
 TEXTS = (".txt", ".list", ".lst")
@@ -22,36 +26,84 @@ TEXTS = (".txt", ".list", ".lst")
 TABLES = (".parquet",)
 """Suffixes of lists in columns."""
 _COLUMNS = ("path", "url", "image_path")
+Row = tuple[str, str, str | None]
+"""Where in the list it stands, path or URL, and label."""
+Rows = Callable[[Counter[str] | None], Iterator[Row]]
+"""All rows of a list anew; what is left out is counted where there is something to count in."""
 
 
-def list_images(location: str, name: str) -> Iterator[SourceImage]:
+def list_images(location: str, name: str, ignored: Counter[str], notes: list[str]) -> Iterator[SourceImage]:
     """The images a list names, in its order. Relative paths start at the list's folder.
 
-    Whether they are there is found out when they are read.
+    Whether they are there is found out when they are read; a list of which nothing is there is none.
 
     Args:
         location: of the list, local or remote.
         name: what the source is called.
+        ignored: gets the lines that are comments, counted.
+        notes: gets how the list was read, where its lines are not plain paths.
 
     Raises:
-        InputError: the same image twice, or a list that cannot be read; the message names the line.
+        InputError: the same image twice, a list that cannot be read, or no image of it there; the message names the line.
 
     """
     with _local(location) as path:
-        _refuse_doubles(location, path)
-        for _, image in _entries(location, path, name):
+        there = _looking(location)
+        table = path.suffix in TABLES
+        form = FORMS[0] if table else form_of(location, path, there)
+
+        def rows(counted: Counter[str] | None) -> Iterator[Row]:
+            return _table(location, path) if table else _lines(location, path, form or FORMS[0], counted, there)
+
+        _refuse_doubles(location, rows)
+        if form is None:
+            raise nothing_there(location, path, there)
+        if table:
+            _refuse_absent(location, there, rows)
+        if form.says:
+            notes.append(f"{location}: read as {form.says}")
+        for _, image in _entries(location, name, rows(ignored)):
             yield image
 
 
-def _refuse_doubles(location: str, path: Path) -> None:
+def _looking(location: str) -> There:
+    """Whether what a list names is there, as far as this machine's disks can tell."""
+
+    def there(text: str) -> bool | None:
+        try:
+            if storage.is_remote(text) or (storage.is_remote(location) and not os.path.isabs(text)):
+                return None
+            return os.path.lexists(_at(location, text))
+        except InputError:  # an address of a kind that is not read: said with its line
+            return None
+        except ValueError:  # a name that holds a zero byte
+            return False
+
+    return there
+
+
+def _refuse_absent(location: str, there: There, rows: Rows) -> None:
+    first, count = "", 0
+    for _, text, _ in rows(None):
+        if there(text) is not False:
+            return
+        first, count = first or text, count + 1
+    if count:
+        raise InputError(
+            f"{location}: none of its {count} rows names a file that is there: relative paths start at "
+            f"{Path(location).absolute().parent}, and its first is {first[:80]!r}; expected paths or URLs"
+        )
+
+
+def _refuse_doubles(location: str, rows: Rows) -> None:
     # Eight bytes an image: two that agree in them are looked at again.
-    hashes = array("Q", (_hash(image.path) for _, image in _entries(location, path, "")))
+    hashes = array("Q", (_hash(image.path) for _, image in _entries(location, "", rows(None))))
     values, counts = np.unique(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:
         return
     seen: dict[str, str] = {}
-    for place, image in _entries(location, path, ""):
+    for place, image in _entries(location, "", rows(None)):
         if _hash(image.path) in suspects:
             if image.path in seen:
                 raise InputError(
@@ -65,37 +117,44 @@ def _hash(text: str) -> int:
     return int.from_bytes(blake2b(os.fsencode(text), digest_size=8).digest())
 
 
-def _entries(location: str, path: Path, name: str) -> Iterator[tuple[str, SourceImage]]:
+def _entries(location: str, name: str, rows: Iterator[Row]) -> Iterator[tuple[str, SourceImage]]:
     """Where in the list it stands, and the image."""
-    folder = storage.parent(location) if storage.is_remote(location) else str(Path(location).parent)
-    for place, text, label in _table(location, path) if path.suffix in TABLES else _lines(path):
+    for place, text, label in rows:
         try:
-            remote = storage.is_remote(text)
+            at = _at(location, text)
         except InputError as error:
             raise InputError(f"{location}: {place}: {error}") from error
-        at = text if remote else os.path.normpath(text) if os.path.isabs(text) else _below(folder, text)
         yield place, SourceImage(source=f"{name}/{text_of(text).lstrip('/')}", path=at, label=label)
 
 
-def _below(folder: str, text: str) -> str:
-    if storage.is_remote(folder):
-        return storage.join(folder, text.removeprefix("./"))
-    return os.path.normpath(os.path.join(folder, text))
+def _at(location: str, text: str) -> str:
+    """Where a path or URL of a list leads."""
+    if storage.is_remote(text):
+        return text
+    if os.path.isabs(text):
+        return os.path.normpath(text)
+    if storage.is_remote(location):
+        return storage.join(storage.parent(location), text.removeprefix("./"))
+    return os.path.normpath(os.path.join(Path(location).parent, text))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str, None]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = os.fsdecode((line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n"))
-            if text.strip() and not text.lstrip().startswith("#"):
-                yield f"line {number}", text, None
+def _lines(location: str, path: Path, form: Form, ignored: Counter[str] | None, there: There) -> Iterator[Row]:
+    for number, text in lines(location, path, ignored, there):
+        found = form.parse(text)
+        yield f"line {number}", *(found if found and found[0] else (text, None))
 
 
-def _table(location: str, path: Path) -> Iterator[tuple[str, str, str | None]]:
+def _table(location: str, path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             column = next((name for name in _COLUMNS if name in names), None)
+            held = [name for name in names if column is None and _holds_images(file.schema_arrow.field(name).type)]
+            if held:
+                raise InputError(
+                    f"{location} holds the images themselves (bytes in the column {held[0]}), as Hugging Face's data sets do; "
+                    "expected paths or URLs: write the images to files, or to a tar of WebDataset samples, and name these"
+                )
             if column is None:
                 raise InputError(
                     f"{location} has the columns {', '.join(names)}; expected one of {', '.join(_COLUMNS)}, and perhaps label"
@@ -104,7 +163,7 @@ def _table(location: str, path: Path) -> Iterator[tuple[str, str, str | None]]:
             for batch in file.iter_batches(8192, columns=[column, *({"label"} & set(names))]):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"row {number}", _path(location, number, row[column]), _label(row.get("label"))
+                    yield f"row {number}", _path(location, number, row[column]), _label(location, number, row.get("label"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{location}: not a Parquet file that can be read ({error})") from error
 
@@ -115,8 +174,21 @@ def _path(location: str, number: int, value: Any) -> str:
     return value
 
 
-def _label(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _label(location: str, number: int, value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes either where there is none
+        return None
+    if isinstance(value, bool):
+        return str(value)
+    label = label_of(value)
+    if label is None and value != "":
+        raise InputError(f"{location}: row {number} has the label {value!r}; expected text or a whole number")
+    return label
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    binary = (pa.types.is_binary, pa.types.is_large_binary)
+    fields = [kind.field(at).type for at in range(kind.num_fields)] if pa.types.is_struct(kind) else [kind]
+    return any(is_binary(field) for field in fields for is_binary in binary)
 
 
 @contextmanager

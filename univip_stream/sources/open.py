@@ -12,7 +12,7 @@ from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import Annotations, coco_images, find_annotations, read_annotations
-from univip_stream.sources.folder import ODD_KEY, files_below, folder_images, is_flat, is_image
+from univip_stream.sources.folder import ODD_KEY, files_below, folder_images, is_flat, is_image, left_out
 from univip_stream.sources.listing import Listing, SourceImage, text_of
 from univip_stream.sources.lists import TABLES, TEXTS, list_images
 from univip_stream.sources.tars import tar_images
@@ -46,7 +46,7 @@ def list_sources(
         for source, name in zip(opened, names, strict=True):
             before, left_out = len(listing), Counter[str]()
             try:
-                for image in source.images(name, left_out, given.get(source.text), with_boxes):
+                for image in source.images(name, left_out, listing.notes, given.get(source.text), with_boxes):
                     listing.add(image)
             except OSError as error:
                 raise InputError(f"{error.filename or source.text} cannot be read: {error.strerror or error}") from error
@@ -134,8 +134,10 @@ class _Source:
         path = self.place.partition("?")[0] if self._web else self.place
         return os.path.splitext(path)[0] if self.kind in ("tars", "list") else path
 
-    def images(self, name: str, ignored: Counter[str], annotations: str | None, with_boxes: bool) -> Iterator[SourceImage]:
-        """Its images, in a fixed order."""
+    def images(
+        self, name: str, ignored: Counter[str], notes: list[str], annotations: str | None, with_boxes: bool
+    ) -> Iterator[SourceImage]:
+        """Its images, in a fixed order; `ignored` and `notes` get what a listing has under these names."""
         tars: list[tuple[str, str]] = []
         flat = self.kind == "folder" and is_flat(self.text)
         if self.pattern:
@@ -159,9 +161,16 @@ class _Source:
             self.annotations = read_annotations(found, with_boxes=with_boxes)
             yield from coco_images(self.text, name, ignored, self.annotations, labelled=not flat)
         elif of_files:
-            yield from folder_images(self.text, name, ignored, labelled=not flat)
+            below = 0
+            for image in folder_images(self.text, name, ignored, labelled=not flat):
+                below += flat and "/" in image.source[len(name) + 1 :]
+                yield image
+            if below:  # one stray image among class folders takes all labels away
+                notes.append(
+                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are no classes"
+                )
         elif self.kind == "list":
-            yield from list_images(self.text, name)
+            yield from list_images(self.text, name, ignored, notes)
         elif is_webdataset(tars[0][0]):
             yield from webdataset_images(tars, name, ignored)
         else:
@@ -187,12 +196,11 @@ def _is_readable_image(path: str) -> bool:
 def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Tars of a folder that holds no image, each with its path as the folder its members are in."""
     for path in files_below(folder):
-        if storage.is_odd(path):
-            ignored[ODD_KEY] += 1
-        elif path.endswith(".tar"):
-            yield storage.join(folder, path), path.removesuffix(".tar") + "/"
+        why = ODD_KEY if storage.is_odd(path) else left_out(path) or "(no suffix)"
+        if why == ".tar":
+            yield storage.join(folder, path), path[: -len(why)] + "/"
         else:
-            ignored[os.path.splitext(path)[1].lower() or "(no suffix)"] += 1
+            ignored[why] += 1
 
 
 def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:

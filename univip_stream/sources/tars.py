@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.shards.foreign import tar_members
-from univip_stream.sources.folder import is_image, suffix_of
+from univip_stream.sources.folder import left_out, suffix_of
 from univip_stream.sources.listing import SourceImage, Spool, text_of
 
 _LOCAL_PIECE = 4096
@@ -44,7 +44,7 @@ def tar_images(tars: Sequence[tuple[str, str]], name: str, ignored: Counter[str]
     Args:
         tars: location and prefix of the members' names: empty, or a folder's with a slash.
         name: what the source is called.
-        ignored: gets the members that are no images by their name, counted by suffix.
+        ignored: gets the members that are left out, counted by suffix or what they are.
 
     Raises:
         InputError: a tar that is compressed, damaged or cut off.
@@ -53,8 +53,8 @@ def tar_images(tars: Sequence[tuple[str, str]], name: str, ignored: Counter[str]
     layout, spool = _Layout(), Spool()
     for location, prefix in tars:
         for member in members(location):
-            if not is_image(member.name):
-                ignored[suffix_of(member.name) or "(no suffix)"] += 1
+            if why := left_out(member.name):
+                ignored[why] += 1
                 continue
             path = prefix + member.name
             layout.see(path)

@@ -3,10 +3,22 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
-from univip_stream.sources.folder import is_image
+from univip_stream.files import system_file
+from univip_stream.shards.samples import (
+    MOST_JSON_BYTES,
+    MOST_LABEL_BYTES,
+    Part,
+    class_of,
+    grouped,
+    is_picture,
+    key_and_suffix,
+    label_of,
+    parts_of,
+    shows_masks,
+)
 from univip_stream.sources.listing import SourceImage, text_of
 from univip_stream.sources.tars import Member, member_image, members, read_member
 
@@ -14,85 +26,96 @@ _BESIDE = frozenset({"json", "txt", "cls"})
 """What a sample has beside its image."""
 _LOOKED_AT = 64
 """Members after which a tar without a sample is taken for another kind."""
-_MOST_JSON_BYTES = 16 << 20
-_MOST_LABEL_BYTES = 1 << 12
 
 
 def is_webdataset(location: str) -> bool:
-    """Whether a tar's first members are an image and what describes it, under one key.
+    """Whether a tar's first members are an image and what describes it, or a mask of it, under one key.
 
     Raises:
         InputError: no tar, compressed, damaged or cut off.
 
     """
-    for _, group in groupby(islice(members(location), _LOOKED_AT), key=_key):
-        sample = list(group)
-        if any(map(_shows, sample)) and any(_suffix(member) in _BESIDE for member in sample):
+    first = islice(members(location), _LOOKED_AT)
+    for key, group in grouped(_named(first, Counter()), _name):
+        parts = parts_of(key, group, lambda why, suffix: None)
+        if shows_masks(group) or any(part.beside.keys() & _BESIDE for part in parts):
             return True
     return False
 
 
 def webdataset_images(shards: Sequence[tuple[str, str]], name: str, ignored: Counter[str]) -> Iterator[SourceImage]:
-    """Images of shards, in the order they lie in them.
+    """Images of shards, in the order they lie in them; `shards.samples` has the rule of what is one.
 
     The label is the `.cls` member, or `label` in the JSON where that is a string or a whole number.
 
     Args:
         shards: location and prefix of the members' names: empty, or a folder's with a slash.
         name: what the source is called.
-        ignored: gets the members that are no part of a sample, counted by suffix.
+        ignored: gets the members that are no part of a sample, counted by suffix or what they are.
 
     Raises:
         InputError: a tar that is compressed, damaged or cut off.
 
     """
+
+    def left_out(why: str, suffix: str) -> None:
+        ignored[f"masks or second images of a sample (.{suffix})"] += 1
+
     for location, prefix in shards:
-        for _, group in groupby(members(location), key=_key):
-            sample = list(group)
-            images = list(filter(_shows, sample))
-            for member in sample:
-                if not _shows(member) and not (images and _suffix(member) in _BESIDE):
-                    ignored[f".{_suffix(member)}" if _suffix(member) else "(no suffix)"] += 1
-            facts = _facts(location, sample) if images else {}
-            for member in images:
-                image = member_image(location, f"{name}/{text_of(prefix + member.name)}", member)
+        for key, group in grouped(_named(members(location), ignored), _name):
+            parts = parts_of(key, group, left_out)
+            for suffix, _ in group:
+                described = suffix.rpartition(".")[2] in _BESIDE
+                if not is_picture(suffix) and not (parts and described):
+                    ignored[f".{suffix}"] += 1
+            for part in parts:
+                facts = _facts(location, part, ignored)
+                image = member_image(location, f"{name}/{text_of(prefix + part.image.name)}", part.image)
                 yield SourceImage(
                     source=image.source, path=location, offset=image.offset, size=image.size, fault=image.fault, **facts
                 )
 
 
-def _facts(location: str, sample: list[Member]) -> dict[str, Any]:
+def _facts(location: str, part: Part[Member], ignored: Counter[str]) -> dict[str, Any]:
     """Label and image id, where the sample says them."""
     fields: dict[str, Any] = {}
     label = None
-    for member in sample:
-        if member.fault is not None:
-            continue
-        if _suffix(member) == "json" and member.size <= _MOST_JSON_BYTES:
+    said, described = part.beside.get("cls"), part.beside.get("json")
+    if said is not None and said.fault is None:
+        if said.size <= MOST_LABEL_BYTES:
+            label = class_of(read_member(location, said))
+        else:
+            ignored["class members over 4 KiB"] += 1
+    if described is not None and described.fault is None:
+        found: Any = None
+        if described.size <= MOST_JSON_BYTES:
             try:
-                found = json.loads(read_member(location, member))
+                found = json.loads(read_member(location, described))
             except (ValueError, RecursionError):
                 found = None
-            fields = found if isinstance(found, dict) else {}
-        elif _suffix(member) == "cls" and member.size <= _MOST_LABEL_BYTES:
-            label = read_member(location, member).decode("utf-8", "backslashreplace").strip() or None
-    said = fields.get("label")
-    if label is None and isinstance(said, str | int) and not isinstance(said, bool):
-        label = str(said).encode("utf-8", "backslashreplace").decode()
+        if not isinstance(found, dict):
+            ignored["JSON members that hold no JSON object, or over 16 MiB"] += 1
+        fields = found if isinstance(found, dict) else {}
+    if label is None:
+        label = label_of(fields.get("label"))
+        if label is None and fields.get("label") not in (None, ""):
+            ignored["labels in JSON that are no text or whole number"] += 1
     number = fields.get("image_id")
     whole = isinstance(number, int) and not isinstance(number, bool) and abs(number) < 1 << 63
     return {"label": label, "image_id": number if whole else None}
 
 
-def _key(member: Member) -> str:
-    """Up to the first dot after the last slash."""
-    folder, slash, file = member.name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+def _named(listed: Iterator[Member], ignored: Counter[str]) -> Iterator[Member]:
+    """Members that may be part of a sample."""
+    for member in listed:
+        kind = system_file(member.name)
+        if kind is None and key_and_suffix(member.name) is None:
+            kind = "(no suffix)"
+        if kind is None:
+            yield member
+        else:
+            ignored[kind] += 1
 
 
-def _suffix(member: Member) -> str:
-    return member.name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def _shows(member: Member) -> bool:
-    return is_image(member.name)
+def _name(member: Member) -> str:
+    return member.name

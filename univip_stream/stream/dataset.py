@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from univip_stream.errors import UsageError
+from univip_stream.images import MAX_PIXELS
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache
 from univip_stream.stream.order import Order
@@ -56,13 +57,14 @@ class ShardDataset(IterableDataset[Sample]):
         window: int = 16,
         cache: str | Path | None = None,
         cache_bytes: int = DEFAULT_BYTES,
+        max_pixels: int = MAX_PIXELS,
     ):
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
         if isinstance(shards, ShardIndex):
             self.index = shards
         else:
-            self.index = open_index(expand_shards(shards), Cache(cache, cache_bytes))
+            self.index = open_index(expand_shards(shards), Cache(cache, cache_bytes), max_pixels=max_pixels)
         self.rank, self.world_size, self.window = rank, world_size, window
         self._order: np.ndarray = np.arange(len(self.index))
         self._epoch: tuple[Order, int] | None = None

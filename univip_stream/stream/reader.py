@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 
 from univip_stream.errors import InputError
-from univip_stream.images import MAX_BYTES, MAX_PIXELS, decode, read_picture
+from univip_stream.images import MAX_BYTES, decode, read_picture
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Remote
 from univip_stream.stream.ahead import Ahead
@@ -52,7 +52,8 @@ class Reader:
                 raise InputError("its bytes changed since it was mined (SHA-256 differs)")
             # Other programs keep images that have to be turned upright.
             foreign = index.foreign[int(index.shard[sample])]
-            pixels = read_picture(data).pixels if foreign else decode(data, max_pixels=MAX_PIXELS)
+            limit = index.max_pixels[int(index.shard[sample])]
+            pixels = read_picture(data, max_pixels=limit).pixels if foreign else decode(data, max_pixels=limit)
             if pixels.shape[:2] != (index.height[sample], index.width[sample]):
                 raise InputError(f"it decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels, not to the size in its row")
         except InputError as error:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
+from univip_stream.images import MAX_PIXELS
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
 from univip_stream.storage import is_remote
@@ -63,6 +64,8 @@ class StreamConfig:
     """Folder on a local disk in which decoded images are kept, as the first epoch passes; None keeps none."""
     decoded_bytes: int = decoded.DEFAULT_BYTES
     """Bound of what these shards take there; COCO's train2017 is 108 GB."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images in shards of other programs are left out; our own shards are read as large as they were mined."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
     """What to do about a sample whose bytes changed: stop, or take the next image of the order in its place and say so."""
 
@@ -75,6 +78,7 @@ class StreamConfig:
             ("seed", 0),
             ("cache_bytes", 1),
             ("decoded_bytes", 0),
+            ("max_pixels", 1),
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"stream.{name} is {getattr(self, name)}; expected at least {least}")
@@ -122,7 +126,9 @@ class Stream:
         if isinstance(shards, ShardIndex):
             self.index = shards
         else:
-            self.index = open_index(expand_shards(shards), Cache(config.cache, config.cache_bytes))
+            self.index = open_index(
+                expand_shards(shards), Cache(config.cache, config.cache_bytes), max_pixels=config.max_pixels
+            )
         self.config = config
         self.images = len(self.index)
         if config.batch_size % (world_size * parts):

@@ -19,7 +19,7 @@ from univip_stream.errors import InputError
 from univip_stream.evaluation.detection.checked import checked
 from univip_stream.evaluation.detection.frames import made_upright
 from univip_stream.files import sha256_of
-from univip_stream.images import read_picture
+from univip_stream.images import MAX_PIXELS, read_picture
 from univip_stream.sources.names import spellings
 
 VOC_CLASSES = (
@@ -58,6 +58,8 @@ class DetectionSet:
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         self.name, self.sha256, self.box_frame, self.left_out = name, sha256, box_frame, dict(left_out or {})
+        self.max_pixels = MAX_PIXELS
+        """Larger images are refused."""
         self.images = sorted(content["images"], key=lambda image: image["id"])
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         self.paths = [_found(folders, image["file_name"]) for image in self.images]
@@ -101,7 +103,7 @@ class DetectionSet:
         path, facts = self.paths[number], self.images[number]
         assert path is not None
         try:
-            found = read_picture(path.read_bytes(), min_side=1).pixels
+            found = read_picture(path.read_bytes(), max_pixels=self.max_pixels, min_side=1).pixels
         except (InputError, OSError) as error:
             raise InputError(f"{path}: {error}; detection needs every image: mend it") from error
         if found.shape[:2] != (facts["height"], facts["width"]):

@@ -1,0 +1,76 @@
+"""What this process may use of its machine: CPUs, as affinity and a container's quota leave them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+def usable_cpus(cgroups: Path = _CGROUPS, own: Path = _OWN) -> int:
+    """CPUs that work may be spread over: those this process may run on, or fewer where a container's quota says so.
+
+    Half a CPU counts as one; of two and a half, two: a third worker would make the others wait.
+
+    Args:
+        cgroups: where the cgroup file system is mounted.
+        own: the file that says which cgroups this process is in, as `/proc/self/cgroup`.
+
+    """
+    there = len(os.sched_getaffinity(0))
+    quota = cpu_quota(cgroups, own)
+    return there if quota is None else max(1, min(there, int(quota)))
+
+
+def cpu_quota(cgroups: Path = _CGROUPS, own: Path = _OWN) -> float | None:
+    """CPUs' worth of time that a container may use, by cgroup v2 (`cpu.max`) or v1 (`cpu.cfs_quota_us`); None without a limit.
+
+    A limit of a group holds for the groups in it, so the smallest from the root down counts. Kernel documentation,
+    admin-guide/cgroup-v2.rst (`cpu.max`) and scheduler/sched-bwc.rst (`cpu.cfs_quota_us`).
+
+    Args:
+        cgroups: where the cgroup file system is mounted.
+        own: the file that says which cgroups this process is in, as `/proc/self/cgroup`.
+
+    """
+    found = [quota for folder in _folders(cgroups, own) if (quota := _quota_of(folder)) is not None]
+    return min(found, default=None)
+
+
+def _folders(cgroups: Path, own: Path) -> Iterator[Path]:
+    """Folders with this process's limits on CPU time, and those above them."""
+    # In a container the mount's root is the process's own group, whatever path the file names.
+    roots = {"": cgroups, "cpu": cgroups / "cpu", "cpu,cpuacct": cgroups / "cpu,cpuacct"}
+    yield from roots.values()
+    try:
+        lines = own.read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:  # a group outside this container's view
+            continue
+        for root in {roots.get(controllers, cgroups / controllers), *((roots["cpu"],) if controllers else ())}:
+            for depth in range(1, len(parts) + 1):
+                yield root.joinpath(*parts[:depth])
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
+        return None if limit == "max" else _share(int(limit), int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        return _share(int((folder / "cpu.cfs_quota_us").read_text()), int((folder / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _share(limit: int, period: int) -> float | None:
+    return limit / period if limit > 0 and period > 0 else None  # v1 says -1 for no limit
