@@ -130,11 +130,17 @@ def finetune(
         row = {
             "rate": rate, "multiplier": multiplier, "held_out_top1": held_out.top1()[0],
             "top1": judged.top1()[0], "top5": judged.top5()[0],
+            "burst": not all(value.isfinite().all() for value in network.state_dict().values()),
         }  # fmt: skip
         rows.append(row)
         say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {row['held_out_top1']:.3f}")
         if place.is_first:
             partial.save(step=number, rows=json.dumps(rows))
+    burst = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]
+    if burst:
+        used.notes.append(
+            f"with the rates {', '.join(burst)} the network burst: its weights are no numbers; try smaller ones"
+        )
     best = max(rows, key=lambda row: row["held_out_top1"])
     if place.is_first:
         partial.clear()
