@@ -149,7 +149,7 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
     cases = [
         (coloured / "train", link, "36 of the 36 images of"),
         (coloured / "train", coloured / "val", "k is 99, and there are 36 images that vote"),
-        (same, same, "every image that votes has the same features"),
+        (same, same, "all images to learn from have the same features"),
     ]
     for train, val, words in cases:
         result = call("eval", "knn", run, "--train", train, "--val", val, "--k", 99, "--cache", tmp_path / "cache")
@@ -157,6 +157,26 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
         assert words in result.output
     quiet = call("eval", "knn", run, *sources(coloured), "--cache", tmp_path / "cache")
     assert "note:" not in quiet.output
+
+
+@pytest.mark.parametrize(
+    ("protocol", "more", "words"),
+    [
+        ("linear", ["--protocol", "features"], "the classifiers of the rates 1e+38 burst"),
+        ("finetune", ["--fraction", "100%", "--multiplier", 1], "with the rates 1e+38 x 1 the network burst"),
+    ],
+)
+def test_weights_that_burst_are_not_passed_for_a_result(protocol, more, words, run, coloured):
+    result = call("eval", protocol, run, *sources(coloured), *more, "--epochs", 2, "--lr", 1e38, "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+
+
+def test_a_result_that_cannot_be_written_is_said_before_the_work(run, coloured, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = call("eval", "knn", run, *sources(coloured), "--out", tmp_path / "file" / "knn.json")
+    assert (result.exit_code, "cannot be written" in result.output) == (1, True)
+    assert "kNN" not in result.output
 
 
 def test_a_training_says_which_of_the_images_it_is_looked_at_by_are_left_out(spoilt, monkeypatch):

@@ -403,6 +403,19 @@ def test_images_that_cannot_be_read_are_stood_in_for_or_left_out_and_named(worke
     assert (none.exit_code, "no image of" in none.output) == (1, True)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_outline_that_is_none_is_named_without_a_traceback(workers, run, drawn, tmp_path):
+    bad = shutil.copytree(drawn, tmp_path / "bad")
+    content = json.loads((bad / "boxes.json").read_text())
+    for row in content["annotations"]:
+        row["segmentation"] = "words"
+    (bad / "boxes.json").write_text(json.dumps(content))
+    done = command(run, bad, tmp_path / "out.json", "--workers", workers, "--model", "mask-rcnn")
+    assert done.exit_code == 1
+    assert "boxes.json: the objects of" in done.output
+    assert "Traceback" not in done.output
+
+
 def test_the_objects_of_images_that_were_not_looked_at_do_not_count(drawn):
     known = read_coco(drawn / "boxes.json", drawn)
     rows = []

@@ -127,9 +127,14 @@ def test_the_script_runs_a_grid_and_prints_the_table(drawn_shards, labelled_fold
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     head, scene, random = done.stdout.splitlines()[-3:]
-    assert head.split() == ["run", "method", "terms", "views", "regions", "K", "tries", "seed", "steps", "loss", "std", "knn"]
-    assert scene.split()[:9] == ["7b-seed0", "univip", "S", "overlap", "mined", "4", "20", "0", "1"]
-    assert random.split()[:9] == ["8a-no-seed0", "univip", "S+SI+I", "random", "mined", "4", "-", "0", "1"]
+    columns = "run recipe method backbone batch lr terms views regions K tries seed steps loss std knn"
+    assert head.split() == columns.split()
+    for line, told in (
+        (scene, ["7b-seed0", "cpu-demo", "univip", "S", "overlap", "mined", "4", "20", "0", "1"]),
+        (random, ["8a-no-seed0", "cpu-demo", "univip", "S+SI+I", "random", "mined", "4", "-", "0", "1"]),
+    ):
+        cells = line.split()
+        assert [*cells[:3], *cells[6:13]] == told
     rows = json.loads(CliRunner().invoke(cli, ["results", "--json", str(out / "7b-seed0"), str(out / "8a-no-seed0")]).output)
     for found in rows:
         knn = json.loads((out / found["name"] / "eval" / "knn.json").read_text())["top1"]

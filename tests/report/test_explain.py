@@ -89,7 +89,8 @@ def test_the_command_draws_and_tells(image, univip_run, tmp_path):
 def test_bad_input_is_said_in_words(image, run_folder, tmp_path):
     (tmp_path / "words.jpg").write_text("words")
     for arguments, status, said in (
-        ((tmp_path / "none.jpg", "--out", "x.png"), 1, "none.jpg"),
+        ((tmp_path / "none.jpg", "--out", "x.png"), 1, "none.jpg: no such image; expected"),
+        ((tmp_path, "--out", "x.png"), 1, "cannot be read: Is a directory"),
         ((tmp_path / "words.jpg", "--out", "x.png"), 1, "words.jpg"),
         ((image, "--out", tmp_path / "x.txt"), 1, "ends in .png"),
         ((image, "--out", tmp_path / "x.png", "--run", tmp_path / "none"), 1, "no such run"),

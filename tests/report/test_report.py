@@ -69,6 +69,16 @@ def test_the_numbers_are_those_of_the_indexes(odd_shards):
         assert widest[2] == sum(widest[0] - 1e-4 <= value < widest[1] - 1e-4 for value in values)
 
 
+def test_the_page_counts_its_pictures_as_its_buttons_do(odd_shards):
+    report = look(odd_shards, samples=4)
+    page = render(report).decode()
+    shown = len(report.picked) + 2
+    data = page.partition('id="data"')[2].partition(">")[2].partition("</script>")[0]
+    assert len(json.loads(data)["items"]) == shown
+    assert f"The images below are {shown}: {shown - 2} of the 11 samples" in page
+    assert "and 2 of the 2 images that are no samples" in page
+
+
 def test_views_and_crops_are_those_of_a_training_with_the_same_seed(drawn_shards, one_thread):
     report = look(drawn_shards, samples=100, seed=3)
     assert len(report.picked) == len(report.index) == 12

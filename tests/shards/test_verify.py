@@ -100,6 +100,20 @@ def test_the_command_says_what_it_found_and_exits_1(shards):
     assert found["findings"][0]["shard"] == "001.tar"
 
 
+def test_of_a_shard_that_was_replaced_three_findings_are_printed_and_all_by_json(shards):
+    for suffix in ("tar", "parquet"):
+        shutil.copy(shards / f"001.{suffix}", shards / f"002.{suffix}")
+    lines = CliRunner().invoke(cli, ["verify", str(shards), "-q"]).output.splitlines()
+    found = json.loads(CliRunner().invoke(cli, ["verify", str(shards), "--json"]).stdout)["findings"]
+    assert [line.startswith(f"{shards}/002.tar: ") for line in lines] == [True] * len(lines[:-1]) + [False]
+    assert len(lines) == min(len(found), 4) + 1
+    assert lines[-1] == f"12 images in 1 folder: {len(found)} findings in 1 shard"
+    (shards / "002.tar").write_bytes((shards / "000.tar").read_bytes())
+    lines = CliRunner().invoke(cli, ["verify", str(shards), "-q"]).output.splitlines()
+    assert len(lines) == 5
+    assert "more findings; --json prints all" in lines[3]
+
+
 def test_on_ray_and_in_an_object_store_it_finds_the_same(shards, rng):
     path = shards / "002.tar"
     whole = path.read_bytes()

@@ -13,6 +13,7 @@ from univip_stream.cli.judging import (
     learning_rate_option,
     limit_option,
     max_failures_option,
+    out_option,
     print_left_out,
     reading_workers,
     run_argument,
@@ -66,7 +67,7 @@ _SAY_EVERY = 5.0
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @max_failures_option(" to learn from, and to judge by,")
-@click.option("--out", type=_FILE, help="Also write the result here, as JSON.")
+@out_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def detect(

@@ -19,9 +19,10 @@ _COLOURS = {"note": "yellow", "missing": "red", "broken": "red"}
     help="Where shards or runs will lie: its disk is tried.  [default: here]",
 )
 @click.option("--ray/--no-ray", default=True, help="Start a local Ray and run a task on it, which takes seconds.")
+@click.option("-q", "--quiet", is_flag=True, help="Say only what is missing or broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, folder: Path, ray: bool, as_json: bool) -> None:
+def doctor(ctx: click.Context, folder: Path, ray: bool, quiet: bool, as_json: bool) -> None:
     """Try what this machine has, and say what is missing and how to get it.
 
     Libraries are imported, decoders timed, a file written and read, a task run on Ray. Exit status 1 if something is missing
@@ -38,7 +39,7 @@ def doctor(ctx: click.Context, folder: Path, ray: bool, as_json: bool) -> None:
     job = None
     for finding in examine(folder, ray=ray):
         findings.append(finding)
-        if as_json:
+        if as_json or (quiet and finding.state not in ("missing", "broken")):
             continue
         if finding.job != job:
             click.echo(finding.job)
@@ -49,7 +50,7 @@ def doctor(ctx: click.Context, folder: Path, ray: bool, as_json: bool) -> None:
     bad = [finding for finding in findings if finding.state in ("missing", "broken")]
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings]))
-    else:
+    elif bad or not quiet:
         click.echo(
             f"{len(bad)} of {len(findings)} are missing or broken" if bad else f"all {len(findings)} are there and work"
         )

@@ -31,6 +31,7 @@ from univip_stream.proposals import ENGINES
 @click.option("--max-iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Overlap with a better box.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of views and augmentations.")
 @limit_option
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the boxes, views and plan as JSON.")
 def explain(
     image: Path,
@@ -42,6 +43,7 @@ def explain(
     max_iou: float,
     seed: int,
     max_pixels: int,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Draw IMAGE's way through the method: Figures 1 (b) and 2 of the paper, of your own image.
@@ -61,7 +63,7 @@ def explain(
     explaining.figure(found, out)
     if as_json:
         click.echo(json.dumps(found.facts()))
-    else:
+    elif not quiet:
         tries = len(found.seen.tries)
         click.echo(
             f"{out}: {len(found.proposals)} proposals, {len(found.kept)} after the filter, {tries} "

@@ -1,5 +1,6 @@
 """`univip-stream export backbone`: parse, call, print."""
 
+import json
 from pathlib import Path
 
 import click
@@ -13,7 +14,9 @@ from univip_stream.pretrain import load_backbone
 @run_argument
 @click.option("--format", "format", required=True, type=click.Choice([*FORMATS]), help="The library that is to read it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The file.")
-def backbone(run: Path, format: str, out: Path) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> None:
     """Write the backbone of RUN under the names of a library.
 
     For Detectron2 a YAML and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the 3 x 3
@@ -26,5 +29,8 @@ def backbone(run: Path, format: str, out: Path) -> None:
     """
     network, config = load_backbone(run)
     written = export_backbone(network, config, format, out)
-    click.echo(f"{written.tensors} tensors in {', '.join(map(str, written.files))}")
-    click.echo(f"use: {written.use}")
+    if as_json:
+        click.echo(json.dumps({"files": list(map(str, written.files)), "tensors": written.tensors, "use": written.use}))
+    elif not quiet:
+        click.echo(f"{written.tensors} tensors in {', '.join(map(str, written.files))}")
+        click.echo(f"use: {written.use}")

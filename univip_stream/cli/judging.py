@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from univip_stream.errors import InputError
 from univip_stream.failures import MAX_FAILURES, listed
 from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
@@ -64,6 +65,27 @@ def learning_rate_option(name: str, help: str, **more: Any) -> Callable[[_Comman
     return click.option("--lr", "--rate", name, help=help, **more)
 
 
+def out_option(command: _Command) -> _Command:
+    """--out: a file for the result, tried before the work and not after it."""
+
+    def tried(ctx: click.Context, parameter: click.Parameter, out: Path | None) -> Path | None:
+        if out is not None:
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=out.parent):
+                    pass
+            except OSError as error:
+                raise InputError(f"--out {out} cannot be written: {error.strerror or error}; choose another") from error
+        return out
+
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=tried,
+        help="Also write the result here, as JSON.",
+    )(command)
+
+
 def running_options(command: _Command) -> _Command:
     """Crop, processes, device, and where the result goes."""
     for option in reversed(
@@ -81,9 +103,7 @@ def running_options(command: _Command) -> _Command:
             ),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
             max_failures_option(" of --train, and of --val,"),
-            click.option(
-                "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result here, as JSON."
-            ),
+            out_option,
             click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result."),
             click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         ]

@@ -21,8 +21,9 @@ import click
     show_default=True,
     help="Weight of what came before, in an exponential mean; the page has a slider for it.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last value of every metric as JSON.")
-def plot(runs: tuple[Path, ...], out: Path, smooth: float, as_json: bool) -> None:
+def plot(runs: tuple[Path, ...], out: Path, smooth: float, quiet: bool, as_json: bool) -> None:
     """Draw the curves of RUNS over each other, a panel a metric.
 
     RUNS are run folders, or folders of runs; also runs that still train. TensorBoard shows the same, with pictures of views:
@@ -37,6 +38,6 @@ def plot(runs: tuple[Path, ...], out: Path, smooth: float, as_json: bool) -> Non
     panels = curves.draw(runs, out, smooth=smooth)
     if as_json:
         click.echo(curves.as_json(panels))
-    else:
+    elif not quiet:
         lines = max(len(panel.lines) for panel in panels)
         click.echo(f"{out}: {len(panels)} metrics of {lines} {'run' if lines == 1 else 'runs'}")

@@ -41,9 +41,10 @@ def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
     told = [[*_cells(row), *_scores(row, protocols)] for row in rows]
     for recipe, method in dict.fromkeys((row["recipe"], row["method"]) for row in rows if protocols):
         if (recipe, method) in PAPER:
-            blank = ["-"] * (len(_cells(rows[0])) - 2)
-            told.append([f"paper, {recipe}", method, *blank, *_scores({"evaluations": PAPER[recipe, method]}, protocols)])
-    head = ["run", "method", "terms", "views", "regions", "K", "tries", "seed", "steps", "loss", "std", *protocols]
+            blank = ["-"] * (len(_cells(rows[0])) - 3)
+            told.append(["paper", recipe, method, *blank, *_scores({"evaluations": PAPER[recipe, method]}, protocols)])
+    own = ["run", "recipe", "method", "backbone", "batch", "lr", "terms", "views", "regions", "K", "tries", "seed", "steps"]
+    head = [*own, "loss", "std", *protocols]
     click.echo("\n".join(_table([head, *told])))
 
 
@@ -60,7 +61,8 @@ def _print_paper(as_json: bool) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     terms = "+".join(_SHORT[name] for name in row["terms"])
     steps = str(row["steps"]) if row["step"] == row["steps"] else f"{row['step']}/{row['steps']}"
-    told = [row["name"], row["method"], terms, row["views"], row["regions"], row["K"], row["tries"], row["seed"], steps]
+    how = [row["recipe"] or None, row["method"], row["backbone"], row["batch"], f"{row['lr']:g}"]
+    told = [row["name"], *how, terms, row["views"], row["regions"], row["K"], row["tries"], row["seed"], steps]
     numbers = [row["loss"], row["feature_std"]]
     return ["-" if cell is None else str(cell) for cell in told] + ["-" if n is None else f"{n:.3f}" for n in numbers]
 

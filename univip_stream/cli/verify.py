@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.jobs import where_options
+from univip_stream.cli.jobs import counted, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.mining.runner import Place, run
-from univip_stream.shards.manifest import MANIFEST, read_manifest
+from univip_stream.shards.manifest import MANIFEST, being_added, read_manifest
 from univip_stream.shards.spec import expand_shards
 from univip_stream.shards.verify import Finding, check_shard, check_tasks, check_totals
 from univip_stream.storage import is_remote, name_of, parent
 
+_SHOWN = 3
+"""Findings printed of each shard: a replaced one has two an image."""
 _ON_RAY_FROM = 4 << 30
 """Bytes of shards from which several processes are worth their start."""
 
@@ -26,6 +28,8 @@ def verify(
     shards: tuple[str, ...], workers: int | None, address: str | None, inline: bool, quiet: bool, as_json: bool
 ) -> None:
     """Read SHARDS back: sizes, hashes, counts, members, and boxes inside images. Exit status 1 if anything is wrong.
+
+    The first findings of each shard are printed, and all by --json.
 
     SHARDS is a folder of shards (local or remote), its manifest.json, or the shards in it; the whole folder is checked. Over
     4 GB it is done on Ray, as with --workers or --address.
@@ -51,9 +55,21 @@ def verify(
     if as_json:
         click.echo(json.dumps({"images": images, "findings": findings}))
     else:
+        by_shard: dict[str, list[str]] = {}
         for finding in findings:
-            click.echo(f"{finding['folder']}/{finding['shard']}: {finding['problem']}")
-        click.echo(f"{images} images in {len(folders)} folder{'s' * (len(folders) > 1)}: {len(findings)} findings")
+            by_shard.setdefault(f"{finding['folder']}/{finding['shard']}", []).append(finding["problem"])
+        for shard, problems in by_shard.items():
+            for problem in problems[:_SHOWN]:
+                click.echo(f"{shard}: {problem}")
+            if len(problems) > _SHOWN:
+                click.echo(f"{shard}: and {len(problems) - _SHOWN} more findings; --json prints all")
+        where = f" in {counted(len(by_shard), 'shard')}" if findings else ""
+        click.echo(
+            f"{counted(images, 'image')} in {counted(len(folders), 'folder')}: {counted(len(findings), 'finding')}{where}"
+        )
+        for folder in folders:
+            if adding := being_added(folder):
+                click.echo(f"{folder}: a `mine --add` is not finished ({counted(len(adding), 'shard')} from {adding[0]} on)")
     if findings:
         raise SystemExit(1)
 

@@ -125,14 +125,23 @@ def finetune(
     rows: list[dict[str, Any]] = json.loads(state["rows"]) if state else []
     job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
     for number, (rate, multiplier) in enumerate(pairs[len(rows) :] if len(pairs) > 1 else [], len(rows) + 1):
-        right = job.judged(job.trained(learn, rate, multiplier), train, choose).top1()[0]
-        rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right})
+        network = job.trained(learn, rate, multiplier)
+        right = job.judged(network, train, choose).top1()[0]
+        rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right, "burst": _is_burst(network)})
         say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {right:.3f}")
         if place.is_first:
             partial.save(step=number, rows=json.dumps(rows))
     rate, multiplier = pairs[int(np.argmax([row["held_out_top1"] for row in rows]))] if rows else pairs[0]
     say(f"trains on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
-    judged = job.judged(job.trained(few, rate, multiplier), val, used.val)
+    network = job.trained(few, rate, multiplier)
+    judged = job.judged(network, val, used.val)
+    burst = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]
+    if _is_burst(network):
+        burst.append(f"{rate:g} x {multiplier:g} on all labels")
+    if burst:
+        used.notes.append(
+            f"with the rates {', '.join(burst)} the network burst: its weights are no numbers; try smaller ones"
+        )
     if place.is_first:
         partial.clear()
     return {
@@ -155,6 +164,11 @@ def _to_choose_by(few: np.ndarray, train: LabelledSource, pairs: int, seed: int)
         return *hold_out(few, train.numbers[few], seed), "top1 on held-out ones"
     except InputError:  # an image or two of each class: all are needed, and they choose themselves
         return few, few, "top1 on the labelled images themselves, too few to hold any out"
+
+
+def _is_burst(network: nn.Module) -> bool:
+    """Whether weights are no numbers any more."""
+    return not all(value.isfinite().all() for value in network.state_dict().values())
 
 
 class _Classifier(nn.Module):

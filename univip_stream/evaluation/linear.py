@@ -22,7 +22,7 @@ from univip_stream.evaluation.heads import Heads, Tally, loss_of
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import hold_out
 from univip_stream.evaluation.subject import Subject
-from univip_stream.evaluation.used import unreadable, used_images
+from univip_stream.evaluation.used import collapsed, unreadable, used_images
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
@@ -163,6 +163,8 @@ def linear(
         else:
             failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
     used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
+    if protocol.augment is None:
+        used.notes.extend(collapsed(made["train"][used.train].numpy()))
     several = len(protocol.rates) > 1
     learn, choose = hold_out(used.train, train.numbers[used.train], seed) if several else (used.train, used.train[:0])
     facts = {
@@ -206,6 +208,11 @@ def linear(
         if place.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
+    burst = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
+    if burst:
+        used.notes.append(
+            f"the classifiers of the rates {', '.join(burst)} burst: their weights are no numbers; try smaller ones"
+        )
     held_out = _judged(heads, seen.judging("train", choose), place).top1() if several else []
     judged = _judged(heads, seen.judging("val", used.val), place)
     best = int(np.argmax(held_out)) if several else 0

@@ -9,13 +9,10 @@ import torch
 from univip_stream.distributed import ALONE, Place
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.subject import Subject
-from univip_stream.evaluation.used import used_images
+from univip_stream.evaluation.used import collapsed, used_images
 from univip_stream.failures import MAX_FAILURES
 from univip_stream.probe.knn import KnnConfig, accuracy, chance, classify
 from univip_stream.probe.labelled import LabelledSource, same_classes
-
-_ALIKE = 1e-5
-"""Relative difference below which float32 features are the same but for the order of their sums."""
 
 
 def knn(
@@ -82,9 +79,4 @@ def _notes(voting_ND: np.ndarray, config: KnnConfig) -> list[str]:
     found = []
     if config.k > len(voting_ND):
         found.append(f"k is {config.k}, and there are {len(voting_ND)} images that vote: all of them do")
-    if np.abs(voting_ND - voting_ND[0]).max() <= _ALIKE * np.abs(voting_ND).max():
-        found.append(
-            "every image that votes has the same features, so the votes are equal: the images are the same, or the network "
-            "has collapsed"
-        )
-    return found
+    return found + collapsed(voting_ND)

@@ -147,11 +147,11 @@ class Retrieval:
         for first, last in self._mine():
             path = self._regions / f"{first:09d}.f16"
             size = int(self._start[last] - self._start[first]) * backbone.width * _HALF.itemsize
-            bad = _failures(path.with_suffix(".failed.json"))
-            if bad is None or bad or not path.is_file() or path.stat().st_size != size:
+            unread = path.with_suffix(".failed.json")
+            if unread.exists() or not path.is_file() or path.stat().st_size != size:
                 regions = [(sample, box) for sample in range(first, last) for box in self._boxes(sample)]
                 crops = _Crops(self.index, regions, self.subject.size, batch_size)
-                bad = {}
+                bad: dict[int, Failure] = {}
                 with written_atomically(path) as file:
                     for images, failed in crops.loaded(workers):
                         with torch.inference_mode():
@@ -164,13 +164,14 @@ class Retrieval:
                         bad |= failed
                         self.failed |= failed
                         self._stop_if_hopeless()
-                with written_atomically(path.with_suffix(".failed.json")) as file:
-                    file.write(json.dumps(bad).encode())
-            self.failed |= bad
+                    unread.unlink(missing_ok=True)
+                    if bad:  # before the regions are there: then what could not be read is known, and tried again
+                        with written_atomically(unread) as names:
+                            names.write(json.dumps(bad).encode())
             progress(last - first)
         wait_for_all(self.place)
         for path in sorted(self._regions.glob("*.failed.json")):  # of all ranks
-            self.failed |= _failures(path) or {}
+            self.failed |= {int(number): Failure(*failure) for number, failure in json.loads(path.read_bytes()).items()}
         self.failed = dict(sorted(self.failed.items()))
         self._stop_if_hopeless()
         self.neighbours = min(self.neighbours, len(self.index) - len(self.failed) - 1)
@@ -278,14 +279,6 @@ def _read(path: Path) -> pa.Table | None:
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
-        return None
-
-
-def _failures(path: Path) -> dict[int, Failure] | None:
-    """What could not be read of a chunk; None where the chunk is not done."""
-    try:
-        return {int(number): Failure(*failure) for number, failure in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -13,6 +13,9 @@ from univip_stream.failures import Failure, as_json, listed, stop_if_too_many
 from univip_stream.probe.crops import look_through
 from univip_stream.probe.labelled import LabelledSource
 
+_ALIKE = 1e-5
+"""Relative difference below which float32 features are the same but for the order of their sums."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Used:
@@ -91,6 +94,13 @@ def used_images(
         failed={"train": [failed_train[n] for n in sorted(failed_train)], "val": [failed_val[n] for n in sorted(failed_val)]},
         notes=notes,
     )
+
+
+def collapsed(vectors_ND: np.ndarray) -> list[str]:
+    """A note, where all images to learn from have one feature."""
+    if np.abs(vectors_ND - vectors_ND[0]).max() > _ALIKE * np.abs(vectors_ND).max():
+        return []
+    return ["all images to learn from have the same features: the images are the same, or the network has collapsed"]
 
 
 def unreadable(

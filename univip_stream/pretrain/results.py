@@ -32,8 +32,9 @@ R50-FPN, 1x (Tables 2 and 4)."""
 def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """One row a run, in the order given; a folder of runs stands for those in it, by name.
 
-    A row has name, recipe, method, backbone, terms, views (overlap or random), regions, K, tries, seed, step, steps, loss (mean of
-    the last tenth of the records; None before the first), feature_std, and top1 or AP by protocol in `evaluations`.
+    A row has name, recipe, method, backbone, batch (images a step), lr (its peak), terms, views (overlap or random), regions, K,
+    tries, seed, step, steps, loss (mean of the last tenth of the records; None before the first), feature_std, and top1 or AP by
+    protocol in `evaluations`.
 
     Raises:
         InputError: a folder that is no run and holds none, or a run whose files cannot be read.
@@ -97,6 +98,8 @@ def _row(run: Path) -> dict[str, Any]:
             "recipe": settings["recipe"],
             "method": settings["method.name"],
             "backbone": settings["method.backbone"],
+            "batch": settings["stream.batch_size"],
+            "lr": settings["optim.lr"],
             "terms": on,
             "views": "overlap" if settings["views.overlap"] else "random",
             "regions": settings["views.regions"] if K else "none",

@@ -178,8 +178,11 @@ class _Listed:
         facts = hashlib.sha256(self.listing.digest.encode())
         for image in self.listing:
             if not storage.is_remote(image.path):
-                status = os.stat(image.path)
-                facts.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+                try:
+                    status = os.stat(image.path)
+                    facts.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+                except (OSError, ValueError):
+                    facts.update(b"not there\n")  # it will be an image that cannot be read
         return facts.hexdigest()
 
 

@@ -87,6 +87,10 @@ def explain(
     """
     try:
         image = read_picture(path.read_bytes(), max_pixels=max_pixels, min_side=1).pixels
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image; expected the path of an image file") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected the path of an image file") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     method: UniVIP | None = None

@@ -275,7 +275,11 @@ class _Images(Dataset[Any]):
             if number in met:
                 return InputError("\n".join([f"no image of {self.known.name} can be read:", *listed(list(met.values()), 10)]))
         image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-        target = self.known.target(number, masks=self.masks)
+        try:
+            target = self.known.target(number, masks=self.masks)
+        except Exception as error:
+            name = self.known.images[number]["file_name"]
+            return InputError(f"{self.known.name}: the objects of {name} cannot be used ({type(error).__name__}: {error})")
         if flip:
             width = image.shape[-1]
             image = image.flip(-1)
