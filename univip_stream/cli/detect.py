@@ -40,7 +40,7 @@ _SAY_EVERY = 5.0
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.  [default: 0.02 x batch / 16]")
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Decides every random choice.")
 # Where to run, where the result goes.
 @click.option("--save-every", default=2500, show_default=True, type=click.IntRange(min=1), metavar="N",
               help="Iterations between two states beside --out that a killed job goes on from.")  # fmt: skip

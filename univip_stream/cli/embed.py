@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import reading_workers, run_argument
+from univip_stream.cli.judging import reading_workers, run_argument, tell
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
@@ -44,6 +44,7 @@ def embed(
     torchrun --nproc-per-node 8 -m univip_stream embed runs/coco 'shards/<000..127>.tar' --out features.parquet
     """
     images = ImageSource(source)
+    tell(images.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()
     where = pick_device(device, place)

@@ -3,11 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from univip_stream.distributed import place_from_environment
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -59,6 +61,13 @@ def running_options(command: _Command) -> _Command:
 def reading_workers(asked: int | None) -> int:
     """Processes that read images; one CPU is left to the network."""
     return len(os.sched_getaffinity(0)) - 1 if asked is None else asked
+
+
+def tell(notes: Iterable[str], *, quiet: bool) -> None:
+    """What a person should know of the shards; once, whatever the number of ranks."""
+    if not quiet and place_from_environment().is_first:
+        for note in dict.fromkeys(notes):
+            click.echo(note, err=True)
 
 
 def cache_folder(run: Path, asked: Path | None) -> Path:

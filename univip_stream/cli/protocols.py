@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from univip_stream.cli.judging import cache_folder, reading_workers, run_argument, running_options, source_options, write
+from univip_stream.cli.judging import (
+    cache_folder,
+    reading_workers,
+    run_argument,
+    running_options,
+    source_options,
+    tell,
+    write,
+)
 from univip_stream.distributed import Place, joined, pick_device, place_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
@@ -66,6 +74,7 @@ def knn(
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature is {temperature}; expected a number above 0")
     sources = LabelledSource(train), LabelledSource(val)
+    tell([note for source in sources for note in source.notes], quiet=quiet)
 
     def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
@@ -99,7 +108,7 @@ def knn(
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the protocol's]")
 @click.option("--rate", "rates", multiple=True, type=float, help="Learning rate to try, at a batch of 256; may be repeated.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: the protocol's]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @_CACHE
 @running_options
 def linear(
@@ -131,6 +140,7 @@ def linear(
     """
     _positive("--rate", rates)
     sources = LabelledSource(train), LabelledSource(val)
+    tell([note for source in sources for note in source.notes], quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     chosen = PROTOCOLS[protocol or protocol_for(subject)]
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
@@ -161,17 +171,25 @@ def linear(
 @run_argument
 @source_options
 @click.option(
-    "--fraction", default="1%", show_default=True, metavar="SHARE", help="Of each class that has labels: 1%, 10%, 0.2."
+    "--fraction",
+    default="1%",
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the labels of each class that is used: 1%, 10%, 0.2.",
 )
 @click.option("--subset", type=click.Path(path_type=Path, dir_okay=False), help="List of labelled images, SimCLR's, instead.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the labelled images.  [default: 20]")
 @click.option(
-    "--rate", "rates", multiple=True, type=float, help="Of the backbone; may be repeated.  [default: 0.1 0.01 0.001]"
+    "--rate",
+    "rates",
+    multiple=True,
+    type=float,
+    help="Learning rate of the backbone to try; may be repeated.  [default: 0.1 0.01 0.001]",
 )
 @click.option("--multiplier", "multipliers", multiple=True, type=float,
-              help="Of the head's rate; may be repeated.  [default: 1 10 100]")  # fmt: skip
+              help="The head's learning rate as a multiple of the backbone's; may be repeated.  [default: 1 10 100]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: 256]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @running_options
 def finetune(
     run: Path,
@@ -203,6 +221,7 @@ def finetune(
     _positive("--multiplier", multipliers)
     share = _share(fraction)
     sources = LabelledSource(train), LabelledSource(val)
+    tell([note for source in sources for note in source.notes], quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
     chosen = finetuning_for(share, **{name: value for name, value in said.items() if value is not None})

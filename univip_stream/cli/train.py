@@ -82,7 +82,9 @@ def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...
 )
 @click.option("--ranks", type=click.IntRange(min=1), help="With --launcher ray.  [default: one a GPU of the cluster, or one]")
 @click.option(
-    "--address", metavar="ADDRESS", help="With --launcher ray: of a running cluster.  [default: a local one is started]"
+    "--address",
+    metavar="ADDRESS",
+    help="With --launcher ray: address of a running cluster.  [default: a local one is started]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")

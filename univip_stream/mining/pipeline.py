@@ -49,7 +49,7 @@ class MiningConfig(Place):
     options: dict[str, Any] = field(default_factory=dict)
     """Of the engine."""
     seed: int = 0
-    """Of engines that use chance."""
+    """Decides the random choices of engines that make any, such as `naive`."""
     filter: BoxFilter = BoxFilter()  # noqa: RUF009 - frozen
     """Which boxes stay."""
     max_pixels: int = MAX_PIXELS

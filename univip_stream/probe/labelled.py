@@ -67,6 +67,11 @@ class ImageSource:
         """Of every image, in order: its name in the source, unique."""
         return self._images.keys()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of shards: that only some of a set are named, and what of others' shards is no sample."""
+        return self._images.notes()
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what the images are known by: names, sizes and times of files, or a manifest's hashes."""
@@ -147,6 +152,9 @@ class _Listed:
     def keys(self) -> list[str]:
         return [image.source for image in self.listing]
 
+    def notes(self) -> list[str]:
+        return []
+
     def fingerprint(self) -> str:
         facts = hashlib.sha256(self.listing.digest.encode())
         for image in self.listing:
@@ -181,6 +189,9 @@ class _Sharded:
 
     def keys(self) -> list[str]:
         return [self.index.text("key", number) for number in range(len(self.index))]
+
+    def notes(self) -> list[str]:
+        return self.index.notes
 
     def fingerprint(self) -> str:
         return str(self.index.fingerprint)
