@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check docs bench clean
+.PHONY: help setup demo test proof check docs bench clean
 
 help: ## list the jobs
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -30,6 +30,9 @@ demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole roa
 
 test: $(READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+proof: $(READY) ## the smallest cell of the learning benchmark once more, compared bit for bit (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning proof
 
 check: $(READY) docs ## style, formatting, types, and that the documentation builds
 	$(BIN)/ruff check .

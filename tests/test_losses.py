@@ -223,3 +223,23 @@ def test_bf16_inputs_under_autocast_are_computed_in_float32():
         paper_instance(*arrays((o, t)), arrays(views), 0.1, 50),
     ]
     np.testing.assert_allclose([loss.item() for loss in losses], exact, atol=1e-5)
+
+
+def test_through_the_plan_the_gradient_is_that_of_finite_differences_and_reaches_no_target():
+    generator = torch.Generator().manual_seed(6)
+    o, t = (torch.randn(2, 3, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    scenes = [torch.randn(2, 8, dtype=torch.float64, generator=generator) for _ in range(4)]
+    o.requires_grad_()
+    for scene in scenes[:2]:
+        scene.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda o, s1, s2: instance_loss(o, t, s1, s2, *scenes[2:], mass=3.0, through_plan=True), (o, *scenes[:2])
+    )
+    targets = [tensor.clone().requires_grad_() for tensor in (t, *scenes[2:])]
+    loss = instance_loss(o, targets[0], *scenes[:2], *targets[1:], through_plan=True)
+    assert all(gradient is None for gradient in torch.autograd.grad(loss, targets, allow_unused=True))
+    constant = instance_loss(o, t, *scenes, mass=3.0)
+    assert torch.equal(constant, instance_loss(o, t, *scenes, mass=3.0, through_plan=True))
+    [kept] = torch.autograd.grad(constant, o)
+    [passed] = torch.autograd.grad(instance_loss(o, t, *scenes, mass=3.0, through_plan=True), o)
+    assert not torch.allclose(kept, passed)

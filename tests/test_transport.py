@@ -111,3 +111,20 @@ def test_bf16_inputs_are_computed_in_float32_under_autocast_too():
 def test_plan_carries_no_gradient():
     cost, rows, columns = problems(2, 4, 4)
     assert not sinkhorn(cost.requires_grad_(), rows.requires_grad_(), columns.requires_grad_()).requires_grad
+
+
+def test_a_differentiable_plan_is_the_same_plan_with_the_gradient_of_finite_differences():
+    generator = torch.Generator().manual_seed(4)
+    cost, rows, columns = (torch.rand(2, *shape, dtype=torch.float64, generator=generator) for shape in ((3, 4), (3,), (4,)))
+    rows[0, 1] = 0  # what a relu leaves
+    rows[1] = 0
+    cost.requires_grad_()
+    columns.requires_grad_()
+    plan = sinkhorn(cost, rows, columns, mass=2.0, differentiable=True)
+    assert torch.equal(plan.detach(), sinkhorn(cost, rows, columns, mass=2.0))
+    assert torch.autograd.gradcheck(lambda c, a: sinkhorn(c, rows, a, differentiable=True), (cost, columns))
+    rows.requires_grad_()
+    gradients = torch.autograd.grad(plan.square().sum(), (cost, columns)) + torch.autograd.grad(
+        sinkhorn(cost, rows, columns, differentiable=True).square().sum(), rows
+    )
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -28,11 +28,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("out/learning"), help="images, shards and run folders")
     parser.add_argument("--imagenette", type=Path, help="folder with Imagenette's train/ and val/ at 128 pixels")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where finished cells are written and read")
+    parser.add_argument("--lightly", type=Path, help="the Python of an environment with lightly, for its BYOL")
     parser.add_argument("--only", help="beginning of the names of cells to run")
     parser.add_argument("--sides", type=int, default=1, help="cells side by side, one thread each")
     parser.add_argument("--write", action="store_true", help="tables and plots go into docs/")
     asked = parser.parse_args()
-    for name in ("work", "results", "imagenette"):
+    for name in ("work", "results", "imagenette", "lightly"):
         if getattr(asked, name) is not None:
             setattr(asked, name, getattr(asked, name).absolute())
     jobs = {"run": _run, "cell": _cell, "table": _table, "proof": _proof, "list": _list}
@@ -60,7 +61,8 @@ def _run(asked: argparse.Namespace) -> int:
     while (todo or running) and not (stopping and not running):
         while todo and len(running) < asked.sides and not stopping:
             name = todo.pop(0)
-            more = ["--imagenette", str(asked.imagenette)] if asked.imagenette else []
+            given = {"--imagenette": asked.imagenette, "--lightly": asked.lightly}
+            more = [word for option, value in given.items() if value for word in (option, str(value))]
             words = [
                 sys.executable,
                 str(HERE),
@@ -99,7 +101,7 @@ def _cell(asked: argparse.Namespace) -> int:
     with job.held(asked.work / "locks" / f"{found[0].name.replace('/', '_')}.lock") as mine:
         if not mine or (asked.results / f"{found[0].name}.json").exists():
             return 0
-        return job.run(found[0], asked.work, asked.imagenette, asked.results, _commit())
+        return job.run(found[0], asked.work, asked.imagenette, asked.results, _commit(), asked.lightly)
 
 
 def _commit() -> str:

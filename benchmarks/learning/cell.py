@@ -52,19 +52,24 @@ def prepare(name: str, work: Path, imagenette: Path | None) -> Path:
     return shards
 
 
-def run(cell: Cell, work: Path, imagenette: Path | None, results: Path, commit: str) -> int:
+def run(cell: Cell, work: Path, imagenette: Path | None, results: Path, commit: str, lightly: Path | None = None) -> int:
     """Bring a cell to its end; 0, or the exit status of what failed or was stopped."""
     shards = prepare(cell.set, work, imagenette)
     folder = work / "runs" / cell.name
     spent = folder.parent / f"{folder.name}.spent.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(spent.read_text()) if spent.exists() else {"wall_s": 0.0, "cpu_s": 0.0, "sittings": 0}
+    if ROWS[cell.row].by_lightly and lightly is None:
+        print(f"{cell.name}: left out, --lightly names no Python that has lightly (by_lightly.py says how)", file=sys.stderr)
+        return 0
     method = ROWS[cell.row].method
     command = [
         *_PACKAGE, "train", "--shards", str(shards), "--out", str(folder), "--recipe", "cpu-demo", "--seed", str(cell.seed),
         *(["--method", method] if method else []), *[word for text in cell.settings for word in ("--set", text)],
         "--set", "record_every=10", "--set", "checkpoint_every=100", "--quiet",
     ]  # fmt: skip
+    if ROWS[cell.row].by_lightly:
+        command = [str(lightly), str(Path(__file__).with_name("by_lightly.py")), *_for_lightly(cell, work, folder)]
     began, used = time.time(), _cpu_of_children()
     status = _training(command)
     before["wall_s"] += time.time() - began
@@ -83,9 +88,22 @@ def run(cell: Cell, work: Path, imagenette: Path | None, results: Path, commit: 
     target.with_suffix(".part").write_text(json.dumps(result, indent=1) + "\n")
     target.with_suffix(".part").replace(target)
     shutil.rmtree(folder / "features", ignore_errors=True)
-    for checkpoint in sorted((folder / "checkpoints").iterdir())[:-1]:
+    for checkpoint in sorted(folder.glob("checkpoints/*"))[:-1]:
         checkpoint.unlink()
     return 0
+
+
+def _for_lightly(cell: Cell, work: Path, folder: Path) -> list[str]:
+    """The arguments of `by_lightly.py` for a cell: what the same cell of ours is trained with."""
+    from univip_stream.pretrain.recipes import recipe
+    from univip_stream.pretrain.settings import with_settings
+
+    config = with_settings(recipe("cpu-demo"), cell.settings)
+    numbers = (
+        config.epochs, config.stream.batch_size, config.optim.lr, config.optim.warmup_epochs, config.ema, config.views.scene_size,
+        cell.seed,
+    )  # fmt: skip
+    return [str(work / SETS[cell.set].images / "images"), str(folder), *map(str, numbers)]
 
 
 _child: list["subprocess.Popen[bytes]"] = []
@@ -108,13 +126,17 @@ def _training(command: list[str]) -> int:
 
 def _judged(cell: Cell, folder: Path, shards: Path, work: Path, imagenette: Path | None) -> dict[str, Any]:
     votes, asked = (LabelledSource(str(_probe(name, work, imagenette))) for name in SETS[cell.set].probe)
-    subject = open_subject(folder, untrained=cell.row == "untrained")
+    lightly = ROWS[cell.row].by_lightly
+    subject = (
+        open_subject(folder / "backbone.safetensors", image_size=64)
+        if lightly
+        else open_subject(folder, untrained=cell.row == "untrained")
+    )
     how: dict[str, Any] = {"cache": folder / "features", "device": torch.device("cpu"), "workers": 0}
     near = knn(subject, votes, asked, KnnConfig(), **how)
     probe = linear(subject, votes, asked, PROTOCOLS["features"], **how)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    config = json.loads((folder / "config.json").read_text())
-    last = records[-1]
+    facts = _facts(cell, folder, shards)
     losses = [record["loss"] for record in records]
     tenth = max(1, len(losses) // 10)
     return {
@@ -123,10 +145,7 @@ def _judged(cell: Cell, folder: Path, shards: Path, work: Path, imagenette: Path
         "seed": cell.seed,
         "fingerprint": cell.fingerprint,
         "settings": cell.settings,
-        "images": config["shards"]["images"],
-        "shards": config["shards"]["fingerprint"],
-        "steps": config["steps"],
-        "images_seen": 0 if cell.row == "untrained" else config["steps"] * config["config"]["stream"]["batch_size"],
+        **facts,
         "knn": near["top1"],
         "linear": probe["top1"],
         "linear_rate": probe["rate"],
@@ -134,12 +153,31 @@ def _judged(cell: Cell, folder: Path, shards: Path, work: Path, imagenette: Path
         "judged": near["val_images"],
         "loss_first_tenth": sum(losses[:tenth]) / tenth,
         "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-        "feature_std": last["feature_std"],
-        "filled": last["filled"],
+        **{name: records[-1][name] for name in ("feature_std", "filled") if name in records[-1]},
         "curve": [[record["step"], round(record["loss"], 4)] for record in records[:: max(1, len(records) // _CURVE)]],
-        "explained": {} if cell.row == "untrained" else {k: round(v, 4) for k, v in explain(folder, shards).items()},
+        "explained": {}
+        if lightly or cell.row == "untrained"
+        else {k: round(v, 4) for k, v in explain(folder, shards).items()},
         "losses_sha256": hashlib.sha256(json.dumps(losses).encode()).hexdigest(),
         "weights_sha256": subject.weights_hash(),
+    }
+
+
+def _facts(cell: Cell, folder: Path, shards: Path) -> dict[str, Any]:
+    """How many images there are, which, and how many were seen."""
+    if ROWS[cell.row].by_lightly:
+        manifest = json.loads((shards / "manifest.json").read_text())
+        steps = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+        images = sum(shard["samples"] for shard in manifest["shards"])
+        batch = int(_for_lightly(cell, shards, folder)[3])
+        return {"images": images, "shards": "the pictures themselves", "steps": steps, "images_seen": steps * batch}
+    config = json.loads((folder / "config.json").read_text())
+    batch = config["config"]["stream"]["batch_size"]
+    return {
+        "images": config["shards"]["images"],
+        "shards": config["shards"]["fingerprint"],
+        "steps": config["steps"],
+        "images_seen": 0 if cell.row == "untrained" else config["steps"] * batch,
     }
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "pipelines"))
-from demo_images import background, write_scenes  # noqa: E402 - it lies beside
+from demo_images import background, write_scenes
 
 SIDE = 256
 """Of a composed picture, pixels."""

@@ -26,6 +26,8 @@ class Row:
     """As after --method: with the method's own views."""
     says: str
     """For the table."""
+    by_lightly: bool = False
+    """Trained by lightly's own parts, `by_lightly.py`."""
     longer: float = 1.0
     """Times the set's epochs."""
 
@@ -41,7 +43,8 @@ class ImageSet:
     settings: tuple[str, ...]
     """As after --set, over the recipe cpu-demo."""
     probe: tuple[str, str]
-    """Folders of labelled images: those that vote or are learned from, those that are judged. Below the work folder or Imagenette's."""
+    """Folders of labelled images, those that vote or are learned from and those that are judged: below the work folder, or a
+    split of Imagenette."""
     rows: tuple[str, ...]
     """In the order in which they are run, every row for a seed, then the next seed."""
     later: tuple[str, ...] = ()
@@ -82,6 +85,7 @@ ROWS: dict[str, Row] = {
     "K+two, naive": Row(settings=(_K, _TWO, "views.regions=naive"), says="and random boxes: Table 8 (b)"),
     "K+two, any views": Row(settings=(_K, _TWO, "views.overlap=false"), says="and random views: Table 8 (a)"),
     "byol, longer": Row(settings=_BYOL, longer=1.5, says="BYOL for as much CPU time as UniVIP"),
+    "byol by lightly": Row(by_lightly=True, says="BYOL by lightly 1.6.0: same pictures, sizes, budget"),
     "simclr": Row(method="simclr", says="SimCLR"),
     "moco-v2": Row(method="moco-v2", settings=("method.queue=4096",), says="MoCo v2, 4,096 keys"),
     "densecl": Row(method="densecl", settings=("method.queue=4096",), says="DenseCL, 4,096 keys"),
@@ -115,7 +119,16 @@ SETS: dict[str, ImageSet] = {
         settings=("stream.batch_size=32",),
         probe=("drawn/probe/train", "drawn/probe/val"),
         rows=("untrained", "byol", "scene", "scene+si", "scene+ii", "printed", "K+two"),
-        later=(*_CHOICES, "K+two, no si", "K+two, no scene", "K+two, naive", "K+two, any views", "byol, longer", *_OTHERS),
+        later=(
+            *_CHOICES,
+            "K+two, no si",
+            "K+two, no scene",
+            "K+two, naive",
+            "K+two, any views",
+            "byol, longer",
+            "byol by lightly",
+            *_OTHERS,
+        ),
     ),
     "composed": ImageSet(
         images="composed",
@@ -123,7 +136,16 @@ SETS: dict[str, ImageSet] = {
         settings=(*_REAL, *CHOSEN),
         probe=("imagenette:train", "imagenette:val"),
         rows=("untrained", "byol", "K+two", "printed", "scene", "scene+si", "scene+ii"),
-        later=(*_CHOICES, "K+two, no si", "K+two, no scene", "K+two, naive", "K+two, any views", "byol, longer", *_OTHERS),
+        later=(
+            *_CHOICES,
+            "K+two, no si",
+            "K+two, no scene",
+            "K+two, naive",
+            "K+two, any views",
+            "byol, longer",
+            "byol by lightly",
+            *_OTHERS,
+        ),
         seeds=dict.fromkeys(_OTHERS, 1),
     ),
     "single": ImageSet(
@@ -132,7 +154,7 @@ SETS: dict[str, ImageSet] = {
         settings=(*_REAL, *CHOSEN),
         probe=("imagenette:train", "imagenette:val"),
         rows=("untrained", "byol", "K+two", "printed", "scene"),
-        later=("byol, longer",),
+        later=("byol by lightly", "byol, longer"),
     ),
 }
 """Name -> what it is. `data.py` makes them."""
@@ -163,7 +185,9 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Of everything that the protocol says of this cell."""
-        said = [self.set, self.row, self.seed, ROWS[self.row].method, self.settings, SETS[self.set].probe]
+        said: list[object] = [self.set, self.row, self.seed, ROWS[self.row].method, self.settings, SETS[self.set].probe]
+        if ROWS[self.row].by_lightly:
+            said.append("lightly")
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 

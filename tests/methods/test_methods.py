@@ -212,3 +212,29 @@ def test_state_returns_through_a_dictionary(batch):
     twin = build()
     twin.load_state_dict(method.state_dict())
     assert torch.equal(twin(*batch)["loss"], method(*batch)["loss"])
+
+
+@pytest.mark.parametrize("name", ["univip", "byol"])
+def test_the_loss_scale_multiplies_the_gradient_and_leaves_the_terms(name: str, batch):
+    scenes, instances = batch
+    once, twice = (build(name=name, loss_scale=scale) for scale in (1.0, 2.0))
+    one, two = once(scenes, instances), twice(scenes, instances)
+    assert torch.equal(two["loss"], 2 * one["loss"])
+    assert torch.equal(two["loss_scene"], one["loss_scene"])
+    one["loss"].backward()
+    two["loss"].backward()
+    for ours, theirs in zip(once.online_parameters(), twice.online_parameters(), strict=True):
+        torch.testing.assert_close(2 * ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_kaiming_is_the_spread_of_every_layer_of_backbone_heads_and_aggregate():
+    """Fan-in: standard deviation sqrt(2 / inputs of an output)."""
+    method = build(init="kaiming")
+    layers = [layer for layer in method.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    assert method.aggregate in layers
+    for layer in layers:
+        weights = layer.weight.detach()
+        expected = (2 / weights[0].numel()) ** 0.5
+        # Of n normal numbers the deviation is off by about 1 / sqrt(2 n).
+        assert abs(float(weights.std()) / expected - 1) < 5 / (2 * weights.numel()) ** 0.5
+    assert torch.equal(method.target.backbone.trunk.conv1.weight, method.online.backbone.trunk.conv1.weight)

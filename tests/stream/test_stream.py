@@ -1,5 +1,6 @@
 import shutil
 import time
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from univip_stream import ShardDataset
+from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import inside
 from univip_stream.errors import InputError, UsageError
@@ -233,3 +235,22 @@ def test_shard_dataset_order_is_fixed_by_seed_and_epoch(drawn_shards):
     shared = [keys(1, 0, rank=rank, world_size=5) for rank in range(5)]
     assert sorted(sum(shared, [])) == sorted(keys(1, 0))
     assert [key for turn in range(3) for rank in range(5) for key in shared[rank][turn : turn + 1]] == keys(1, 0)
+
+
+def test_instances_drawn_as_either_view_have_the_chances_of_both(drawn_shards):
+    """Blurred always and solarised never in the first view, the other way round in the second: half of the instances each."""
+    chances = AugmentConfig(blur_p=(1.0, 0.0), solarize_p=(0.0, 1.0))
+
+    def draws(**views):
+        stream = Stream(str(drawn_shards), replace(VIEWS, **views), chances, StreamConfig(batch_size=12, seed=5, workers=0))
+        found = torch.cat([batch.instance_draws.flatten(1, 2) for batch in islice(stream, 8)], 1)
+        return found[..., augmentation._SIGMA] > 0, found[..., augmentation._SOLARIZE] > 0
+
+    blurred, solarised = draws()
+    assert blurred.all()
+    assert not solarised.any()
+    blurred, solarised = draws(instance_draws="either", instance_augmentations=2)
+    assert torch.equal(blurred, ~solarised)
+    share = blurred.float().mean(1)  # of 288 draws each, by chance
+    assert ((share - 0.5).abs() < 4 * (0.25 / blurred.shape[1]) ** 0.5).all()
+    assert not torch.equal(blurred[0], blurred[1])
