@@ -1,4 +1,8 @@
-"""MkDocs calls these while it builds the site: pages made from what the code and the repository already say."""
+"""MkDocs calls these while it builds the site: pages made from what the code and the repository already say.
+
+`python docs/hooks.py` writes reference/settings.md, which is kept in the repository to be read there too; a test holds it to
+the code.
+"""
 
 import re
 from pathlib import Path
@@ -7,8 +11,10 @@ import click
 from mkdocs.structure.files import File, Files
 
 from univip_stream.cli import COMMANDS, cli
+from univip_stream.pretrain.meanings import Setting, group_meanings, settings_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = REPOSITORY / "docs" / "reference" / "settings.md"
 
 
 def on_files(files: Files, config) -> Files:
@@ -45,3 +51,46 @@ def help_of(command: click.Command, name: str, level: int) -> list[str]:
 def format_page() -> str:
     """shards/README.md, where the format is described once."""
     return (REPOSITORY / "shards" / "README.md").read_text()
+
+
+def settings_page() -> str:
+    """Every setting of a training, from the classes that hold them."""
+    lines = [
+        "# Settings of a training",
+        "",
+        "Written by `python docs/hooks.py` from the classes of the configuration; do not edit it by hand.",
+        "",
+        "`train --set KEY=VALUE` changes a setting; a value is written as in JSON, a text without quotes.",
+        "`train --set help` prints this list, `train --set views.help` one group, `train --set views.tries.help` one setting.",
+        "The default is the code's; recipes that have another value are named under it. Where no source is named, the choice is",
+        "this program's. A run may be continued with another value of a setting marked (c); any other change is another run.",
+    ]
+    for group, meaning in group_meanings().items():
+        title = group or "Without a group"
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            meaning,
+            "",
+            "| setting | meaning | default | allowed | source |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_row(setting) for setting in settings_of() if setting.group == group]
+    return "\n".join(lines) + "\n"
+
+
+def _row(setting: Setting) -> str:
+    others = "".join(f"<br>{recipe}: `{value}`" for recipe, value in setting.recipes.items())
+    cells = [
+        f"`{setting.key}`{' (c)' * setting.may_change}",
+        setting.meaning,
+        f"`{setting.default}`{others}",
+        setting.allowed.replace("<", "&lt;"),
+        setting.source,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    SETTINGS.write_text(settings_page())

@@ -35,42 +35,45 @@ class AugmentConfig:
     """BYOL's numbers (arXiv:2006.07733, table 6 and its code; ORL's COCO recipe has the same)."""
 
     flip_p: float = 0.5
-    """Chance of a horizontal flip."""
+    """Chance that an image is mirrored left to right. Source: BYOL."""
     jitter_p: float = 0.8
-    """Chance of colour jitter."""
+    """Chance that brightness, contrast, saturation and hue are changed. Source: BYOL."""
     brightness: float = 0.4
-    """Factor drawn from 1 - b to 1 + b."""
+    """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """As brightness, towards the mean grey."""
+    """As brightness, but towards the image's mean grey. Source: BYOL."""
     saturation: float = 0.2
-    """As brightness, towards grey."""
+    """As brightness, but towards the grey image. Source: BYOL."""
     hue: float = 0.1
-    """Turn drawn from -h to h of the full circle."""
+    """h: hue is turned by an angle drawn from -h to h of the full circle. Source: BYOL."""
     grey_p: float = 0.2
-    """Chance of losing all colour."""
+    """Chance that an image loses all colour. Source: BYOL."""
     blur_p: tuple[float, float] = (1.0, 0.1)
-    """Chance of Gaussian blur, for the first and the second view."""
+    """Chance of Gaussian blur, for the first and for the second view. Source: BYOL."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur, pixels."""
+    """Smallest and largest standard deviation of the blur, in pixels. Source: BYOL."""
     blur_kernel: float = 0.1
-    """Width of the kernel as a share of the image's side: 23 pixels of 224."""
+    """Width of the blur's kernel as a share of the image's side: 23 pixels of 224. Source: BYOL."""
     solarize_p: tuple[float, float] = (0.0, 0.2)
-    """Chance that bright pixels are inverted, for the first and the second view."""
+    """Chance that bright pixels are inverted, for the first and for the second view. Source: BYOL."""
     solarize_threshold: float = 0.5
     """Brightness from which on pixels are inverted, 0 to 1: from 128 of 255 on. Not 128 / 255 itself, which some devices
-    miss by a rounding."""
+    miss by a rounding. Source: BYOL."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of the channels, 0 to 1 (ImageNet's, as every recipe has it)."""
+    """Mean of the red, green and blue channel, 0 to 1, that images are normalised with. Source: ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """As `mean`."""
+    """Standard deviation of the red, green and blue channel that images are normalised with. Source: ImageNet's."""
 
     def __post_init__(self) -> None:
-        for name in ("flip_p", "jitter_p", "grey_p", "brightness", "contrast", "saturation"):
+        for name in ("flip_p", "jitter_p", "grey_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance, 0 to 1")
         for name in ("blur_p", "solarize_p"):
             if not all(0 <= chance <= 1 for chance in getattr(self, name)):
-                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance for each view, 0 to 1")
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected two chances, 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise UsageError(f"augment.hue is {self.hue}; expected 0 to 0.5")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:

@@ -25,46 +25,54 @@ class ViewConfig:
     """Which views and instances to cut."""
 
     overlap: bool = True
-    """Draw views until their overlap holds K boxes (Algorithm 1). False: any two views, Table 8 (a) "no"."""
+    """Draw pairs of views until their overlap holds K boxes (Algorithm 1). False takes any two views. Source: UniVIP, Table
+    8 (a)."""
     regions: Literal["mined", "naive", "none"] = "mined"
-    """Where instances come from: the shard's boxes, or random ones; "none" goes with `instances` 0. Table 8 (b)."""
+    """Where instances come from: mined takes the boxes of the shards, naive random ones, and none goes with
+    views.instances=0. Source: UniVIP, Table 8 (b)."""
     scene_size: int = 224
-    """Side of a scene view, pixels."""
+    """Side of a scene view, in pixels. Source: BYOL."""
     instance_size: int = 96
-    """Side of an instance, pixels. 96 in the paper."""
+    """Side of an instance, in pixels. Source: UniVIP, section 3.3."""
     instances: int = 4
-    """K, instances an image; 0 for none. 4 in the paper, Table 8 (c)."""
+    """K, the instances taken from an image; 0 for none. Source: UniVIP, Table 8 (c)."""
     tries: int = 20
-    """Pairs of views drawn before the best is taken. 20 in the paper, Table 9."""
+    """How many pairs of views Algorithm 1 draws before it takes the best of them. Source: UniVIP, Table 9."""
     min_scale: int = 64
-    """Shortest side of an overlap, and of the random boxes that fill it, pixels."""
+    """Shortest side of an overlap, and of the random boxes that fill one that holds fewer than K boxes, in pixels of the
+    stored image. Source: UniVIP, section A.2."""
     max_aspect: float = 3.0
-    """Longest by shortest side of the random boxes that fill an overlap."""
+    """Longest side over shortest of the random boxes that fill an overlap. Source: UniVIP, section A.2."""
     max_iou: float = 0.5
-    """Greatest overlap of a filling box with another."""
+    """Greatest intersection over union of a random box that fills an overlap with another box. Source: UniVIP, section A.2."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of a view as a share of the image's."""
+    """Smallest and largest area of a view as a share of the image's. Source: BYOL."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width by height of a view before it is made square."""
+    """Least and greatest width over height of a view before it is made square. Source: BYOL."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of the resizing."""
+    """How a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
     instance_augmentations: Literal[1, 2] = 1
-    """1: the same augmented instance goes to both networks. 2: one each."""
+    """1 gives both networks the same augmented instance, 2 gives each its own augmentation. Source: ours; docs/method.md
+    says why."""
     instance_draws: Literal["in-order", "either"] = "in-order"
-    """Whose chances of blur and solarisation an instance's augmentation has: of the first view (and of the second for a second
-    augmentation), or of either view by chance, drawn for every augmentation of every instance."""
+    """Which view's chances of blur and solarization an instance is augmented with: in-order takes the first view's (and the
+    second view's for a second augmentation), either draws one of the two for every augmentation of every instance. Source:
+    ours; UniVIP does not say."""
     instance_crops: bool = True
-    """Cut the instances out as images of their own. False: their boxes only, for methods that look at boxes in the views."""
+    """Cut the instances out as images of their own. False gives their boxes alone, to methods that look at boxes in the
+    views."""
     whole_first: bool = False
-    """The first view is the whole image, as SoCo's."""
+    """Make the first view the whole image. Source: SoCo."""
     third_size: int = 0
-    """Side of a third view, the second's window once more at this size, pixels; 0 for none. SoCo's V3."""
+    """Side of a third view, in pixels: the second view's window once more, at this size; 0 for none. Source: SoCo's V3."""
     box_jitter: float = 0.0
-    """Greatest shift and change of size of a box in the first view, as a share of its sides; 0 for none. SoCo has 0.1."""
+    """Greatest shift and change of size of a box in the first view, as a share of its sides; 0 for none. Source: SoCo has
+    0.1."""
     box_jitter_p: float = 0.5
-    """Chance that a box is jittered at all. 0.5 in SoCo's code."""
+    """Chance that a box is jittered at all. Source: SoCo's code."""
     pairs: str | None = None
-    """File of `univip-stream retrieve`: adds ORL's four patches of `instance_size`, two of a region and two of a pair."""
+    """The file of pairs that `univip-stream retrieve` wrote: adds four patches of views.instance_size, two of a region and
+    two of a pair of regions. Source: ORL."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -73,11 +81,10 @@ class ViewConfig:
             ("instances", 0),
             ("tries", 1),
             ("min_scale", 1),
-            ("third_size", 0),
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at least {least}")
-        for name in ("scene_size", "instance_size", "third_size"):
+        for name in ("scene_size", "instance_size"):
             if getattr(self, name) > 4096:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at most 4096 pixels")
         for name, allowed in (
@@ -99,10 +106,10 @@ class ViewConfig:
             raise UsageError(f"views.max_aspect is {self.max_aspect}; expected at least 1 (longest side over shortest)")
         if not 0 <= self.max_iou <= 1:
             raise UsageError(f"views.max_iou is {self.max_iou}; expected 0 to 1")
-        if 0 < self.third_size < 8:
-            raise UsageError(f"views.third_size is {self.third_size}; expected at least 8 pixels, or 0 for no third view")
+        if self.third_size != 0 and not 8 <= self.third_size <= 4096:
+            raise UsageError(f"views.third_size is {self.third_size}; expected 8 to 4096 pixels, or 0 for no third view")
         if not 0 <= self.box_jitter <= 0.5:
-            raise UsageError(f"views.box_jitter is {self.box_jitter}; expected a share of a box's sides, 0 to 0.5")
+            raise UsageError(f"views.box_jitter is {self.box_jitter}; expected a share of the box's sides, 0 to 0.5")
         if not 0 <= self.box_jitter_p <= 1:
             raise UsageError(f"views.box_jitter_p is {self.box_jitter_p}; expected a chance, 0 to 1")
 

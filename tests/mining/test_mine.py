@@ -56,7 +56,7 @@ def test_mine_writes_tars_indexes_and_manifest_and_says_so(mined):
     )
     assert "images/s" in done.stderr
     assert "took" in done.stderr
-    assert f"'{out}/<000..002>.tar'" in done.stdout
+    assert f"'{out}/<000..002>.tar' --out runs/first --recipe cpu-demo --batch-size 12\n" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -367,3 +367,21 @@ def test_a_dry_run_writes_nothing(drawn_folder, tmp_path):
     assert result.exit_code == 0
     assert "12 images -> 1 shard" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_comes_next_fits_the_number_of_images():
+    """What it suggests for few images must start: a batch that they fill, and no 800 epochs of a ResNet-50."""
+    from univip_stream.cli.jobs import counted
+    from univip_stream.cli.mine import DEMO_BATCH, FEW, fitting_recipe
+    from univip_stream.pretrain.recipes import recipe
+
+    assert recipe("cpu-demo").stream.batch_size == DEMO_BATCH
+    for images in (2, 3, 12, 31, 32, 148, 2000, FEW - 1, FEW, 118_287):
+        options, why = fitting_recipe(images)
+        name, *rest = options.removeprefix("--recipe ").split()
+        config = recipe(name)
+        batch = int(rest[1]) if rest else config.stream.batch_size
+        assert 2 <= batch <= images
+        assert name == ("cpu-demo" if images < FEW else "coco")
+        assert counted(images, "image") in why
+    assert fitting_recipe(1)[0] == ""

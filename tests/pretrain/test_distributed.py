@@ -135,7 +135,7 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_sh
     again = subprocess.run(job(3, drawn_shards, run), capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert "continues after step" in again.stderr
-    assert "4 a rank x 3 ranks x 1 parts = batch 12" in again.stderr
+    assert "a batch of 12, 4 on each of 3 ranks;" in again.stderr
     alone = CliRunner().invoke(cli, job(1, drawn_shards, tmp_path / "alone")[8:])
     assert alone.exit_code == 0, alone.output
     # In float32 the rounding of another order of sums grows about tenfold a step in so small a network, so only the first.

@@ -52,7 +52,7 @@ def test_ranks_on_ray_train_as_one_process_and_a_killed_one_is_told(drawn_shards
     os.kill(ranks()[0], signal.SIGKILL)
     _, said = job.communicate(timeout=90)
     assert job.returncode == 1
-    assert "6 a rank x 2 ranks x 1 parts = batch 12" in said
+    assert "a batch of 12, 6 on each of 2 ranks;" in said
     assert "it continues from the last checkpoint" in said
     assert "Traceback" not in said
     together = losses(run)

@@ -471,3 +471,15 @@ def test_compiled_without_a_break_and_to_the_same_losses(drawn_shards, tmp_path)
     assert frames > 0
     assert breaks == {}
     assert compiled == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_network_that_the_recipes_rates_were_not_made_for_is_warned_of(drawn_shards, tmp_path):
+    said: list[str] = []
+    pretrain(tiny("steps=1", "method.backbone=vit_tiny_patch16_224"), str(drawn_shards), tmp_path / "vit", say=said.append)
+    [warning] = [line for line in said if line.startswith("warning")]
+    assert "vit_tiny_patch16_224 has no batch normalisation" in warning
+    assert "for ResNets" in warning
+    said.clear()
+    pretrain(tiny("steps=1"), str(drawn_shards), tmp_path / "resnet", say=said.append)
+    assert not [line for line in said if line.startswith("warning")]
+    assert any("12 images; a batch of 4; 1 steps" in line for line in said)

@@ -1,6 +1,9 @@
 import pytest
+from click.testing import CliRunner
 
+from univip_stream.cli import cli
 from univip_stream.errors import InputError
+from univip_stream.shards import open_index
 from univip_stream.shards.manifest import make_manifest, manifest_bytes
 from univip_stream.shards.spec import expand_shards
 
@@ -80,3 +83,24 @@ def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path):
         file.truncate(1 << 30)
     with pytest.raises(InputError, match="1073741824 bytes"):
         expand_shards(tmp_path)
+
+
+def test_a_set_named_in_part_is_noted_wherever_it_is_read(drawn_shards, run_folder, tmp_path):
+    """A range that stops short trains on a third of the images; it is told, by everything that reads shards."""
+    part, whole = f"{drawn_shards}/<000..000>.tar", str(drawn_shards)
+    note = f"4 of 12 images: 1 of 3 shards of {drawn_shards} named"
+    assert open_index(expand_shards(part)).notes == [note]
+    assert open_index(expand_shards(whole)).notes == []
+
+    def said(*arguments):
+        done = CliRunner().invoke(cli, list(arguments))
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    train = ["--recipe", "cpu-demo", "--backbone", "resnet18", "--batch-size", "4", "--workers", "0", "--steps", "1"]
+    train += ["--set", "views.scene_size=32", "--set", "views.instances=0", "--set", "method.hidden=16", "--device", "cpu"]
+    assert note in said("train", "--shards", part, "--out", str(tmp_path / "run"), *train)
+    embed = ["--workers", "0", "--image-size", "32", "--device", "cpu"]
+    assert note in said("embed", str(run_folder), part, "--out", str(tmp_path / "part.parquet"), *embed)
+    assert "shards of" not in said("embed", str(run_folder), whole, "--out", str(tmp_path / "whole.parquet"), *embed)
+    assert note in said("inspect", part)

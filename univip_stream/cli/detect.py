@@ -57,7 +57,7 @@ _SAY_EVERY = 5.0
 )
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Decides every random choice.")
 @limit_option
 # Where to run, where the result goes.
 @click.option("--save-every", default=2500, show_default=True, type=click.IntRange(min=1), metavar="N",

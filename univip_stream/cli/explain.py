@@ -29,7 +29,7 @@ from univip_stream.proposals import ENGINES
 )
 @click.option("--max-aspect", type=click.FloatRange(min=1), default=3.0, show_default=True, help="Longest by shortest side.")
 @click.option("--max-iou", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Overlap with a better box.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of views and augmentations.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides views and augmentations.")
 @limit_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the boxes, views and plan as JSON.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--samples", default=48, show_default=True, type=click.IntRange(0, 2000),
               help="Images shown at random, beside those that stand out.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, (1 << 63) - 1),
-              help="Of the random choice and of the views: those of a training with this seed.")  # fmt: skip
+              help="Decides the random choice, and the views: those that a training with this seed sees.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), help="Where remote indexes come to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")

@@ -20,7 +20,7 @@ def where_options(command: _Command) -> _Command:
             click.option(
                 "--address",
                 metavar="ADDRESS",
-                help="Of a running Ray cluster, such as auto.  [default: a local one is started]",
+                help="Address of a running Ray cluster, such as auto.  [default: a local one is started]",
             ),
             click.option("--inline", is_flag=True, help="Without Ray, one shard after the other, in this process."),
             click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result."),

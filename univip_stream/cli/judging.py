@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,6 +126,15 @@ def say_notes(*sources: "ImageSource", quiet: bool) -> None:
 def reading_workers(asked: int | None) -> int:
     """Processes that read images; one CPU is left to the network."""
     return usable_cpus() - 1 if asked is None else asked
+
+
+def tell(notes: Iterable[str], *, quiet: bool) -> None:
+    """What a person should know of the shards; once, whatever the number of ranks."""
+    from univip_stream.distributed import place_from_environment
+
+    if not quiet and place_from_environment().is_first:
+        for note in dict.fromkeys(notes):
+            click.echo(note, err=True)
 
 
 def cache_folder(run: Path, asked: Path | None) -> Path:

@@ -18,6 +18,11 @@ from univip_stream.mining.noticed import left_out
 from univip_stream.mining.pipeline import Plan, plan_job
 from univip_stream.proposals import ENGINES
 
+DEMO_BATCH = 32
+"""Images of a batch of the recipe `cpu-demo`; it is named here because mining loads no torch, and recipes do."""
+FEW = 10_000
+"""Images below which `coco`, made for 118,287, is not suggested: an epoch would be under twenty of its batches."""
+
 
 @click.command()
 # What to read, where to write.
@@ -73,7 +78,13 @@ from univip_stream.proposals import ENGINES
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.  [default: all]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of engines that use chance.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 2**63 - 1),
+    help="Decides the random choices of engines that make any.",
+)
 @click.option(
     "--max-pixels",
     default=100_000_000,
@@ -268,4 +279,28 @@ def _print_report(report: MiningReport, out: str) -> None:
         before = f"<{first}..{until}>" if len(old) > 1 else first
         click.echo(f"a run on the set as it was goes on with --shards '{out}/{before}.tar'")
     names = f"<{first}..{last}>" if len(shards) > 1 else first
-    click.echo(f"next: univip-stream train --shards '{out}/{names}.tar' --out runs/first")
+    options, why = fitting_recipe(report.manifest["totals"]["samples"])
+    if options:
+        click.echo(f"next: univip-stream train --shards '{out}/{names}.tar' --out runs/first {options}")
+    click.echo(f"  {why}; docs/how-to/own-photographs.md has the settings by number of images")
+
+
+def fitting_recipe(images: int) -> tuple[str, str]:
+    """(options of `train` for so many images, why those)."""
+    if images < 2:
+        return "", f"{counted(images, 'image')}: too few to train on"
+    if images < DEMO_BATCH:
+        batch = max(2, images - images % 2)
+        return (
+            f"--recipe cpu-demo --batch-size {batch}",
+            f"{counted(images, 'image')}: enough to see that everything runs, no more",
+        )
+    if images < FEW:
+        return (
+            "--recipe cpu-demo",
+            f"{counted(images, 'image')} are few for a large network; cpu-demo is a small one to try things out",
+        )
+    return (
+        "--recipe coco",
+        f"{counted(images, 'image')}: coco is the paper's recipe, ResNet-50 for 800 epochs, and wants GPUs",
+    )

@@ -116,7 +116,7 @@ def knn(
     "rates", "Learning rate to try, at a batch of 256; may be repeated.  [default: the protocol's]", multiple=True, type=float
 )
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: the protocol's]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @_CACHE
 @running_options
 def linear(
@@ -196,17 +196,24 @@ def linear(
 @run_argument
 @source_options
 @click.option(
-    "--fraction", default="1%", show_default=True, metavar="SHARE", help="Of each class that has labels: 1%, 10%, 0.2."
+    "--fraction",
+    default="1%",
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the labels of each class that is used: 1%, 10%, 0.2.",
 )
 @click.option("--subset", type=click.Path(path_type=Path, dir_okay=False), help="List of labelled images, SimCLR's, instead.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the labelled images.  [default: 20]")
 @learning_rate_option(
-    "rates", "Learning rate of the backbone; may be repeated.  [default: 0.1 0.01 0.001]", multiple=True, type=float
+    "rates",
+    "Learning rate of the backbone to try; may be repeated.  [default: 0.1 0.01 0.001]",
+    multiple=True,
+    type=float,
 )
 @click.option("--multiplier", "multipliers", multiple=True, type=float,
-              help="Of the head's rate; may be repeated.  [default: 1 10 100]")  # fmt: skip
+              help="The head's learning rate as a multiple of the backbone's; may be repeated.  [default: 1 10 100]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=2), help="Images of an update.  [default: 256]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of everything drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @running_options
 def finetune(
     run: Path,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument
+from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument, tell
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
@@ -19,7 +19,7 @@ from univip_stream.shards import expand_shards, open_index
 @run_argument
 @click.argument("shards")
 @click.option("--features", required=True, type=click.Path(path_type=Path),
-              help="Of the same shards: what `univip-stream embed` wrote.")  # fmt: skip
+              help="Features of the same shards, as `univip-stream embed` wrote them.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The Parquet file.")
 @click.option(
     "--neighbours", default=10, show_default=True, type=click.IntRange(min=1), help="Images that each is paired with."
@@ -56,8 +56,8 @@ def retrieve(
     """Pairs of boxes that look alike to the backbone of RUN, in images of SHARDS that look alike: what `--method orl` trains on.
 
     Images are compared by FEATURES, boxes by their own. Killed, the same command does what is missing; under torchrun the ranks
-    share the work. An image that cannot be read is nobody's neighbour. The file belongs to these shards: refilter first, then
-    embed, pair and train on the same ones.
+    share the work. An image that cannot be read is nobody's neighbour. OUT names images and boxes of exactly these SHARDS, so
+    choose their boxes (`refilter`) before `embed`, and give `embed`, `retrieve` and `train` the same SHARDS.
 
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
@@ -67,6 +67,7 @@ def retrieve(
     univip-stream train --method orl --shards shards-96/ --set views.pairs=pairs.parquet --out runs/orl
     """
     index = open_index(expand_shards(shards))
+    tell(index.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()
     where = pick_device(device, place)

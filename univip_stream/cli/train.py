@@ -16,9 +16,20 @@ from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
+from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.results import last_record
 from univip_stream.pretrain.settings import with_settings
+
+
+def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """`--set help` prints every setting and leaves; `--set views.help` and `--set views.tries.help` a part of them."""
+    asked = [text for text in texts if text == HELP or text.endswith(f".{HELP}")]
+    for text in asked:
+        click.echo(as_text(settings_of(text.removesuffix(HELP).removesuffix("."))))
+    if asked:
+        context.exit()
+    return texts
 
 
 @click.command()
@@ -43,16 +54,24 @@ from univip_stream.pretrain.settings import with_settings
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]"
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of everything random.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.  [default: the recipe's]")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as optim.lr=0.2; may be repeated."
+    "--set",
+    "settings",
+    multiple=True,
+    is_eager=True,  # so that its help needs none of the options that a training needs
+    callback=_told,
+    metavar="KEY=VALUE",
+    help="Any setting, such as optim.lr=0.2; may be repeated. `--set help` tells what there is, `--set views.help` a part.",
 )
 # Where to run.
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")
 @click.option("--cache", metavar="DIR", help="Where remote shards are kept.  [default: ~/.cache/univip-stream/shards]")
 @click.option(
-    "--decoded-cache", metavar="DIR", help="Keep decoded images here: half the CPU of later epochs, 0.9 MB an image."
+    "--decoded-cache",
+    metavar="DIR",
+    help="Keep decoded images here, 0.9 MB each: later epochs read them instead of decoding JPEGs again.",
 )
 @click.option(
     "--launcher",
@@ -63,7 +82,9 @@ from univip_stream.pretrain.settings import with_settings
 )
 @click.option("--ranks", type=click.IntRange(min=1), help="With --launcher ray.  [default: one a GPU of the cluster, or one]")
 @click.option(
-    "--address", metavar="ADDRESS", help="With --launcher ray: of a running cluster.  [default: a local one is started]"
+    "--address",
+    metavar="ADDRESS",
+    help="With --launcher ray: address of a running cluster.  [default: a local one is started]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")

@@ -49,44 +49,52 @@ class MethodConfig:
     """Settings of a method; the defaults are the paper's, or `docs/method.md`'s where the paper is silent."""
 
     name: str = "univip"
-    """A name of `METHODS`, or a class of your own as module:Class."""
+    """The method: a name of `--method`'s list, or a class of your own as module:Class."""
     backbone: str = "resnet50"
-    """A torchvision ResNet or any timm model."""
+    """The network that is trained: a torchvision ResNet, such as resnet50, or any timm model. Source: ResNet-50 is the
+    paper's."""
     pretrained: bool = False
-    """Start from the library's weights instead of random ones."""
+    """Start from the weights that torchvision or timm publish for the backbone (ImageNet's, mostly) instead of random ones.
+    They are downloaded once, so the first start needs a network. Source: the paper starts from random weights."""
     small_stem: bool = False
-    """A 3 x 3 stride-1 first convolution without max-pooling, for small images; ResNets only."""
+    """Give a ResNet a first convolution of 3 x 3 with stride 1 and no max-pooling, for images of 32 to 96 pixels. Only
+    ResNets have it."""
     hidden: int = 4096
-    """Width of the hidden layer of projector and predictor."""
+    """Width of the hidden layer of projector and predictor, in numbers. Source: BYOL."""
     width: int = 256
-    """Width of projections and predictions."""
+    """Width of projections and predictions, in numbers. Source: BYOL."""
     scene: bool = True
-    """The scene-scene term, Eq. 3."""
+    """Train the scene-scene term, Eq. 3. Source: UniVIP, section 3.2."""
     scene_instance: bool = True
-    """The scene-instance term, Eq. 6; UniVIP only."""
+    """Train the scene-instance term, Eq. 6; only univip has it. Source: UniVIP, section 3.3."""
     instance: bool = True
-    """The instance-instance term, Eq. 11; UniVIP only."""
+    """Train the instance-instance term, Eq. 11; only univip has it. Source: UniVIP, section 3.4."""
     epsilon: float = 0.1
-    """Entropic regularisation of the transport, in units of cost."""
+    """Entropic regularisation of the optimal transport, in units of its cost: larger makes plans more even. Source: OTA (Ge
+    et al. 2021); UniVIP names no number."""
     iterations: int = 50
-    """Sinkhorn iterations."""
+    """Sinkhorn iterations of the optimal transport. Source: OTA (Ge et al. 2021); UniVIP names no number."""
     mass: float = 1.0
-    """Sum of a transport plan, and so the weight of Eq. 11; K counts every instance once."""
+    """Sum of a transport plan, and so the weight of Eq. 11; the number of instances, K, would count every instance once.
+    Source: ours; docs/method.md says why."""
     through_plan: bool = False
-    """Let the gradient of Eq. 11 pass through the transport plan too, as DeepEMD does; OTA, which Eq. 7 follows, does not."""
+    """Let the gradient of Eq. 11 pass through the transport plan too. Source: DeepEMD does; OTA, which Eq. 7 follows, does
+    not."""
     loss_scale: float = 1.0
-    """What the loss of univip and byol is multiplied by. 1 is the paper's -cos; 2 has the gradient of BYOL's 2 - 2 cos."""
+    """What the loss of univip and byol is multiplied by. 1 is the paper's -cos; 2 has the gradient of BYOL's 2 - 2 cos.
+    Source: UniVIP, Eq. 2."""
     init: Literal["library", "kaiming"] = "library"
-    """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads, as ORL has it."""
+    """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads. Source: kaiming is
+    ORL's."""
     temperature: float = 0.2
-    """Of the contrastive losses: what similarities are divided by."""
+    """What the contrastive losses (simclr, moco-v2, densecl) divide similarities by. Source: MoCo v2."""
     queue: int = 65536
-    """Keys of earlier batches that moco-v2 and densecl keep as negatives."""
+    """How many keys of earlier batches moco-v2 and densecl keep as negatives. Source: MoCo v2."""
     dense_weight: float = 0.5
-    """Share of densecl's dense loss; the global one has the rest. The paper's lambda."""
+    """Share of densecl's dense loss; its global loss has the rest. Source: DenseCL's lambda."""
     joint_views: bool = False
-    """Both scene views as one forward, batch statistics still kept per view: fewer and larger kernels, but every batch
-    normalisation copies its output once more. False runs a forward for each view."""
+    """Run both scene views as one forward pass, batch statistics still kept per view: fewer and larger kernels, but every
+    batch normalisation copies its output once more. False runs a pass for each view."""
 
     def __post_init__(self) -> None:
         for name in ("hidden", "width", "iterations", "queue"):

@@ -57,7 +57,7 @@ class MiningConfig(Place):
     """Of which picture a COCO file's boxes are, where EXIF turns it: `upright` or `stored`. None goes on as the folder has begun,
     else `upright`."""
     seed: int = 0
-    """Of engines that use chance."""
+    """Decides the random choices of engines that make any, such as `naive`."""
     filter: BoxFilter = BoxFilter()  # noqa: RUF009 - frozen
     """Which boxes stay."""
     max_pixels: int = MAX_PIXELS

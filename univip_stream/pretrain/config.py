@@ -15,21 +15,23 @@ class OptimConfig:
     """How the online network follows its gradient."""
 
     name: Literal["sgd", "lars"] = "sgd"
-    """SGD with momentum, or LARS (You et al. 2017) for large batches."""
+    """sgd is SGD with momentum; lars (You et al. 2017) adapts the rate of each layer, for batches of thousands. Source: ORL
+    has SGD on COCO, BYOL LARS on ImageNet."""
     lr: float = 0.4
-    """Peak learning rate, for the batch size as it is: nothing scales it."""
+    """Highest learning rate, reached after the warm-up, for the batch size as it is: nothing scales it. Source: UniVIP and
+    ORL on COCO, 0.2 x 512 / 256."""
     momentum: float = 0.9
-    """Of the gradient."""
+    """Momentum of the gradient. Source: ORL and BYOL."""
     weight_decay: float = 1e-4
-    """Pull of the weights towards zero."""
+    """How strongly weights are pulled towards zero. Source: ORL on COCO."""
     exclude_norm_and_bias: bool = False
-    """Spare normalisations and biases from weight decay and from LARS's adaptation, as BYOL does."""
+    """Spare normalisations and biases from weight decay and from LARS's adaptation. Source: BYOL does, ORL does not."""
     trust: float = 1e-3
-    """LARS's trust coefficient eta."""
+    """LARS's trust coefficient, eta. Source: BYOL."""
     warmup_epochs: float = 4.0
-    """Epochs of linear warm-up."""
+    """Epochs in which the learning rate rises from 0 to optim.lr. Source: UniVIP, section 4."""
     final_lr: float = 0.0
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine. Source: ORL and BYOL."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "momentum", "weight_decay", "trust", "warmup_epochs", "final_lr"):
@@ -43,13 +45,13 @@ class OnlineKnnConfig:
     """kNN on labelled images while the run trains, recorded as `knn_top1`. It changes nothing of the training."""
 
     train: str | None = None
-    """Labelled images that vote: a folder of class folders, or shards. None: no kNN."""
+    """Labelled images that vote: a folder of class folders, or shards; null for no kNN."""
     val: str | None = None
-    """Labelled images to classify."""
+    """Labelled images that are classified: a folder of class folders, or shards."""
     every: int = 1000
-    """Steps between two times; the end of the run is one too."""
+    """Steps from one kNN to the next; there is one at the end of the run, too."""
     k: int = 20
-    """Neighbours that vote."""
+    """How many nearest neighbours vote."""
 
     def __post_init__(self) -> None:
         for name in ("every", "k"):
@@ -62,43 +64,44 @@ class PretrainConfig:
     """Everything a run depends on beside the shards."""
 
     recipe: str = ""
-    """The recipe it began as."""
+    """Name of the recipe that the settings began as. It is written by --recipe and decides nothing."""
     method: MethodConfig = field(default_factory=MethodConfig)
-    """Networks and losses."""
+    """The method, its networks and its losses."""
     views: ViewConfig = field(default_factory=ViewConfig)
-    """Scenes and instances."""
+    """Which scene views and instances are cut out of an image."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Jitter to solarize."""
+    """How colours are changed, and how images are normalised."""
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(batch_size=512))
-    """Batch size, workers, shuffling."""
+    """How shards are read: batch size, workers, shuffling, caches."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Learning rate and its like."""
+    """The optimizer and its learning rate."""
     knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
-    """A look at the features now and then."""
+    """kNN on labelled images while the run trains."""
     epochs: float | None = 800
-    """How long, in passes over the images; or say `steps`."""
+    """How long to train, in passes over all images; null where steps says it. Source: UniVIP, section 4."""
     steps: int | None = None
-    """How long, in updates; wins over `epochs`."""
+    """How long to train, in updates; wins over epochs."""
     ema: float = 0.99
-    """Momentum of the target network at the start; it rises to 1 along a cosine."""
+    """Momentum of the target network at the start; it rises to 1 along a cosine. Source: UniVIP, section 4."""
     seed: int = 0
-    """Of weights, order, views and augmentations."""
+    """Decides the first weights, the order of the images, views and augmentations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the networks' arithmetic; losses are float32 always. auto: bf16 where the hardware has it."""
+    """Number format of the networks' arithmetic; losses are float32 always. auto is bf16 where the hardware multiplies it."""
     channels_last: bool = True
-    """Memory layout of the images; the same numbers, faster convolutions."""
+    """Keep images in memory channels last: the same numbers, faster convolutions."""
     compile: bool = False
-    """torch.compile the networks."""
+    """Compile the networks with torch.compile: a slow start, then perhaps faster steps."""
     accumulate: int = 1
-    """Parts a rank's share of a batch is computed in, one after the other. Batch statistics are then those of a part."""
+    """How many parts a rank computes its share of a batch in, one after the other, to save memory. Batch statistics are then
+    those of a part."""
     sync_batchnorm: bool = True
-    """Batch statistics over all ranks."""
+    """Take batch statistics over the images of all ranks. Source: ORL and BYOL."""
     record_every: int = 10
-    """Steps between two lines of metrics.jsonl."""
+    """Steps from one line of metrics.jsonl to the next."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints."""
+    """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
-    """How many of the last stay."""
+    """How many of the newest checkpoints are kept."""
 
     def __post_init__(self) -> None:
         for name, least in (("accumulate", 1), ("record_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
@@ -109,7 +112,7 @@ class PretrainConfig:
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps is {self.steps}; expected at least 1")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
-            raise UsageError(f"epochs is {self.epochs}; expected a number above 0")
+            raise UsageError(f"epochs is {self.epochs}; expected more than 0")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed is {self.seed}; expected 0 to 2 ** 63 - 1")
         if not 0 <= self.ema <= 1:

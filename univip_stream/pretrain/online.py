@@ -44,7 +44,7 @@ class OnlineKnn:
 
     def notes(self) -> list[str]:
         """What a person should know before the first number."""
-        found = []
+        found = [f"knn: {note}" for source in (self.reference, self.queries) for note in source.notes]
         if self.failed:
             found.append("\n".join(["knn: these images cannot be read and are left out:", *listed(self.failed, 10)]))
         if shared := len(self.reference.places & self.queries.places):

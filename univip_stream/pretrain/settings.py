@@ -43,7 +43,7 @@ def with_settings(config: Config, settings: Iterable[str]) -> Config:
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text!r}; expected KEY=VALUE, such as optim.lr=0.2")
+            raise UsageError(f"--set {text!r}; expected KEY=VALUE, such as optim.lr=0.2; --set help lists all settings")
         config = _replaced(config, key.strip().split("."), value.strip(), key.strip(), config)
     return config
 

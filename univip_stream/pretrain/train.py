@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints
@@ -163,10 +164,9 @@ class _Trainer:
         yield from self.notes
         if self.knn is not None:
             yield from self.knn.notes()
-        part = config.stream.batch_size // place.world_size // config.accumulate
         yield (
-            f"{self.images} images; {part} a rank x {place.world_size} ranks x {config.accumulate} parts = batch "
-            f"{config.stream.batch_size}; {self.total} steps, {self.total / self.steps_per_epoch:.1f} epochs"
+            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {self.total} steps, "
+            f"{self.total / self.steps_per_epoch:.1f} epochs"
         )
         count = sum(parameter.numel() for parameter in self.method.online_parameters())
         yield (
@@ -179,6 +179,12 @@ class _Trainer:
             f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
             f"{self._momenta()}"
         )
+        if not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
+            yield (
+                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). The "
+                f"recipes' learning rates are for ResNets, and {optim.name} may train it badly at {optim.lr:g}: watch loss and "
+                "std in the first hundred steps, and try a tenth of optim.lr"
+            )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
         if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
@@ -303,6 +309,13 @@ class _Silent:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+def _shared_out(config: PretrainConfig, place: Place) -> str:
+    """How a batch is divided, in words; nothing where one process takes it whole."""
+    share = config.stream.batch_size // place.world_size
+    words = f", {share} on each of {place.world_size} ranks" if place.world_size > 1 else ""
+    return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")
 
 
 def memory(device: torch.device) -> dict[str, int]:

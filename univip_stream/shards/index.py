@@ -67,7 +67,7 @@ class ShardIndex:
     foreign: list[bool]
     """Whether a shard was written by another program: its images may need turning upright."""
     notes: list[str]
-    """What a person should know of foreign shards: members and images that are no samples, counted."""
+    """What a person should know: that only a part of a set was named, and what of foreign shards is no sample, counted."""
     cache: Cache
     """Where remote shards come to."""
     fingerprint: str
@@ -150,7 +150,7 @@ def open_index(shards: list[str], cache: Cache | None = None, *, max_pixels: int
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         loaded = list(pool.map(load, shards))
     rows = pa.concat_tables(shard.table for shard in loaded)
-    notes = _notes(shards, loaded)
+    notes = [*_parts(shards, entries), *_notes(shards, loaded)]
     if rows.num_rows == 0:
         raise InputError(
             f"the {len(shards)} shards hold no sample; " + ("; ".join(notes) or "see the reasons in their .parquet files")
@@ -287,6 +287,19 @@ def _samples_of(shard: str, table: pa.Table) -> pa.Table:
             f"{rows.column('key')[sample].as_py()}; mine this shard again"
         )
     return rows
+
+
+def _parts(shards: list[str], entries: dict[tuple[str, str], Any]) -> list[str]:
+    """One line a folder of which not all shards were named: right for a trial, and easily a slip of a range."""
+    named = {(parent(shard), name_of(shard)) for shard in shards}
+    found = []
+    for folder in dict.fromkeys(folder for folder, _ in entries):
+        whole = [place for place in entries if place[0] == folder]
+        part = [place for place in whole if place in named]
+        if len(part) < len(whole):
+            images, of = (sum(entries[place]["samples"] for place in places) for places in (part, whole))
+            found.append(f"{images} of {of} images: {len(part)} of {len(whole)} shards of {folder} named")
+    return found
 
 
 def _notes(shards: list[str], loaded: list[_Shard]) -> list[str]:

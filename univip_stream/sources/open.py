@@ -1,4 +1,4 @@
-"""From what people write after `--src` to the images: what kind of source it is is found by looking."""
+"""From what people write after `--src` to the images: the kind of a source is told from what lies there."""
 
 import os
 import re

@@ -45,29 +45,31 @@ class StreamConfig:
     """How to read."""
 
     batch_size: int
-    """Images of a global batch, over all ranks and accumulation steps."""
+    """Images of one update, over all ranks and all parts of accumulate."""
     seed: int = 0
-    """Of order, views and augmentation."""
+    """Decides order, views and augmentations. In a training it is always `seed`'s value."""
     workers: int = 2
-    """Processes that read and cut for this rank; 0 does it in the training process."""
+    """Processes of this rank that read images and cut views; 0 does it in the training process."""
     prefetch: int = 2
-    """Batches each worker has ready."""
+    """Batches that each worker keeps ready."""
     window: int = 16
-    """Shards whose samples are shuffled together."""
+    """How many shards' images are shuffled together."""
     antialias: bool = True
-    """Resize as Pillow does when shrinking. False is faster and rougher."""
+    """Resize as Pillow does when an image shrinks. False is faster and rougher."""
     cache: str | None = None
-    """Folder that remote shards come to, on a local disk; None is the user's cache folder."""
+    """Folder on a local disk that remote shards are copied to; null is the user's cache folder."""
     cache_bytes: int = DEFAULT_BYTES
-    """Bound of that folder. Room for two windows of shards is what keeps the reading from waiting."""
+    """The most bytes that the copied shards may take; 34359738368 is 32 GiB. Room for two windows of shards keeps training
+    from waiting."""
     decoded_cache: str | None = None
-    """Folder on a local disk in which decoded images are kept, as the first epoch passes; None keeps none."""
+    """Folder on a local disk in which decoded images are kept as the first epoch passes; null keeps none."""
     decoded_bytes: int = decoded.DEFAULT_BYTES
-    """Bound of what these shards take there; COCO's train2017 is 108 GB."""
+    """The most bytes that decoded images may take; 137438953472 is 128 GiB. COCO's train2017 takes 108 GB."""
     max_pixels: int = MAX_PIXELS
     """Larger images in shards of other programs are left out; our own shards are read as large as they were mined."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
-    """What to do about a sample whose bytes changed: stop, or take the next image of the order in its place and say so."""
+    """What to do about an image whose bytes changed since mining: raise stops, skip takes the next image of the order in its
+    place and says so."""
 
     def __post_init__(self) -> None:
         for name, least in (
