@@ -16,7 +16,7 @@ LAYERS = [
     {"pretrain", "mining", "evaluation", "export", "report"},
     {"methods", "stream", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "proposals"},
-    {"boxes", "shards", "images", "schedules", "checkpoint", "distributed"},
+    {"boxes", "shards", "images", "schedules", "checkpoint", "distributed", "workers"},
     {"errors", "shapes", "files", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
