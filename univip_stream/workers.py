@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from univip_stream.errors import InputError
 from univip_stream.files import said_size
@@ -76,8 +76,8 @@ def loaded(
     _last_words[:] = bytes(len(_last_words))
     leave = mmap.mmap(-1, mmap.PAGESIZE)
     begin = _Start(os.getpid(), threading.current_thread() is threading.main_thread(), leave, start)
-    if collate := options.get("collate_fn"):
-        options["collate_fn"] = _Collated(collate)
+    if options.get("batch_size", 1) is not None:  # an item is put together from several
+        options["collate_fn"] = _Collated(options.get("collate_fn") or default_collate)
     with warnings.catch_warnings(), _in_words():
         # How many workers are wise is the user's to say: more than cores are right where reading waits for a network.
         warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
@@ -126,7 +126,7 @@ def death(error: BaseException) -> str | None:
         return text
     if "Pin memory thread" in text:
         return f"batches of loader workers can no longer be received: {_said() or 'the thread that receives them is gone'}"
-    if "DataLoader worker" not in text:
+    if "DataLoader worker" not in text or text.startswith("Caught"):  # a worker's error, of which it did not die
         return None
     if said := _said() or (explained(text) if "Bus error" in text else None):
         return f"a loader worker died: {said}"
@@ -175,14 +175,7 @@ class _Told(Dataset[Any]):
         return len(cast(Sized, self.dataset))
 
     def __getitem__(self, number: Any) -> Any:
-        try:
-            return self.dataset[number]
-        except InputError as error:
-            return _plain(error)
-        except (OSError, MemoryError, RuntimeError) as error:
-            if (words := explained(error) or (str(error) if isinstance(error, OSError) else None)) is None:
-                raise
-            return InputError(words)
+        return _or_error(self.dataset.__getitem__, number)
 
 
 class _Collated:
@@ -191,11 +184,23 @@ class _Collated:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, items: Any) -> Any:
-        for item in items if isinstance(items, list) else [items]:
+    def __call__(self, items: list[Any]) -> Any:
+        for item in items:
             if isinstance(item, InputError):
                 return item
-        return self.collate(items)
+        return _or_error(self.collate, items)
+
+
+def _or_error(make: Callable[[Any], Any], what: Any) -> Any:
+    """What is made of something; the error, where it can be put in words."""
+    try:
+        return make(what)
+    except InputError as error:
+        return type(error)(str(error))  # without what it holds on to, which may not travel between processes
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (words := explained(error) or (str(error) if isinstance(error, OSError) else None)) is None:
+            raise
+        return InputError(words)
 
 
 def _given(batches: Iterator[Any], leave: mmap.mmap) -> Generator[Any, None, None]:
@@ -271,11 +276,6 @@ def _said() -> str:
 
 def _unknown(error: BaseException) -> str:
     return f"a batch cannot be handed over by its loader worker ({type(error).__name__}: {error})"
-
-
-def _plain(error: InputError) -> InputError:
-    """The error without what it holds on to, which may not travel between processes."""
-    return type(error)(str(error))
 
 
 def _room() -> str:
