@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,14 @@ class _Board:
 
     def __init__(self, folder: Path, resumed: int) -> None:
         self._writer: Any = None
+        self._hook: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
+        # Events are written in a thread, whose error would be printed with its traceback; `_do` meets it again.
+        self._hook = threading.excepthook
+        threading.excepthook = self._heard
         with contextlib.suppress(OSError):
             self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)  # type: ignore[no-untyped-call]
 
@@ -114,6 +119,12 @@ class _Board:
         """Flush and close."""
         self._do("close")
         self._writer = None
+        if threading.excepthook == self._heard:
+            threading.excepthook = self._hook
+
+    def _heard(self, hook: threading.ExceptHookArgs) -> None:
+        if not (isinstance(hook.exc_value, OSError) and type(hook.thread).__module__.startswith("tensorboard.")):
+            self._hook(hook)
 
     def _do(self, what: str, *arguments: Any) -> None:
         try:

@@ -126,7 +126,7 @@ class Shards:
                 if found != entry["index"]["sha256"]:
                     raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
                 opened.seek(0)
-                file = pq.ParquetFile(opened)
+                file = pq.ParquetFile(pa.BufferReader(opened.read()))
                 # The first shards had no image_id.
                 there = [name for name in columns if name != "image_id" or name in file.schema_arrow.names]
                 yield from file.iter_batches(_ROWS, columns=there)

@@ -1,7 +1,6 @@
 """A job that fills a folder with shards: keep what is finished, do the rest, write the manifest last."""
 
 import hashlib
-import io
 import json
 import platform
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import starmap
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -111,7 +111,8 @@ def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str,
     found = []
     for entry in entries:
         if entry["samples"] < entry["images"]:
-            index = io.BytesIO(out.read(index_name(entry["name"])) or b"")
+            # Not a file of Python's: Arrow's threads let go of its bytes when they like, also while Python ends, and abort it.
+            index = pa.BufferReader(out.read(index_name(entry["name"])) or b"")
             rows = pq.read_table(index, columns=["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]

@@ -73,7 +73,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
         path = index_name(shard)
         try:
             with _index_file(path, name_of(shard), entries.get(parent(shard)), index.cache) as file:
-                return pq.read_table(file, columns=_COLUMNS)
+                return pq.read_table(pa.BufferReader(file.read()), columns=_COLUMNS)
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
 

@@ -235,7 +235,7 @@ def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
 
 def _read_table(path: str, file: BinaryIO) -> pa.Table:
     try:
-        return pq.read_table(file, columns=INDEX_COLUMNS)
+        return pq.read_table(pa.BufferReader(file.read()), columns=INDEX_COLUMNS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
 

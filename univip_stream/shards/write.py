@@ -118,7 +118,7 @@ def finished_shard(name: str, index: bytes | None, tar_bytes: int | None, finger
     if index is None or tar_bytes is None:
         return None
     try:
-        table = pq.read_table(io.BytesIO(index), columns=["status", "boxes"])
+        table = pq.read_table(pa.BufferReader(index), columns=["status", "boxes"])
     except (pa.ArrowException, OSError, KeyError):
         return None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
