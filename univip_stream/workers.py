@@ -162,6 +162,9 @@ class _Start:
         """End this process with its parent, or when that has no use for it, whatever its other threads wait for."""
         while os.getppid() == self.parent and not self.leave[0]:
             time.sleep(_WATCH_EVERY)
+        until = time.monotonic() + _LEAVE_AFTER
+        while os.getppid() == self.parent and time.monotonic() < until:
+            time.sleep(_WATCH_EVERY)
         os._exit(0)
 
 
@@ -219,15 +222,10 @@ def _given(batches: Iterator[Any], leave: mmap.mmap) -> Generator[Any, None, Non
             yield item
     finally:
         # DataLoader waits for one after the other, five seconds each. A worker that hangs is not waited for so long.
-        late = threading.Timer(_LEAVE_AFTER, leave.__setitem__, (0, 1))
-        late.daemon = True
-        with contextlib.suppress(RuntimeError):  # of a worker whose death was told already, or of an interpreter that ends
-            late.start()
-        # Not left to the garbage collector: an error's traceback holds the iterator on.
+        leave[0] = 1
+        # Not left to the garbage collector: an error's traceback holds the iterator on. A worker's death was told already.
         with contextlib.suppress(RuntimeError, AttributeError):
             cast(Any, batches)._shutdown_workers()
-        late.cancel()
-        leave[0] = 1
 
 
 def _raised(items: Iterator[Any]) -> Generator[Any, None, None]:

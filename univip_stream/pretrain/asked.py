@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -49,12 +49,15 @@ class Asked:
             self._patience = None
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def patiently(self, items: Iterator[_Item], patience: float) -> Iterator[_Item]:
-        """The items, waiting for each as `waiting` does."""
-        while True:
-            with self.waiting(patience):
-                item = next(items)
-            yield item
+    def patiently(self, items: Generator[_Item, None, None], patience: float) -> Generator[_Item, None, None]:
+        """The items, waiting for each as `waiting` does. Closed, it closes what it takes them from."""
+        try:
+            while True:
+                with self.waiting(patience):
+                    item = next(items)
+                yield item
+        finally:
+            items.close()
 
     @contextmanager
     def listening(self) -> Iterator[None]:

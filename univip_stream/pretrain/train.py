@@ -203,50 +203,52 @@ class _Trainer:
         """Train to the end, yielding what is recorded."""
         config = self.config
         patience = _PATIENCE if self.place.world_size == 1 else _PATIENCE_OF_RANKS
-        batches = asked.patiently(iter(self.stream), patience)
-        began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
-        for step in range(self.first, self.total):
-            finished = step + 1
-            last = finished == self.total
-            record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
-            judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
-            try:
-                self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
-            except WaitedEnoughError:
-                raise self._leave(step) from None
-            losses: dict[str, float] = {}
-            stop = False
-            if record or save or judge or self.updates.look_due(finished):
-                losses, stop = self.updates.look(asked)
-            rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
-            momentum = self.method.target_momentum(step, self.total, config.ema)
-            self.updates.apply(rate, momentum)
+        with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
+            began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
+            for step in range(self.first, self.total):
+                finished = step + 1
+                last = finished == self.total
+                record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
+                judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
+                try:
+                    self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
+                except WaitedEnoughError:
+                    raise self._leave(step) from None
+                losses: dict[str, float] = {}
+                stop = False
+                if record or save or judge or self.updates.look_due(finished):
+                    losses, stop = self.updates.look(asked)
+                rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
+                momentum = self.method.target_momentum(step, self.total, config.ema)
+                self.updates.apply(rate, momentum)
 
-            if record or judge:
-                seconds = time.perf_counter() - began
-                values = {
-                    "step": finished,
-                    "epoch": round(finished / self.steps_per_epoch, 4),
-                    **{name: losses[name] for name in self.updates.terms},
-                    "lr": rate,
-                    "momentum": momentum,
-                    "filled": losses["filled"],
-                    "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
-                    "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
-                    **memory(self.device),
-                }
-                if judge and self.knn is not None:
-                    values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
-                self.recorder.write(values)
-                began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
-                yield values
-            if self.updates.views is not None:
-                self.recorder.pictures(*self.updates.views, config.augment, finished)
-                self.updates.views = None
-            if save or stop:
-                self._save(finished)
-            if stop and not last:
-                raise Interrupted(f"stopped after step {finished} of {self.total}, saved; run the same command to continue")
+                if record or judge:
+                    seconds = time.perf_counter() - began
+                    values = {
+                        "step": finished,
+                        "epoch": round(finished / self.steps_per_epoch, 4),
+                        **{name: losses[name] for name in self.updates.terms},
+                        "lr": rate,
+                        "momentum": momentum,
+                        "filled": losses["filled"],
+                        "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
+                        "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
+                        **memory(self.device),
+                    }
+                    if judge and self.knn is not None:
+                        values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
+                    self.recorder.write(values)
+                    began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
+                    yield values
+                if self.updates.views is not None:
+                    self.recorder.pictures(*self.updates.views, config.augment, finished)
+                    self.updates.views = None
+                if save or stop:
+                    self._save(finished)
+                if stop and not last:
+                    raise Interrupted(
+                        f"stopped after step {finished} of {self.total}, saved; run the same command to continue"
+                    )
 
     def _leave(self, finished: int) -> Interrupted:
         """Asked to stop, and no batch came for the next step: what was trained is saved, where nothing has touched it since."""

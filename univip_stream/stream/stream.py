@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,7 +149,7 @@ class Stream:
         moved._first = step * self._batches.parts
         return moved
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         ring = self._batches.ring = self._new_ring()  # before the workers are forked: they write into it
         batches = loaded(
             self._batches,
