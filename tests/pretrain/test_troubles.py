@@ -101,6 +101,16 @@ def test_a_warm_up_longer_than_the_run_is_said(drawn_shards, tmp_path):
     assert f"{values['lr']:g}" in line
 
 
+def test_a_run_that_burst_with_finite_numbers_does_not_end_without_a_word(drawn_shards, tmp_path):
+    said = []
+    pretrain(tiny("stream.workers=0", "steps=2"), str(drawn_shards), tmp_path / "sound", say=said.append)
+    assert not [line for line in said if "largest weight" in line]
+    wild = tiny("stream.workers=0", "steps=2", "optim.lr=5000", "optim.warmup_epochs=0")
+    pretrain(wild, str(drawn_shards), tmp_path / "wild", say=said.append)
+    [line] = [line for line in said if "largest weight" in line]
+    assert "optim.lr (it is 5000)" in line
+
+
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", "cuda:-1", "meta", ""])
 def test_a_device_that_is_none_is_said_in_our_words(device, drawn_shards, tmp_path):
     code, said = said_by(*arguments(drawn_shards, tmp_path / "run"), "--device", device)

@@ -47,6 +47,9 @@ _PATIENCE = 3.0
 """Seconds that a run alone waits for a batch after it was asked to stop. Schedulers kill some 10 to 30 s after asking."""
 _PATIENCE_OF_RANKS = 20.0
 """The same where ranks train together: who leaves early keeps the others from saving at one step."""
+_HUGE = 1e3
+"""A weight of this size is the sign of a run that burst: normalised networks keep finite losses with any. A sound ResNet's stay
+below some tens."""
 
 
 def pretrain(
@@ -92,6 +95,8 @@ def pretrain(
             values: dict[str, Any] = {}
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
+            for line in trainer.doubts():
+                say(line)
             trainer.export()
         return values
 
@@ -302,6 +307,15 @@ class _Trainer:
         self.recorder.close()
         if self.lock is not None:
             os.close(self.lock)
+
+    def doubts(self) -> Iterator[str]:
+        """What speaks against the result, though every number of it is one."""
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.method.online_parameters())
+        if largest > _HUGE:
+            yield (
+                f"the largest weight is {largest:.3g}: the steps were far too large, and little can have been learned, though "
+                f"every loss was a number. A smaller optim.lr (it is {self.config.optim.lr:g}) helps; it begins with another --out"
+            )
 
     def export(self) -> None:
         """Write the backbone alone, under the names its library uses."""
