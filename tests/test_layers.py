@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "stream", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "proposals"},
     {"boxes", "shards", "images", "schedules", "checkpoint", "distributed", "workers"},
-    {"errors", "shapes", "files", "storage", "__init__"},
+    {"errors", "shapes", "files", "parquet", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 

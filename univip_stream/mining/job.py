@@ -9,15 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import starmap
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from univip_stream import __version__
 from univip_stream.errors import InputError
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place, Task
+from univip_stream.parquet import table_of
 from univip_stream.shards.format import FAILED, index_name
 from univip_stream.shards.manifest import MANIFEST, make_manifest, manifest_bytes
 from univip_stream.shards.write import finished_shard
@@ -111,9 +110,7 @@ def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str,
     found = []
     for entry in entries:
         if entry["samples"] < entry["images"]:
-            # Not a file of Python's: Arrow's threads let go of its bytes when they like, also while Python ends, and abort it.
-            index = pa.BufferReader(out.read(index_name(entry["name"])) or b"")
-            rows = pq.read_table(index, columns=["source", "status", "reason", "size"])
+            rows = table_of(out.read(index_name(entry["name"])) or b"", ["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]
     return found
