@@ -1,7 +1,6 @@
 """A job that fills a folder with shards: keep what is finished, do the rest, write the manifest last."""
 
 import hashlib
-import io
 import json
 import platform
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from itertools import starmap
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from univip_stream import __version__
 from univip_stream.boxes import STORED
@@ -20,6 +18,7 @@ from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place, Task
+from univip_stream.parquet import table_of
 from univip_stream.shards.format import FAILED, index_name
 from univip_stream.shards.manifest import JOB, MANIFEST, being_added, make_manifest, manifest_bytes, read_manifest
 from univip_stream.shards.write import finished_shard
@@ -130,8 +129,7 @@ def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str,
     found = []
     for entry in entries:
         if entry["samples"] < entry["images"]:
-            index = io.BytesIO(out.read(index_name(entry["name"])) or b"")
-            rows = pq.read_table(index, columns=["source", "status", "reason", "size"])
+            rows = table_of(out.read(index_name(entry["name"])) or b"", ["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]
     return found

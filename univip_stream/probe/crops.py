@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -22,6 +22,7 @@ from univip_stream.failures import Failure
 from univip_stream.images import BadImageError
 from univip_stream.probe.labelled import ImageSource
 from univip_stream.stream.cut import cut
+from univip_stream.workers import loaded
 
 _TRIES = 10
 """Of a random crop before the central one is taken, as in torchvision's RandomResizedCrop."""
@@ -102,15 +103,11 @@ def batches(
 
     """
     images = _Cropped(source, np.asarray(numbers), crop)
-    more: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": one_thread} if workers else {}
     # A generator of its own: looking at images must not move that of a training.
-    loader: DataLoader[Any] = DataLoader(
-        images, batch_size, num_workers=workers, collate_fn=_stacked, generator=torch.Generator(), **more
-    )
-    for crops in loader:
-        if isinstance(crops, InputError):
-            raise crops
-        yield crops
+    yield from loaded(
+        images, workers=workers, start=one_thread, batch_size=batch_size, prefetch_factor=4, collate_fn=_stacked,
+        generator=torch.Generator(),
+    )  # fmt: skip
 
 
 def sound(parts: Iterator[Crops]) -> Iterator[Crops]:
@@ -175,7 +172,6 @@ def _stacked(items: list[Any]) -> Crops | InputError:
     )
 
 
-def one_thread(worker: int) -> None:
+def one_thread() -> None:
     """Workers are the parallelism."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(0)  # 1 would end the threads of a pool that did not survive the fork, and wait for them for ever

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
 from univip_stream.errors import InputError, UsageError
@@ -28,6 +28,7 @@ from univip_stream.failures import MAX_FAILURES, Failure, as_json, listed, stop_
 from univip_stream.images import BadImageError
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.shards.format import UNREADABLE
+from univip_stream.workers import loaded
 
 SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
 """Iterations at batch 16 (Detectron2's; the paper's Tables 2, 3 and 5)."""
@@ -327,13 +328,7 @@ def _batches(
     known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, place: Place, *, masks: bool
 ) -> Iterator[Any]:
     order: Any = _Order(len(known), protocol, first, place)
-    loader: DataLoader[Any] = DataLoader(
-        _Images(known, masks=masks), batch_sampler=order, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
-    )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        images, targets, met = batch
+    for images, targets, met in loaded(_Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_apart):
         yield images, targets, {number: failure for one in met for number, failure in one.items()}
 
 
@@ -342,10 +337,6 @@ def _apart(items: list[Any]) -> Any:
         if isinstance(item, InputError):
             return item
     return tuple(zip(*items, strict=True))
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 @torch.inference_mode()
@@ -361,9 +352,7 @@ def _found(
     """Detections on all images, of all ranks; and the images of this rank that cannot be read."""
     network.eval()
     numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
-    loader: DataLoader[Any] = DataLoader(
-        _Images(known, masks=None), batch_sampler=numbers, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
-    )
+    loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_apart)
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
     bad: dict[int, Failure] = {}
