@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from univip_stream.cluster import cpu_quota
 from univip_stream.errors import InputError
 
 State = Literal["ok", "note", "missing", "broken"]
@@ -79,7 +80,7 @@ def _machine(folder: Path) -> Iterator[Finding]:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
     yield Finding("machine", "Python", "ok" if fits else "broken", version, "" if fits else "Python 3.11 or 3.12")
     cpus, all_cpus = len(os.sched_getaffinity(0)), os.cpu_count() or 0
-    quota = _quota()
+    quota = cpu_quota()
     told = f"{cpus} of {all_cpus} usable" + (f", {quota:g} by the container's quota" if quota else "")
     few = quota is not None and quota < cpus
     yield Finding(
@@ -100,16 +101,6 @@ def _machine(folder: Path) -> Iterator[Finding]:
         "" if enough else "shards take the images' own size; COCO is 19 GB, ImageNet 140 GB",
     )  # fmt: skip
     yield _tried("machine", f"disk at {folder}", lambda: _disk(folder))
-
-
-def _quota() -> float | None:
-    """CPUs that a container may use (cgroup v2); None without a limit."""
-    path = Path("/sys/fs/cgroup/cpu.max")
-    try:
-        limit, period = path.read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _open_files() -> Finding:

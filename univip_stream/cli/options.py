@@ -1,0 +1,85 @@
+"""Numbers as options take them: of every command, also of one that is new."""
+
+import math
+from typing import Any
+
+import click
+
+MOST = (1 << 31) - 1
+"""What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
+
+
+class _Words:
+    """What a refused number is told: what was found, what was expected."""
+
+    kind: str
+
+    def refuse(self, found: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        raise click.BadParameter(f"{str(found)[:40]!r}; expected {self.kind}{self._between()}.", ctx, param)
+
+    def _between(self) -> str:
+        low, high = getattr(self, "min", None), getattr(self, "max", None)
+        lower = f"{'above' if getattr(self, 'min_open', False) else 'from'} {low}" if low is not None else ""
+        if high is None or abs(high) >= MOST:
+            upper = "up" if lower.startswith("from") else ""
+        else:
+            upper = f"{'and below' if getattr(self, 'max_open', False) else 'to'} {high}"
+        told = f"{lower} {upper}".strip()
+        return f" {told}" if told else ""
+
+
+class Whole(_Words, click.IntRange):
+    """A whole number in a range; a limit that only the machine's words have is nothing for help texts."""
+
+    kind = "a whole number"
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}" if self.max is not None and self.max >= MOST else super()._describe_range()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except (ValueError, OverflowError):  # text, or more digits than Python reads
+            self.refuse(value, param, ctx)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            if self.max is not None and self.max >= MOST and number > self.max:
+                raise click.BadParameter(f"{str(number)[:40]} is more than any machine can use.", ctx, param)
+            self.refuse(value, param, ctx)
+        return number
+
+
+class Real(_Words, click.FloatRange):
+    """A finite number in a range."""
+
+    kind = "a number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.refuse(value, param, ctx)
+        if not math.isfinite(number):  # compares with nothing, so that click's own check lets it pass
+            self.refuse(value, param, ctx)
+        try:
+            return super().convert(number, param, ctx)
+        except click.BadParameter:
+            return float(self.refuse(value, param, ctx))
+
+
+def sound(command: click.Command) -> click.Command:
+    """The command, with number types that refuse what no command can use: NaN, infinity, more than the machine's words hold."""
+    for option in command.params:
+        option.type = _sound(option.type)
+    return command
+
+
+def _sound(kind: "click.ParamType[Any]") -> "click.ParamType[Any]":
+    if isinstance(kind, _Words):
+        return kind
+    if isinstance(kind, click.IntRange):
+        return Whole(kind.min, MOST if kind.max is None else kind.max, kind.min_open, kind.max_open)
+    if isinstance(kind, click.FloatRange):
+        return Real(kind.min, kind.max, kind.min_open, kind.max_open)
+    if kind is click.INT:
+        return Whole(None, MOST)
+    return Real() if kind is click.FLOAT else kind
