@@ -1,6 +1,9 @@
-"""Numbers as options take them: of every command, also of one that is new."""
+"""What options take, of every command, also of one that is new: numbers that can be used, paths that can be opened."""
 
 import math
+import os
+import stat
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -67,9 +70,15 @@ class Real(_Words, click.FloatRange):
 
 
 def sound(command: click.Command) -> click.Command:
-    """The command, with number types that refuse what no command can use: NaN, infinity, more than the machine's words hold."""
+    """The command, with options that refuse what none can use.
+
+    That are NaN, infinity, more than the machine's words hold; and pipes, sockets and devices where a path is meant: reading
+    a pipe waits for ever for a writer, and a file written whole or not at all would replace a device.
+    """
     for option in command.params:
         option.type = _sound(option.type)
+        if isinstance(option.type, click.Path | type(click.STRING)) and option.callback is None:
+            option.callback = _ordinary
     return command
 
 
@@ -83,3 +92,22 @@ def _sound(kind: "click.ParamType[Any]") -> "click.ParamType[Any]":
     if kind is click.INT:
         return Whole(None, MOST)
     return Real() if kind is click.FLOAT else kind
+
+
+_STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def _ordinary(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    for one in [value] if isinstance(value, str | os.PathLike) else value if isinstance(value, Iterable) else []:
+        path = os.fspath(one)
+        for text in (path, path.partition("=")[2]):  # `--set views.pairs=PATH`
+            if kind := _strange(text):
+                raise click.BadParameter(f"{text} is {kind}; expected an ordinary file or folder.", ctx, param)
+    return value
+
+
+def _strange(text: str) -> str | None:
+    try:
+        return _STRANGE.get(stat.S_IFMT(os.stat(text).st_mode)) if text else None
+    except (OSError, ValueError):  # nothing is there, or no name of a file
+        return None
