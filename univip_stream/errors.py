@@ -1,6 +1,7 @@
 """What went wrong, said to the person who can mend it."""
 
 import errno
+import json
 import os
 import tempfile
 
@@ -49,16 +50,36 @@ def in_words(error: OSError) -> str:
 
     Errors of other makers (a message of their own, no number) are passed on as they are.
     """
-    if error.errno is None or error.strerror is None:
-        return str(error) or type(error).__name__
     if error.errno == errno.ENOENT and not _here():
         return "the folder that this was called in is gone; `cd` to one that exists"
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    if "AF_UNIX path too long" in str(error):
-        reason = too_long_for_sockets()
-    cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
-    return f"{' -> '.join(names)}{': ' if names else ''}{reason}{cure}"
+    return f"{' -> '.join(names)}{': ' if names else ''}{why(error)}"
+
+
+def why(error: BaseException) -> str:
+    """The reason alone, in words, to follow `... cannot be read: `, whose sentence has named the place already."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno is None or error.strerror is None:
+            return str(error) or type(error).__name__
+        if "AF_UNIX path too long" in str(error):
+            return too_long_for_sockets()
+        # Arrow puts the system's words behind its own, the number twice.
+        said = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
+        cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
+        return said[:1].lower() + said[1:] + cure
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON: {error}"
+    if isinstance(error, UnicodeDecodeError):
+        return "no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is missing in it"
+    if isinstance(error, TypeError | AttributeError | IndexError):  # Python's own words are about our code
+        return "it is built otherwise"
+    return str(error) or type(error).__name__
 
 
 def too_long_for_sockets() -> str:

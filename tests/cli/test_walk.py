@@ -73,7 +73,7 @@ def fault(words, *, refused=True, named=None):
         return f"does not say what to do: {last}"
     if status and named and not any(name in said for name in named):
         return f"does not name {named[0]!r}: {last}"
-    if status and len(said) > 3000:
+    if status and len(said) > 25_000:
         return f"says {len(said)} characters: {said[:300]}"
     return None
 
@@ -151,6 +151,13 @@ def test_the_base_arguments_work(name, places, tmp_path):
     assert status == 0 or name == "doctor", said  # which says 1 of a machine that lacks something
 
 
+ACCEPTED = {
+    # Of annotations it takes ids and an order: what these give it is none, and the images' own stand.
+    ("export boxes", "huge numbers"),
+    ("export boxes", "half a surrogate"),
+}
+
+
 @pytest.mark.parametrize(("name", "parameter"), [(name, one) for name, walked in rows() for one in walked.inputs])
 def test_what_cannot_be_read_is_told(name, parameter, places, tmp_path):
     walked = TABLE.get(name) or MORE[name]
@@ -162,14 +169,10 @@ def test_what_cannot_be_read_is_told(name, parameter, places, tmp_path):
             out = {"out": str(tmp_path / f"out-{suffix.strip('/')}-{number}")}
             value = [*walked.base[option], key + path] if key else [path]
             words = line(name, places | out, **{option: value})
-            if found := fault(words, refused=accepted(name, parameter, suffix, kind)):
+            refused = (name, kind) not in ACCEPTED
+            if found := fault(words, refused=refused):
                 faults.append(f"{suffix} {kind}: {found}")
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
-
-
-def accepted(name, parameter, suffix, kind):
-    """Whether a command must refuse it."""
-    return True
 
 
 @pytest.mark.parametrize(("name", "parameter"), [(name, one) for name, walked in rows() for one in walked.outputs])

@@ -62,7 +62,7 @@ def inputs(folder: Path, suffix: str, real: Path | None) -> dict[str, str]:
     found["unknown scheme"] = f"ftp://host/x{end}"
     found["no host"] = "s3://"
     if real is not None and real.is_file():
-        for share in (0.1, 0.5, 0.98):
+        for share in (0.1, 0.5) if suffix == ".tar" else (0.1, 0.5, 0.98):  # a tar ends in zeros that nobody misses
             path = folder / f"cut-{share}{suffix}"
             path.write_bytes(real.read_bytes()[: int(real.stat().st_size * share)])
             found[f"cut at {share}"] = str(path)
@@ -99,7 +99,22 @@ def outputs(folder: Path, suffix: str) -> dict[str, str]:
 
 def numbers(whole: bool) -> list[str]:
     """Texts that are no use as a number, or as large as a slip of the finger makes them."""
-    return ["-1", "nan", "inf", "-inf", "x", "", "1e400", "9" * 30, "9" * 5000, "0x10", "\u0663", "1_0_", "--", *(["1.5"] if whole else [])]
+    return [
+        "-1",
+        "nan",
+        "inf",
+        "-inf",
+        "x",
+        "",
+        "1e400",
+        "9" * 30,
+        "9" * 5000,
+        "0x10",
+        "\u0663",
+        "1_0_",
+        "--",
+        *(["1.5"] if whole else []),
+    ]
 
 
 def _parquet(columns):

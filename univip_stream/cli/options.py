@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable
 from typing import Any
@@ -77,7 +78,7 @@ def sound(command: click.Command) -> click.Command:
     """
     for option in command.params:
         option.type = _sound(option.type)
-        if isinstance(option.type, click.Path | type(click.STRING)) and option.callback is None:
+        if option.type is click.STRING and option.callback is None:
             option.callback = _ordinary
     return command
 
@@ -91,7 +92,24 @@ def _sound(kind: "click.ParamType[Any]") -> "click.ParamType[Any]":
         return Real(kind.min, kind.max, kind.min_open, kind.max_open)
     if kind is click.INT:
         return Whole(None, MOST)
+    if isinstance(kind, click.Path) and not isinstance(kind, LocalPath):
+        return LocalPath(kind)
     return Real() if kind is click.FLOAT else kind
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine: no address, and nothing that waits for ever when it is opened."""
+
+    def __init__(self, of: click.Path) -> None:
+        super().__init__(file_okay=of.file_okay, dir_okay=of.dir_okay, path_type=of.type)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if param is not None and ctx is not None:
+            _ordinary(ctx, param, text)
+        if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
+            raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
+        return super().convert(value, param, ctx)
 
 
 _STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -100,6 +118,8 @@ _STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a 
 def _ordinary(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     for one in [value] if isinstance(value, str | os.PathLike) else value if isinstance(value, Iterable) else []:
         path = os.fspath(one)
+        if not path.strip():
+            raise click.BadParameter(f"{path!r} says nothing; a variable of the shell that is not set?", ctx, param)
         for text in (path, path.partition("=")[2]):  # `--set views.pairs=PATH`
             if kind := _strange(text):
                 raise click.BadParameter(f"{text} is {kind}; expected an ordinary file or folder.", ctx, param)

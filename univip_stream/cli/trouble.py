@@ -28,6 +28,9 @@ def told(ctx: click.Context) -> Iterator[None]:
         ctx.exit(1)
     except OSError as error:
         _leave(ctx, in_words(error))
+    except UnicodeEncodeError as error:
+        name = error.object if isinstance(error.object, str) else repr(error.object)
+        _leave(ctx, f"{name} is no text (UTF-8), and a library here takes no other name; rename it")
     except MemoryError as error:
         _leave(ctx, f"out of memory{f' ({error})' if str(error) else ''}; fewer --workers or smaller batches need less")
     except ImportError as error:
@@ -40,8 +43,22 @@ def told(ctx: click.Context) -> Iterator[None]:
 
 def _leave(ctx: click.Context, message: str, status: int = 1) -> None:
     with contextlib.suppress(BrokenPipeError):
-        click.echo(f"error: {message}", err=True)
+        click.echo(f"error: {readable(message)}", err=True)
     ctx.exit(status)
+
+
+_LONGEST = 1000
+"""Characters of a line of a message: a name out of a file that is no text can have thousands."""
+
+
+def readable(message: str) -> str:
+    """The message with control characters written out, which may be a terminal's orders, and the middle of long lines left out."""
+    lines = []
+    for line in message.split("\n"):
+        plain = "".join(letter if letter.isprintable() or letter == "\t" else repr(letter)[1:-1] for letter in line[:100_000])
+        half = _LONGEST // 2
+        lines.append(plain if len(plain) <= _LONGEST else f"{plain[:half]} [...] {plain[-half:]}")
+    return "\n".join(lines)
 
 
 def _pour_away() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from univip_stream import __version__
 from univip_stream.distributed import Place
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CONFIG
@@ -82,7 +82,7 @@ def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, ste
         theirs = flat_dict(there)
         their_images, their_fingerprint = shards["images"], shards["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
+        raise InputError(f"{path} cannot be read ({why(error)}); choose another --out") from error
     # A setting that came after that run was made stands there at its default.
     ours, theirs = flat(config), flat(PretrainConfig()) | theirs
     names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]

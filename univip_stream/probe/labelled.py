@@ -151,7 +151,10 @@ class _Listed:
         facts = hashlib.sha256(self.listing.digest.encode())
         for image in self.listing:
             if not storage.is_remote(image.path):
-                status = os.stat(image.path)
+                try:
+                    status = os.stat(image.path)
+                except ValueError as error:  # a NUL in it: a list that is no text, such as UTF-16
+                    raise InputError(f"{image.path[:200]!r} is no name of a file; expected a list in UTF-8") from error
                 facts.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         return facts.hexdigest()
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.sources.listing import SourceImage, text_of
 
 TEXTS = (".txt", ".list", ".lst")
@@ -106,7 +106,7 @@ def _table(location: str, path: Path) -> Iterator[tuple[str, str, str | None]]:
                     number += 1
                     yield f"row {number}", _path(location, number, row[column]), _label(row.get("label"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{location}: not a Parquet file that can be read ({error})") from error
+        raise InputError(f"{location}: not a Parquet file that can be read ({why(error)})") from error
 
 
 def _path(location: str, number: int, value: Any) -> str:
@@ -130,5 +130,5 @@ def _local(location: str) -> Iterator[Path]:
         try:
             storage.copy_in(location, path)
         except OSError as error:
-            raise InputError(f"{location}: {type(error).__name__}: {error}") from error
+            raise InputError(f"{location}: {why(error)}") from error
         yield path

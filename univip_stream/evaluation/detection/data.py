@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import sha256_of
 from univip_stream.images import read_picture
 
@@ -137,7 +137,7 @@ def read_coco(annotations: Path, images: Path) -> DetectionSet:
     try:
         content = json.loads(annotations.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{annotations} cannot be read as COCO annotations: {error}") from error
+        raise InputError(f"{annotations} cannot be read as COCO annotations: {why(error)}") from error
     wrong = _wrong(content)
     if wrong:
         raise InputError(f"{annotations} is no COCO annotation file: {wrong}")
@@ -196,7 +196,7 @@ def _add_voc(content: dict[str, Any], path: Path) -> None:
                 }
             )  # fmt: skip
     except (OSError, ET.ParseError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an annotation of VOC: {error}") from error
+        raise InputError(f"{path} cannot be read as an annotation of VOC: {why(error)}") from error
 
 
 def _text(node: ET.Element, place: str) -> str:
