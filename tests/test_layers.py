@@ -17,8 +17,8 @@ LAYERS = [
     {"pretrain", "mining", "evaluation", "export", "report"},
     {"methods", "stream", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "proposals"},
-    {"boxes", "shards", "images", "depth", "formats", "schedules", "checkpoint", "distributed", "workers"},
-    {"errors", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
+    {"boxes", "shards", "images", "depth", "formats", "schedules", "checkpoint", "distributed", "workers", "cluster"},
+    {"errors", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 

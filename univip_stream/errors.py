@@ -1,5 +1,10 @@
 """What went wrong, said to the person who can mend it."""
 
+import errno
+import json
+import os
+import tempfile
+
 
 class InputError(ValueError):
     """People's input cannot be used: the message says what was found, what was expected and what to do.
@@ -14,3 +19,80 @@ class UsageError(InputError):
     """The command itself was called wrongly (a contradiction between options, an unknown name)."""
 
     exit_status = 2
+
+
+_CURES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a part of that path is a file; expected a folder",
+    errno.EISDIR: "expected a file",
+    errno.EEXIST: "there is something else already: choose another place",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ENAMETOOLONG: "the path is longer than the file system takes",
+    errno.EACCES: "this user may not; change its permissions, or choose another place",
+    errno.EPERM: "this user may not; change its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "make room, or choose another place, and run the same command again",
+    errno.EDQUOT: "make room, or choose another place, and run the same command again",
+    errno.EFBIG: "the file system takes no file so large; choose another place",
+    errno.EMFILE: "allow more with `ulimit -n 4096`, or use fewer --workers",
+    errno.ENFILE: "the whole machine has no more; end other programs, or use fewer --workers",
+    errno.ENOMEM: "fewer --workers or smaller batches need less",
+    errno.EIO: "the disk, or the network it is behind, failed; try again, and look at the machine's log",
+    errno.ENXIO: "expected a file",
+    errno.ESPIPE: "expected a file, which can be read at any place; this is a pipe",
+    errno.EINVAL: "expected an ordinary file or folder",
+}
+"""What to do about what a file system says."""
+
+
+def in_words(error: OSError) -> str:
+    """What the file system or network said as a sentence: the place, the reason, what to do.
+
+    Errors of other makers (a message of their own, no number) are passed on as they are.
+    """
+    if error.errno == errno.ENOENT and not _here():
+        return "the folder that this was called in is gone; `cd` to one that exists"
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return f"{' -> '.join(names)}{': ' if names else ''}{why(error)}"
+
+
+def why(error: BaseException) -> str:
+    """The reason alone, in words, to follow `... cannot be read: `, whose sentence has named the place already."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno is None or error.strerror is None:
+            return str(error) or type(error).__name__
+        if "AF_UNIX path too long" in str(error):
+            return too_long_for_sockets()
+        # Arrow puts the system's words behind its own, the number twice.
+        said = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
+        cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
+        return said[:1].lower() + said[1:] + cure
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON: {error}"
+    if isinstance(error, UnicodeDecodeError):
+        return "no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error} is missing in it"
+    if isinstance(error, TypeError | AttributeError | IndexError):  # Python's own words are about our code
+        return "it is built otherwise"
+    return str(error) or type(error).__name__
+
+
+def too_long_for_sockets() -> str:
+    """The sentence about a temporary folder whose name leaves no room for a socket's; the kernel takes 107 bytes in all."""
+    return (
+        f"the temporary folder's name is too long for sockets ({tempfile.gettempdir()}); set TMPDIR, and for Ray RAY_TMPDIR, to "
+        "a shorter one, such as /tmp"
+    )
+
+
+def _here() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True

@@ -4,7 +4,6 @@ Letters: B images, V views in one batch, D width of a vector.
 """
 
 import copy
-import difflib
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Float
+from univip_stream.suggest import did_you_mean
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -240,9 +240,8 @@ def _torchvision_resnets() -> frozenset[str]:
 
 def _unknown_backbone(name: str, timm_names: list[str]) -> str:
     known = [*sorted(_torchvision_resnets()), *timm_names]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    guess = f"Did you mean {' or '.join(near)}?" if near else "For example resnet50, or a timm model such as convnext_tiny."
-    return f"There is no backbone {name!r} in torchvision's ResNets or in timm. {guess}"
+    guess = did_you_mean(name, known, most=3) or "; expected one such as resnet50, or a timm model such as convnext_tiny"
+    return f"there is no backbone {name!r} in torchvision's ResNets or in timm{guess}"
 
 
 def _make_stem_small(trunk: nn.Module, name: str) -> None:

@@ -165,7 +165,7 @@ def test_the_second_augmentation_goes_to_the_target(batch):
 
 
 def test_a_method_nobody_wrote_is_a_usage_error_with_a_guess():
-    with pytest.raises(UsageError, match="Did you mean univip"):
+    with pytest.raises(UsageError, match="did you mean univip"):
         build(name="univp")
 
 

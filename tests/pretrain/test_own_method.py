@@ -81,7 +81,7 @@ def test_a_mistake_in_it_is_told_in_words(mistake, own, drawn_shards, tmp_path):
         ("{own}:Nothing", "has no attribute 'Nothing'"),
         ("{own}:", "AttributeError"),
         (":Class", "ValueError: Empty module name"),
-        ("mocov2", "Did you mean moco-v2"),
+        ("mocov2", "did you mean moco-v2"),
     ],
 )
 def test_a_name_of_nothing_is_told(name, words, own, drawn_shards, tmp_path):

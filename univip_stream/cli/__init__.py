@@ -1,5 +1,6 @@
 """The command `univip-stream`: parse, call, print. Each subcommand is imported only when it is used."""
 
+import io
 import os
 import sys
 
@@ -54,4 +55,21 @@ def main() -> None:
     # Before torch is loaded: threads that wait for each other sleep instead of spinning. Where other programs want the same
     # cores, a spinning wait made single training steps ten times as long; alone, sleeping costs 2 to 4 % (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_standard_streams()
     sys.exit(cli.main(prog_name="univip-stream"))
+
+
+def _open_standard_streams() -> None:
+    """Input and output that can be used, whatever this was started with.
+
+    Where one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would
+    be written into that file. And no name of a file must fail to be printed because the terminal's alphabet lacks a letter.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

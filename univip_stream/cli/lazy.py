@@ -1,14 +1,14 @@
-"""Groups of commands that are imported on use, and what every command does with an error."""
+"""Groups of commands that are imported on use; what is misspelt gets a suggestion, and every error a sentence."""
 
 import importlib
-import os
-import sys
 from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
-from univip_stream.errors import InputError
+from univip_stream.cli.options import sound
+from univip_stream.cli.trouble import told
+from univip_stream.suggest import did_you_mean
 
 
 class Command(NamedTuple):
@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands are imported on use, and which prints people's errors without a traceback."""
+    """A click group whose commands are imported on use, and which says errors without a traceback."""
 
     def __init__(self, *arguments: Any, table: dict[str, Command], **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -35,7 +35,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = self.table[cmd_name].target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return sound(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click's own asks every command for its help, which would import torch and Ray to print a list.
@@ -50,27 +50,42 @@ class LazyGroup(click.Group):
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_status)
-        except BrokenPipeError:
-            # The reader of our output left (`| head`). Nothing is wrong, and nothing more can be said.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
-        except RuntimeError as error:
-            # torch tells of a loader worker's death in whatever call the process happens to be in.
-            if "DataLoader worker" not in str(error):
-                raise
-            from univip_stream.workers import death
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        # Click's own guesses among the commands that are loaded already, which are none.
+        if name not in self.table and not name.startswith("-") and not ctx.resilient_parsing:
+            guess = did_you_mean(name, self.table) or f"; expected one of {', '.join(self.table)}"
+            ctx.fail(f"There is no command {name!r}{guess}")
+        return super().resolve_command(ctx, args)
 
-            if (told := death(error)) is None:
-                raise
-            click.echo(f"error: {told}", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            # The file system or network said no: the message names the file, the cause is not in our code.
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(1)
+    def invoke(self, ctx: click.Context) -> Any:
+        with told(ctx):
+            try:
+                return super().invoke(ctx)
+            except click.NoSuchOption as error:
+                raise _unknown_option(error) from error
+
+
+def _unknown_option(error: click.NoSuchOption) -> click.UsageError:
+    """Click's own guess takes `--help` for the nearest of `--lr`."""
+    command = error.ctx.command if error.ctx else None
+    known = [name for option in command.params for name in option.opts if name[:2] == "--"] if command else []
+    elsewhere = getattr(command, "elsewhere", lambda name: "")
+    others = [name for name in _ALSO_CALLED.get(error.option_name.lstrip("-"), ()) if name in known]
+    guess = f"; did you mean {others[0]}?" if others else did_you_mean(error.option_name, known)
+    return click.UsageError(f"There is no option {error.option_name}{guess or elsewhere(error.option_name)}", ctx=error.ctx)
+
+
+_ALSO_CALLED = {
+    "lr": ("--lr", "--rate"),
+    "learning-rate": ("--lr", "--rate"),
+    "rate": ("--lr",),
+    "source": ("--src",),
+    "input": ("--src", "--shards"),
+    "output": ("--out",),
+    "gpu": ("--device",),
+    "bs": ("--batch-size",),
+    "size": ("--image-size",),
+    "num-workers": ("--workers",),
+}
+"""What other programs call an option of ours, and no likeness of letters finds."""

@@ -19,7 +19,8 @@ from univip_stream.pretrain.ablations import ablation as ablation_named
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.results import last_record
-from univip_stream.pretrain.settings import with_settings
+from univip_stream.pretrain.settings import flat, with_settings
+from univip_stream.suggest import nearest
 
 
 def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -32,7 +33,14 @@ def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...
     return texts
 
 
-@click.command()
+class _Train(click.Command):
+    def elsewhere(self, option: str) -> str:
+        """What to do instead of an option that there is not: many settings have none of their own."""
+        found = nearest(option, flat(PretrainConfig()))
+        return f"; did you mean --set {found[0]}=VALUE?" if found else ""
+
+
+@click.command(cls=_Train)
 # What to read, where to write.
 @click.option(
     "--shards",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from univip_stream.distributed import ALONE, Place, wait_for_all
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
 from univip_stream.files import written_atomically
@@ -260,7 +260,7 @@ def load_features(path: Path) -> tuple[np.ndarray, str]:
             f"{path} does not say which images its features are of; `univip-stream embed` makes it anew"
         ) from error
     except (OSError, ValueError, IndexError, AttributeError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as features ({error}); `univip-stream embed` makes them") from error
+        raise InputError(f"{path} cannot be read as features ({why(error)}); `univip-stream embed` makes them") from error
     if not np.isfinite(vectors_ND[np.asarray(table.column("vector").is_valid())]).all():
         raise InputError(f"{path} holds features that are not finite; `univip-stream embed` makes them anew")
     return vectors_ND, images

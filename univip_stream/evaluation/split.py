@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.probe.labelled import LabelledSource
 
 HELD_OUT_A_CLASS = 10
@@ -62,7 +62,7 @@ def listed(source: LabelledSource, path: Path) -> np.ndarray:
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a list of images: {error}") from error
+        raise InputError(f"{path} cannot be read as a list of images: {why(error)}") from error
     place = {key.rpartition("/")[2]: number for number, key in enumerate(source.keys)}
     missing = [name for name in names if name.rpartition("/")[2] not in place]
     if missing or not names:

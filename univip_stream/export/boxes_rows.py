@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from univip_stream import storage
 from univip_stream.boxes import to_stored
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.parquet import batches_of
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.shards.manifest import read_manifest
@@ -128,7 +128,7 @@ class Shards:
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
         except (pa.ArrowException, KeyError) as error:
-            raise InputError(f"{path} cannot be read ({error}); mine this shard again") from error
+            raise InputError(f"{path} cannot be read ({why(error)}); mine this shard again") from error
 
     def _fact(self, row: dict[str, Any]) -> Fact:
         turned = _TURNED.fullmatch(row["converted"] or "")

@@ -1,6 +1,5 @@
 """From a method's name to the method, and what a class of somebody's own is told when it does not fit."""
 
-import difflib
 import importlib
 import os
 import sys
@@ -19,6 +18,7 @@ from univip_stream.methods.scrl import SCRL
 from univip_stream.methods.simclr import SimCLR
 from univip_stream.methods.soco import SoCo
 from univip_stream.methods.univip import UniVIP
+from univip_stream.suggest import did_you_mean
 
 METHODS: dict[str, type[Method]] = {
     "univip": UniVIP,
@@ -46,9 +46,8 @@ def method_class(name: str) -> type[Method]:
         return METHODS[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        guess = f" Did you mean {near[0]}?" if near else ""
-        raise UsageError(f"There is no method {name!r}; there are {', '.join(METHODS)}, and your own as module:Class.{guess}")
+        guess = did_you_mean(name, METHODS) or ";"
+        raise UsageError(f"there is no method {name!r}{guess} Methods: {', '.join(METHODS)}, and your own as module:Class")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)  # the installed command, unlike `python -m`, does not look there

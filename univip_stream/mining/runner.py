@@ -1,18 +1,12 @@
 """Run a plain function over shards: on Ray, or one after the other."""
 
-import logging
-import os
-import signal
-import socket
-import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Protocol
 
-from univip_stream.errors import InputError
+from univip_stream.cluster import ANSWER_WITHIN, attached
+from univip_stream.errors import InputError, in_words
 from univip_stream.machine import usable_cpus
 
 _OBJECT_STORE = 100 << 20
@@ -21,8 +15,6 @@ _LOOK_EVERY = 0.5
 """Seconds between two looks at the workers' progress."""
 _AHEAD = 2
 """Tasks submitted for every one that can run: enough that no CPU waits for the driver, few enough to stop soon."""
-_ANSWER_WITHIN = 10.0
-"""Seconds that a cluster's address, or the counter of progress, has for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,77 +69,28 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Place, progress: P
     import ray as ray_module
 
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time
-    _start(ray, place)
-    try:
+    local = {"num_cpus": place.workers or usable_cpus(), "num_gpus": 0, "object_store_memory": _OBJECT_STORE}
+    with attached(ray, place.address, otherwise="--inline does without Ray, on one CPU", **local):
         counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
         # One CPU and no GPU a task; a task whose worker or node dies is given to another.
         remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
         at_once = place.workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD
         running: dict[Any, Task] = {}
-        while True:
-            for task in islice(tasks, at_once - len(running)):
-                running[remotely.remote(function, task, counter)] = task
-            if not running:
-                break
-            done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY)
+        try:
+            while True:
+                for task in islice(tasks, at_once - len(running)):
+                    running[remotely.remote(function, task, counter)] = task
+                if not running:
+                    break
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY)
+                progress(_taken(ray, counter))
+                for reference in done:
+                    task = running.pop(reference)
+                    yield task, _result(ray, reference, task)
             progress(_taken(ray, counter))
-            for reference in done:
-                task = running.pop(reference)
-                yield task, _result(ray, reference, task)
-        progress(_taken(ray, counter))
-    finally:
-        ray.shutdown()
-
-
-def _start(ray: Any, place: Place) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's coming default; without it, it warns about accelerators that mining does not use.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    if place.address:
-        _refuse_silence(place.address)
-        try:
-            ray.init(address=place.address, **settings)
-        except (ConnectionError, ray.exceptions.RayError) as error:
-            raise InputError(
-                f"--address {place.address}: {str(error).splitlines()[0]}; is a cluster running (`ray start --head`)? If it "
-                "asks for a token: copy ~/.ray/auth_token from its head and set RAY_AUTH_MODE=token"
-            ) from error
-    else:
-        ray.init(
-            address="local",
-            num_cpus=place.workers or usable_cpus(),
-            num_gpus=0,
-            object_store_memory=_OBJECT_STORE,
-            include_dashboard=False,
-            **settings,
-        )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which exits without a word of ours
-
-
-def _refuse_silence(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _latest_cluster() or address
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=_ANSWER_WITHIN).close()
-        except OSError as error:
-            raise InputError(
-                f"--address {address}: nobody answers there ({error}); start a cluster with `ray start --head`, "
-                "or leave --address out for a local one"
-            ) from error
-
-
-def _latest_cluster() -> str | None:
-    """Where Ray remembers this machine's cluster, also one that is gone."""
-    try:
-        return Path(tempfile.gettempdir(), "ray", "ray_current_cluster").read_text().strip()
-    except OSError:
-        return None
+        finally:
+            for reference in running:  # stopped early, on a Ray that may outlive this
+                ray.cancel(reference)
 
 
 class _Counter:
@@ -166,7 +109,7 @@ class _Counter:
 
 def _taken(ray: Any, counter: Any) -> int:
     try:
-        return int(ray.get(counter.take.remote(), timeout=_ANSWER_WITHIN))
+        return int(ray.get(counter.take.remote(), timeout=ANSWER_WITHIN))
     except ray.exceptions.RayError:  # its node is gone; it starts anew elsewhere, and only the display is behind
         return 0
 
@@ -181,7 +124,8 @@ def _result(ray: Any, reference: Any, task: Task) -> Any:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, InputError | OSError):
-            raise InputError(f"shard {task.name}: {cause}") from error
+            told = in_words(cause) if isinstance(cause, OSError) else str(cause)
+            raise InputError(f"shard {task.name}: {told}") from error
         raise
     except ray.exceptions.RayError as error:
         raise InputError(

@@ -1,9 +1,9 @@
 """The rows of the paper's ablation tables, each a name for the settings in which it differs from UniVIP as it is."""
 
-import difflib
 from typing import NamedTuple
 
 from univip_stream.errors import UsageError
+from univip_stream.suggest import did_you_mean
 
 
 class Ablation(NamedTuple):
@@ -52,8 +52,7 @@ def ablation(name: str) -> Ablation:
 
     """
     if name not in ABLATIONS:
-        near = difflib.get_close_matches(name, ABLATIONS, n=1, cutoff=0.4)
-        guess = f"; did you mean {near[0]}?" if near else "."
+        guess = did_you_mean(name, ABLATIONS) or "."
         raise UsageError(
             f"there is no ablation {name!r}{guess} They are the rows of the paper's tables: {', '.join(ABLATIONS)}"
         )

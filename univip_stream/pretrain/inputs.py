@@ -24,7 +24,7 @@ def check_views(name: str, wants: Wants, views: ViewConfig) -> None:
         raise UsageError(f"{name} looks at instances as images of their own; set views.instance_crops to true")
     if wants.third and views.third_size == 0:
         raise UsageError(f"{name} looks at a third view, and views.third_size is 0; set it to pixels, such as 112")
-    if wants.patches and views.pairs is None:
+    if wants.patches and not views.pairs:
         raise UsageError(
             f"{name} looks at pairs of regions, and views.pairs names no file of them; `univip-stream retrieve` makes one: --set "
             "views.pairs=pairs.parquet"

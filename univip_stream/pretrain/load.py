@@ -9,7 +9,7 @@ import torch
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, why
 from univip_stream.methods import Method, MethodConfig, build_method
 from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
@@ -62,7 +62,7 @@ def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, Pr
     try:
         config = from_dict(PretrainConfig, json.loads(state["config"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{run}: the checkpoint's configuration cannot be read ({error})") from error
+        raise InputError(f"{run}: the checkpoint's configuration cannot be read ({why(error)})") from error
     torch.manual_seed(config.seed)
     # Nothing is downloaded: the weights are in the checkpoint. What a pretrained network began with is not, so `untrained` is
     # the same network with random weights.
@@ -85,7 +85,7 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
             facts = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+        raise InputError(f"{path} cannot be read as safetensors: {why(error)}") from error
     if "backbone" not in facts:
         raise InputError(f"{path} does not say which network it is; expected a backbone.safetensors that `train` wrote")
     method = MethodConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True")

@@ -1,7 +1,6 @@
 """Training with Ray Train as the launcher: `train --launcher ray`, inside a Ray cluster or on a Ray of its own."""
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from univip_stream import storage
+from univip_stream.cluster import attached
 from univip_stream.distributed import PATIENCE, Place
 from univip_stream.errors import InputError, UsageError
 from univip_stream.machine import usable_cpus
@@ -66,14 +66,7 @@ def pretrain_on_ray(
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: Ray gives every rank its GPU; expected auto, cpu or cuda")
     ray: Any = ray_module  # its stubs know little of what is made at run time
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else local))
-    except (ConnectionError, ray.exceptions.RayError) as error:
-        raise InputError(f"--address {address}: {str(error).splitlines()[0]}; is a cluster running?") from error
-    try:
+    with attached(ray, address, otherwise="without --launcher ray training does without it", num_cpus=usable_cpus()):
         gpus = int(ray.cluster_resources().get("GPU", 0))
         on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
         count = ranks or (gpus if on_gpu else 1)
@@ -99,8 +92,6 @@ def pretrain_on_ray(
                 trainer.fit()
         except ray_train.TrainingFailedError as error:
             raise _told(error) from error
-    finally:
-        ray.shutdown()
     return last_record(run) or {}
 
 

@@ -3,7 +3,6 @@
 The paper (section 4) follows ORL on COCO and BYOL on ImageNet; what it leaves out is theirs.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from univip_stream.errors import UsageError
 from univip_stream.methods import MethodConfig
 from univip_stream.pretrain.config import OptimConfig, PretrainConfig
 from univip_stream.stream import StreamConfig
+from univip_stream.suggest import did_you_mean
 from univip_stream.views import ViewConfig
 
 
@@ -100,7 +100,6 @@ def recipe(name: str) -> PretrainConfig:
 
     """
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        guess = f"; did you mean {near[0]}?" if near else "."
+        guess = did_you_mean(name, RECIPES) or "."
         raise UsageError(f"there is no recipe {name!r}{guess} Recipes: {', '.join(RECIPES)}")
     return RECIPES[name]()

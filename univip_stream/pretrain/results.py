@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.pretrain.load import CONFIG
 from univip_stream.pretrain.settings import flat_dict
 from univip_stream.record import METRICS
@@ -75,7 +75,7 @@ def records_of(run: Path) -> list[dict[str, Any]]:
             return found
         wrong = "a step that is no whole number"
     except (ValueError, KeyError, TypeError) as error:
-        wrong = f"{type(error).__name__}: {error}"
+        wrong = why(error)
     raise InputError(f"{run / METRICS} cannot be read ({wrong}); expected an object a line, with its step")
 
 
@@ -113,7 +113,7 @@ def _row(run: Path) -> dict[str, Any]:
             "evaluations": _evaluations(run),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run} cannot be read as a run ({type(error).__name__}: {error})") from error
+        raise InputError(f"{run} cannot be read as a run ({why(error)})") from error
 
 
 def _terms(settings: dict[str, Any], K: int, records: list[dict[str, Any]]) -> list[str]:

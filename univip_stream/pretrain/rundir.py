@@ -12,7 +12,7 @@ from typing import Any
 from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import Place
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
@@ -148,7 +148,7 @@ def _facts(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_bytes())
         flat_dict(found["config"]), found["steps"], found["shards"]["images"], found["shards"]["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
+        raise InputError(f"{path} cannot be read ({why(error)}); choose another --out") from error
     return found
 
 

@@ -1,7 +1,6 @@
 """Configurations as dictionaries and as `KEY=VALUE` texts: any tree of dataclasses, checked by its types."""
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
@@ -9,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from univip_stream.errors import UsageError
+from univip_stream.suggest import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -118,6 +118,4 @@ def _converted(hint: Any, value: Any, key: str) -> Any:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = near or [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"there is no setting {key!r}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"there is no setting {key!r}{did_you_mean(key, known)}"

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.parquet import table_of
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Cache, Remote
@@ -75,7 +75,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
             with _index_file(path, name_of(shard), entries.get(parent(shard)), index.cache) as file:
                 return table_of(file.read(), _COLUMNS)
         except (pa.ArrowException, KeyError) as error:
-            raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
+            raise InputError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
 
     remote = dict.fromkeys(map(parent, filter(is_remote, index.shards)))
     entries = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from univip_stream import storage
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, why
 from univip_stream.files import TEMPORARY, sync_folder
 from univip_stream.storage import retry
 from univip_stream.storage.retry import PassingError, tried
@@ -134,7 +134,7 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise InputError(f"{path} of the shard cache cannot be read: {error}") from error
+            raise InputError(f"{path} of the shard cache cannot be read: {why(error)}") from error
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if os.fstat(descriptor).st_size != remote.size:
             os.close(descriptor)
@@ -182,7 +182,7 @@ class Cache:
             return tried(lambda: _copied(remote, temporary, stopped))
         except _SourceError as error:
             raise FetchError(
-                f"{remote.location} cannot be fetched, after {retry.TRIES} tries: {error}; run again when it can be reached, "
+                f"{remote.location} cannot be fetched, after {retry.TRIES} tries: {why(error)}; run again when it can be reached, "
                 "training continues from its last checkpoint"
             ) from error
 
@@ -247,7 +247,7 @@ class Cache:
             descriptor = os.open(self.folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise InputError(
-                f"the shard cache {self.folder} cannot be written ({error}); name another by stream.cache"
+                f"the shard cache {self.folder} cannot be written ({why(error)}); name another by stream.cache"
             ) from error
         try:
             try:
@@ -268,7 +268,7 @@ class Cache:
                 f"no room in {self.folder} for the {remote.size} bytes of {remote.location} ({error.strerror}); make room, set "
                 "stream.cache_bytes lower, or stream.cache to a folder on a larger disk"
             )
-        return InputError(f"{remote.location} cannot be kept in {self.folder}: {error}")
+        return InputError(f"{remote.location} cannot be kept in {self.folder}: {why(error)}")
 
 
 class _SourceError(Exception):

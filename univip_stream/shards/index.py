@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import sha256_of
 from univip_stream.formats import too_large
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
@@ -154,7 +154,8 @@ def open_index(shards: list[str], cache: Cache | None = None, *, max_pixels: int
     notes = [*_parts(shards, entries), *_notes(shards, loaded)]
     if rows.num_rows == 0:
         raise InputError(
-            f"the {len(shards)} shards hold no sample; " + ("; ".join(notes) or "see the reasons in their .parquet files")
+            f"none of {len(shards)} shards holds a sample ({', '.join(map(str, shards[:3]))}{', ...' * (len(shards) > 3)}); "
+            + ("; ".join(notes) or "expected tars of images; of mined ones the .parquet beside each says why")
         )
     boxes = rows.column("boxes").combine_chunks()
     return ShardIndex(
@@ -197,7 +198,7 @@ def _is_ours(path: str) -> bool:
             facts = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}), so whose shard it lies beside cannot be told; remove or mend it"
+            f"{path} cannot be read ({why(error)}), so whose shard it lies beside cannot be told; remove or mend it"
         ) from error
     return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
 
@@ -222,7 +223,7 @@ def _load(shard: str, entry: dict[str, Any], cache: Cache, max_pixels: int) -> _
         remote = Remote(location=path, size=int(expected["bytes"]), sha256=checked_hash(expected["sha256"]))
         checked_hash(sha256)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the manifest's entry of {shard} cannot be used ({type(error).__name__}: {error})") from error
+        raise InputError(f"the manifest's entry of {shard} cannot be used ({why(error)})") from error
     if is_remote(path):
         with _fetched(remote, cache) as file:
             table = _read_table(path, file)
@@ -267,7 +268,7 @@ def _read_table(path: str, file: BinaryIO) -> pa.Table:
     try:
         return table_of(file.read(), INDEX_COLUMNS)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
+        raise InputError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
 
 
 def _samples_of(shard: str, table: pa.Table) -> pa.Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
 from univip_stream.shards.format import FORMAT
 
@@ -88,9 +88,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = json.loads(storage.read(path))
         found = manifest["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no manifest of shards ({type(error).__name__}: {error}); mine again") from error
+        raise InputError(f"{path} is no manifest of shards ({why(error)}); mine again") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {why(error)}") from error
     if found != FORMAT:
         raise InputError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
     wrong = _wrong(manifest, _FIELDS) or next(
@@ -196,4 +196,4 @@ def _size_of(path: str) -> int | None:
     try:
         return storage.size_of(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be reached: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be reached: {why(error)}") from error

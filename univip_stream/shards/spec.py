@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import system_file
 from univip_stream.shards.manifest import MANIFEST, has_manifest, read_manifest
 
@@ -57,7 +57,7 @@ def _missing(shards: list[str]) -> list[str]:
         try:
             return storage.size_of(shard) is not None
         except OSError as error:
-            raise InputError(f"{shard} cannot be reached: {error.strerror or error}") from error
+            raise InputError(f"{shard} cannot be reached: {why(error)}") from error
 
     if not any(map(storage.is_remote, shards)):
         return [shard for shard in shards if not there(shard)]
@@ -138,7 +138,7 @@ def _listed(pattern: str, spec: str) -> Iterator[str]:
     try:
         names = [name for name, _ in storage.files_below(folder)]
     except OSError as error:
-        raise InputError(f"{spec!r}: {folder} cannot be listed: {error.strerror or error}") from error
+        raise InputError(f"{spec!r}: {folder} cannot be listed: {why(error)}") from error
     found = [
         f"{folder}/{name}"
         for name in names

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.sources.folder import files_below, folder_image, left_out
 from univip_stream.sources.listing import Boxes, SourceImage
 from univip_stream.sources.names import ByName
@@ -81,9 +81,9 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     try:
         whole = json.loads(storage.read(location), object_hook=reader.hook)
     except OSError as error:
-        raise InputError(f"{location}: {type(error).__name__}: {error.strerror or error}") from error
+        raise InputError(f"{location}: {why(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{location} is no COCO annotation file: {error}") from error
+        raise InputError(f"{location} is no COCO annotation file: {why(error)}") from error
     if not isinstance(whole, _Top) or not reader.ids:
         raise InputError(f"{location} is no COCO annotation file: expected JSON with `images`, each with file_name and id")
     if not with_boxes:

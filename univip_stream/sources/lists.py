@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.shards.samples import label_of
 from univip_stream.sources.lines import FORMS, Form, There, form_of, lines, nothing_there
 from univip_stream.sources.listing import SourceImage, text_of
@@ -165,7 +165,7 @@ def _table(location: str, path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"row {number}", _path(location, number, row[column]), _label(location, number, row.get("label"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{location}: not a Parquet file that can be read ({error})") from error
+        raise InputError(f"{location}: not a Parquet file that can be read ({why(error)})") from error
 
 
 def _path(location: str, number: int, value: Any) -> str:
@@ -202,5 +202,5 @@ def _local(location: str) -> Iterator[Path]:
         try:
             storage.copy_in(location, path)
         except OSError as error:
-            raise InputError(f"{location} cannot be read: {error.strerror or error}") from error
+            raise InputError(f"{location}: {why(error)}") from error
         yield path

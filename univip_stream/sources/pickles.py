@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 
 _NUMBERS = re.compile(r"[<>|=]?[?biuf]\d{0,2}")
 _BUILTINS = {"bytearray": bytearray, "bytes": bytes, "dict": dict, "float": float, "int": int, "list": list, "str": str,
@@ -29,7 +29,7 @@ def load_plain(file: BinaryIO, name: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle may fail in any way
-        raise InputError(f"{name} is no pickle that can be read ({type(error).__name__}: {error})") from error
+        raise InputError(f"{name} is no pickle that can be read ({why(error)})") from error
 
 
 class _Dtype:

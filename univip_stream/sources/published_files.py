@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from univip_stream import storage
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, why
 from univip_stream.sources.coco import read_annotations
 from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.listing import text_of
@@ -44,7 +44,7 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
         else:
             _READERS[format](published)
     except OSError as error:
-        raise InputError(f"{location}: {type(error).__name__}: {error.strerror or error}") from error
+        raise InputError(f"{location}: {why(error)}") from error
     if not len(published):
         raise InputError(f"{location} has no entry; expected the format {format}")
     return published
@@ -155,7 +155,7 @@ def _read_detectron2(published: Published) -> None:
         mode = int(fields.get("bbox_mode", 0))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{published.location} is no file of proposals ({type(error).__name__}: {error}); expected ids, boxes and "
+            f"{published.location} is no file of proposals ({why(error)}); expected ids, boxes and "
             "objectness_logits, and at will bbox_mode"
         ) from error
     if not len(ids) == len(boxes) == len(scores) or mode not in (0, 1):
@@ -205,7 +205,7 @@ def _header(file: Any, name: str) -> np.dtype[Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged header may be anything
-        raise InputError(f"{name} is no .npy file ({error})") from error
+        raise InputError(f"{name} is no .npy file ({why(error)})") from error
 
 
 def _array(file: Any, name: str) -> np.ndarray:
@@ -215,7 +215,7 @@ def _array(file: Any, name: str) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # MemoryError too, where a damaged header promises more than there is
-        raise InputError(f"{name} is no .npy file of numbers ({error}); a pickled one is siamesedetr's") from error
+        raise InputError(f"{name} is no .npy file of numbers ({why(error)}); a pickled one is siamesedetr's") from error
 
 
 _READERS: dict[str, Callable[[Published], None]] = {

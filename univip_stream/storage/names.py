@@ -25,6 +25,9 @@ def scheme_of(location: str | Path) -> str | None:
     if scheme not in OBJECT_STORES + WEB:
         known = ", ".join(f"{name}://" for name in OBJECT_STORES + WEB)
         raise InputError(f"{location}: {found[1]}:// is not read; expected a local path or one of {known}")
+    if scheme != "hdfs" and not str(location)[found.end() :].strip("/"):
+        where = "bucket/folder" if scheme in OBJECT_STORES else "host/folder"
+        raise InputError(f"{location} names no {where.partition('/')[0]}; expected {scheme}://{where}")
     return scheme
 
 

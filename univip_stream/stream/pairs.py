@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream.boxes import nearby_box
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.files import sha256_of
 from univip_stream.shards import ShardIndex
 
@@ -102,7 +102,7 @@ def _read(path: str | Path, index: ShardIndex) -> pa.Table:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"{path} cannot be read as pairs of regions ({error}); `univip-stream retrieve` makes them"
+            f"{path} cannot be read as pairs of regions ({why(error)}); `univip-stream retrieve` makes them"
         ) from error
     if (table.schema.metadata or {}).get(_SHARDS, b"").decode(errors="replace") != index.fingerprint:
         raise InputError(
@@ -111,7 +111,7 @@ def _read(path: str | Path, index: ShardIndex) -> pa.Table:
     try:
         table = table.select(list(_COLUMNS)).cast(pa.schema(_COLUMNS))
     except (KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path} is no file of pairs ({error}); expected the columns of shards/README.md") from error
+        raise InputError(f"{path} is no file of pairs ({why(error)}); expected the columns of shards/README.md") from error
     flat = table.column("pairs").combine_chunks().flatten()
     if any(table.column(name).null_count for name in _COLUMNS) or flat.null_count or flat.flatten().null_count:
         raise InputError(f"{path} has rows that lack something; expected sample, other and pairs in each")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from univip_stream.boxes import UPRIGHT
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
 from univip_stream.evaluation.detection.checked import checked
 from univip_stream.evaluation.detection.frames import made_upright
 from univip_stream.files import sha256_of
@@ -179,7 +179,7 @@ def read_coco(annotations: Path, images: Path, *, box_frame: str = UPRIGHT) -> D
     try:
         found = json.loads(annotations.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{annotations} cannot be read as COCO annotations: {error}") from error
+        raise InputError(f"{annotations} cannot be read as COCO annotations: {why(error)}") from error
     try:
         content, left_out = checked(found)
     except ValueError as error:
@@ -240,7 +240,7 @@ def _add_voc(content: dict[str, Any], path: Path) -> None:
                 }
             )  # fmt: skip
     except (OSError, ET.ParseError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an annotation of VOC: {error}") from error
+        raise InputError(f"{path} cannot be read as an annotation of VOC: {why(error)}") from error
 
 
 def _text(node: ET.Element, place: str) -> str:

@@ -1,0 +1,133 @@
+"""What options take, of every command, also of one that is new: numbers that can be used, paths that can be opened."""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+MOST = (1 << 31) - 1
+"""What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
+
+
+class _Words:
+    """What a refused number is told: what was found, what was expected."""
+
+    kind: str
+
+    def refuse(self, found: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        raise click.BadParameter(f"{str(found)[:40]!r}; expected {self.kind}{self._between()}.", ctx, param)
+
+    def _between(self) -> str:
+        low, high = getattr(self, "min", None), getattr(self, "max", None)
+        lower = f"{'above' if getattr(self, 'min_open', False) else 'from'} {low}" if low is not None else ""
+        if high is None or abs(high) >= MOST:
+            upper = "up" if lower.startswith("from") else ""
+        else:
+            upper = f"{'and below' if getattr(self, 'max_open', False) else 'to'} {high}"
+        told = f"{lower} {upper}".strip()
+        return f" {told}" if told else ""
+
+
+class Whole(_Words, click.IntRange):
+    """A whole number in a range; a limit that only the machine's words have is nothing for help texts."""
+
+    kind = "a whole number"
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}" if self.max is not None and self.max >= MOST else super()._describe_range()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except (ValueError, OverflowError):  # text, or more digits than Python reads
+            self.refuse(value, param, ctx)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            if self.max is not None and self.max >= MOST and number > self.max:
+                raise click.BadParameter(f"{str(number)[:40]} is more than any machine can use.", ctx, param)
+            self.refuse(value, param, ctx)
+        return number
+
+
+class Real(_Words, click.FloatRange):
+    """A finite number in a range."""
+
+    kind = "a number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.refuse(value, param, ctx)
+        if not math.isfinite(number):  # compares with nothing, so that click's own check lets it pass
+            self.refuse(value, param, ctx)
+        try:
+            return super().convert(number, param, ctx)
+        except click.BadParameter:
+            return float(self.refuse(value, param, ctx))
+
+
+def sound(command: click.Command) -> click.Command:
+    """The command, with options that refuse what none can use.
+
+    That are NaN, infinity, more than the machine's words hold; and pipes, sockets and devices where a path is meant: reading
+    a pipe waits for ever for a writer, and a file written whole or not at all would replace a device.
+    """
+    for option in command.params:
+        option.type = _sound(option.type)
+        if option.type is click.STRING and option.callback is None:
+            option.callback = _ordinary
+    return command
+
+
+def _sound(kind: "click.ParamType[Any]") -> "click.ParamType[Any]":
+    if isinstance(kind, _Words):
+        return kind
+    if isinstance(kind, click.IntRange):
+        return Whole(kind.min, MOST if kind.max is None else kind.max, kind.min_open, kind.max_open)
+    if isinstance(kind, click.FloatRange):
+        return Real(kind.min, kind.max, kind.min_open, kind.max_open)
+    if kind is click.INT:
+        return Whole(None, MOST)
+    if isinstance(kind, click.Path) and not isinstance(kind, LocalPath):
+        return LocalPath(kind)
+    return Real() if kind is click.FLOAT else kind
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine: no address, and nothing that waits for ever when it is opened."""
+
+    def __init__(self, of: click.Path) -> None:
+        super().__init__(file_okay=of.file_okay, dir_okay=of.dir_okay, path_type=of.type)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if param is not None and ctx is not None:
+            _ordinary(ctx, param, text)
+        if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
+            raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
+        return super().convert(value, param, ctx)
+
+
+_STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def _ordinary(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    for one in [value] if isinstance(value, str | os.PathLike) else value if isinstance(value, Iterable) else []:
+        path = os.fspath(one)
+        if not path.strip():
+            raise click.BadParameter(f"{path!r} says nothing; a variable of the shell that is not set?", ctx, param)
+        for text in (path, path.partition("=")[2]):  # `--set views.pairs=PATH`
+            if kind := _strange(text):
+                raise click.BadParameter(f"{text} is {kind}; expected an ordinary file or folder.", ctx, param)
+    return value
+
+
+def _strange(text: str) -> str | None:
+    try:
+        return _STRANGE.get(stat.S_IFMT(os.stat(text).st_mode)) if text else None
+    except (OSError, ValueError):  # nothing is there, or no name of a file
+        return None
