@@ -1,10 +1,12 @@
 """MkDocs calls these while it builds the site: pages made from what the code and the repository already say.
 
-`python docs/hooks.py` writes reference/settings.md, which is kept in the repository to be read there too; a test holds it to
-the code.
+`python docs/hooks.py` writes reference/settings.md and the tree in ARCHITECTURE.md, which are kept in the repository to be read
+there too; a test holds them to the code.
 """
 
+import ast
 import re
+import subprocess
 from pathlib import Path
 
 import click
@@ -15,6 +17,8 @@ from univip_stream.pretrain.meanings import Setting, group_meanings, settings_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = REPOSITORY / "docs" / "reference" / "settings.md"
+ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
+_TREE = ("<!-- tree begins -->", "<!-- tree ends -->")
 
 
 def on_files(files: Files, config) -> Files:
@@ -92,5 +96,37 @@ def _row(setting: Setting) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def with_tree(text: str) -> str:
+    """ARCHITECTURE.md with the tree as it is: every file of ours with the first sentence it says of itself."""
+    head, rest = text.split(_TREE[0])
+    tail = rest.split(_TREE[1])[1]
+    return f"{head}{_TREE[0]}\n```\n{tree()}```\n{_TREE[1]}{tail}"
+
+
+def tree() -> str:
+    """A line a file, folder by folder."""
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "univip_stream", "pipelines", "benchmarks"]
+    listed = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    lines, folder = [], None
+    for path in sorted((Path(name) for name in listed), key=lambda path: (str(path.parent), path.name)):
+        if path.suffix not in (".py", ".sh", ".yaml") or not (REPOSITORY / path).is_file():
+            continue
+        if path.parent != folder:
+            folder = path.parent
+            lines.append(f"{folder}/")
+        lines.append(f"  {path.name:24}{_first_sentence(REPOSITORY / path)}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _first_sentence(path: Path) -> str:
+    text = path.read_text()
+    if path.suffix == ".py":
+        said = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        said = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "")
+    return said.split("\n\n")[0].replace("\n", " ")
+
+
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page())
+    ARCHITECTURE.write_text(with_tree(ARCHITECTURE.read_text()))

@@ -218,6 +218,13 @@ def test_the_page_of_settings_is_what_the_code_gives():
     assert hooks().SETTINGS.read_text() == hooks().settings_page()
 
 
+def test_the_tree_in_architecture_names_every_file_with_its_own_words():
+    """`python docs/hooks.py` writes it anew."""
+    text = hooks().ARCHITECTURE.read_text()
+    assert text == hooks().with_tree(text)
+    assert "  transport.py            Entropic optimal transport" in text
+
+
 def hooks():
     """docs/hooks.py, which is no module of the package."""
     found = spec_from_file_location("hooks", DOCS / "hooks.py")
