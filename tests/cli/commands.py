@@ -59,7 +59,8 @@ TABLE: dict[str, Walked] = {
     "inspect": Walked(
         {"shards": ["{shards}"], "html": ["{out}.html"], "samples": ["1"]},
         inputs={"shards": SHARDS},
-        outputs={"html": ".html", "png": "/", "cache": "/"},
+        outputs={"html": ".html", "png": "/"},
+        texts=frozenset({"cache"}),  # of remote shards
     ),
     "train": Walked(
         {
@@ -70,7 +71,7 @@ TABLE: dict[str, Walked] = {
         inputs={"shards": SHARDS},
         outputs={"out": "/", "decoded_cache": "/"},
         texts=frozenset({"recipe", "ablation", "method", "backbone", "settings", "device", "cache"}) | RAY,
-        long=frozenset({"epochs", "steps"}),
+        long=frozenset({"epochs", "steps", "workers"}),
     ),
     "retrieve": Walked(
         {
@@ -80,22 +81,25 @@ TABLE: dict[str, Walked] = {
         inputs={"run": RUN, "shards": SHARDS, "features": (".parquet",)},
         outputs={"out": ".parquet"},
         texts=frozenset({"device"}),
+        long=frozenset({"workers", "max_boxes", "image_size"}),
     ),
     "plot": Walked({"runs": ["{run}"], "out": ["{out}.html"]}, inputs={"runs": ("/",)}, outputs={"out": ".html"}),
     "results": Walked({"runs": ["{run}"]}, inputs={"runs": ("/",)}),
-    "eval knn": Walked(LABELLED, outputs={"out": ".json", "cache": "/"}, **JUDGED),
+    "eval knn": Walked(
+        LABELLED, outputs={"out": ".json", "cache": "/"}, long=frozenset({"workers", "image_size"}), **JUDGED
+    ),
     "eval linear": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "batch_size": ["8"]},
         outputs={"out": ".json", "cache": "/"},
         **JUDGED | {"texts": frozenset({"device", "protocol"})},
-        long=frozenset({"epochs"}),
+        long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval finetune": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "multipliers": ["1"], "batch_size": ["8"], "fraction": ["50%"]},
         outputs={"out": ".json"},
         inputs=JUDGED["inputs"] | {"subset": (".txt",)},
         texts=frozenset({"device", "fraction"}),
-        long=frozenset({"epochs"}),
+        long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval detect": Walked(
         {
@@ -109,13 +113,14 @@ TABLE: dict[str, Walked] = {
         },
         outputs={"out": ".json"},
         texts=frozenset({"device"}),
-        long=frozenset({"iterations"}),
+        long=frozenset({"iterations", "workers", "batch_size", "sides"}),
     ),
     "embed": Walked(
         {"run": ["{run}"], "source": ["{images}"], "out": ["{out}.parquet"], "workers": ["0"], "device": ["cpu"]},
         inputs={"run": RUN, "source": IMAGES},
         outputs={"out": ".parquet"},
         texts=frozenset({"device"}),
+        long=frozenset({"workers", "image_size"}),
     ),
     "export backbone": Walked(
         {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"}

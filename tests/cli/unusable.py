@@ -81,8 +81,6 @@ def outputs(folder: Path, suffix: str) -> dict[str, str]:
     full.mkdir()
     (full / "keep.txt").write_text("mine")
     end = "" if suffix == "/" else suffix
-    loop = folder / f"loop{end}"
-    loop.symlink_to(loop.name)
     wrong = folder / f"wrong{end}"
     wrong.write_text("mine") if suffix == "/" else wrong.mkdir()
     return {
@@ -90,7 +88,6 @@ def outputs(folder: Path, suffix: str) -> dict[str, str]:
         "in /proc": f"/proc/nowhere/x{end}",
         "of the other kind": str(wrong),
         "too long": str(folder / ("n" * 300 + end)),
-        "loop": str(loop),
         "nothing": "",
         "unknown scheme": f"ftp://host/x{end}",
         "on the web": f"http://127.0.0.1:1/x{end}",
@@ -99,22 +96,8 @@ def outputs(folder: Path, suffix: str) -> dict[str, str]:
 
 def numbers(whole: bool) -> list[str]:
     """Texts that are no use as a number, or as large as a slip of the finger makes them."""
-    return [
-        "-1",
-        "nan",
-        "inf",
-        "-inf",
-        "x",
-        "",
-        "1e400",
-        "9" * 30,
-        "9" * 5000,
-        "0x10",
-        "\u0663",
-        "1_0_",
-        "--",
-        *(["1.5"] if whole else []),
-    ]
+    slips = ["-1", "nan", "inf", "-inf", "x", "", "1e400", "9" * 30, "9" * 5000, "0x10", "1_0_", "--"]
+    return [*slips, "1.5"] if whole else slips
 
 
 def _parquet(columns):

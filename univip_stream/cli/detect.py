@@ -55,7 +55,7 @@ _SAY_EVERY = 5.0
     "Peak learning rate.  [default: 0.02 x batch / 16; retinanet half of it]",
     type=click.FloatRange(min=0, min_open=True),
 )
-@click.option("--short-side", "sides", multiple=True, type=click.IntRange(min=32), metavar="PIXELS",
+@click.option("--short-side", "sides", multiple=True, type=click.IntRange(32, 8192), metavar="PIXELS",
               help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Decides every random choice.")
 @limit_option
@@ -140,11 +140,19 @@ def detect(
     )
     for note in dict.fromkeys([*train.notes, *val.notes]):
         say(note)
-    with joined(place, where):
-        result = detect_with(
-            subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
-            place=place, max_failures=max_failures, progress=progress, say=say,
-        )  # fmt: skip
+    try:
+        with joined(place, where):
+            result = detect_with(
+                subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
+                place=place, max_failures=max_failures, progress=progress, say=say,
+            )  # fmt: skip
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"a batch of {protocol.batch_size} images with a short side of {min(protocol.sides)} px leaves batch normalisation a "
+            "single value; expected a larger --batch-size or --short-side"
+        ) from error
     if not place.is_first:
         return
     write(result, out)

@@ -5,12 +5,19 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from univip_stream.errors import in_words
+
 MOST = (1 << 31) - 1
 """What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
+_MOST_REAL = 1e9
+"""The same of real numbers; networks count in 32 bits, which end at 3e38."""
+_LIMITS = {"workers": 1024, "ranks": 1 << 16, "batch_size": 1 << 20}
+"""Of options that cost a process or memory each."""
 
 
 class _Words:
@@ -24,7 +31,7 @@ class _Words:
     def _between(self) -> str:
         low, high = getattr(self, "min", None), getattr(self, "max", None)
         lower = f"{'above' if getattr(self, 'min_open', False) else 'from'} {low}" if low is not None else ""
-        if high is None or abs(high) >= MOST:
+        if high is None or high >= _MOST_REAL:
             upper = "up" if lower.startswith("from") else ""
         else:
             upper = f"{'and below' if getattr(self, 'max_open', False) else 'to'} {high}"
@@ -57,6 +64,11 @@ class Real(_Words, click.FloatRange):
 
     kind = "a number"
 
+    def _describe_range(self) -> str:
+        if self.max is None or self.max < _MOST_REAL:
+            return super()._describe_range()
+        return "" if self.min is None else f"x{'>' if self.min_open else '>='}{self.min}"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             number = float(value)
@@ -77,24 +89,24 @@ def sound(command: click.Command) -> click.Command:
     a pipe waits for ever for a writer, and a file written whole or not at all would replace a device.
     """
     for option in command.params:
-        option.type = _sound(option.type)
+        option.type = _sound(option.type, option.name or "")
         if option.type is click.STRING and option.callback is None:
             option.callback = _ordinary
     return command
 
 
-def _sound(kind: "click.ParamType[Any]") -> "click.ParamType[Any]":
+def _sound(kind: "click.ParamType[Any]", name: str) -> "click.ParamType[Any]":
     if isinstance(kind, _Words):
         return kind
     if isinstance(kind, click.IntRange):
-        return Whole(kind.min, MOST if kind.max is None else kind.max, kind.min_open, kind.max_open)
+        return Whole(kind.min, _LIMITS.get(name, MOST) if kind.max is None else kind.max, kind.min_open, kind.max_open)
     if isinstance(kind, click.FloatRange):
-        return Real(kind.min, kind.max, kind.min_open, kind.max_open)
+        return Real(kind.min, _MOST_REAL if kind.max is None else kind.max, kind.min_open, kind.max_open)
     if kind is click.INT:
         return Whole(None, MOST)
     if isinstance(kind, click.Path) and not isinstance(kind, LocalPath):
         return LocalPath(kind)
-    return Real() if kind is click.FLOAT else kind
+    return Real(None, _MOST_REAL) if kind is click.FLOAT else kind
 
 
 class LocalPath(click.Path):
@@ -107,9 +119,28 @@ class LocalPath(click.Path):
         text = os.fspath(value)
         if param is not None and ctx is not None:
             _ordinary(ctx, param, text)
+            if param.name in _WRITTEN and self.file_okay:
+                _can_be_written(ctx, param, Path(os.fsdecode(text)))
         if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
             raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
         return super().convert(value, param, ctx)
+
+
+_WRITTEN = ("out", "html")
+"""Parameters that name a file which is written at the end; whether it can be is found out before the work."""
+
+
+def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise click.BadParameter(f"{path} is a folder; expected a file.", ctx, param)
+        folder = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
+    except OSError as error:
+        raise click.BadParameter(f"{in_words(error)}.", ctx, param) from error
+    if not folder.is_dir():
+        raise click.BadParameter(f"{folder} is a file; expected a folder to write {path.name} to.", ctx, param)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"this user may not write in {folder}; choose another place.", ctx, param)
 
 
 _STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from univip_stream.errors import InputError
+from univip_stream import storage
+from univip_stream.errors import InputError, UsageError
 from univip_stream.shards import ShardIndex
 
 DEFAULT_BYTES = 128 << 30
@@ -37,6 +38,8 @@ class Decoded:
     """
 
     def __init__(self, index: ShardIndex, folder: str | Path, limit: int):
+        if storage.is_remote(folder):
+            raise UsageError(f"the folder for decoded images is {folder}; expected one on a disk of this machine")
         self.index, self.folder = index, Path(folder)
         pixels = index.width.astype(np.int64) * index.height * 3
         self._ends = np.cumsum(pixels)
