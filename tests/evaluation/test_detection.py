@@ -271,7 +271,7 @@ def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name
     if name != "retinanet":
         network.roi_heads.fg_bg_sampler.batch_size_per_image = 8  # for the test's time
     images = module._Images(read_coco(drawn / "boxes.json", drawn), masks=name == "mask-rcnn")
-    pixels, targets = zip(*(images[number, False] for number in range(3)), strict=True)
+    pixels, targets, _ = zip(*(images[number, False] for number in range(3)), strict=True)
     targets = [{**target, "labels": target["labels"] + first_label(name)} for target in targets]
     norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     calls = dict.fromkeys(norms, 0)

@@ -121,7 +121,8 @@ def test_embed_and_retrieve_see_the_pixels_of_the_training(run, plain, seen, tmp
 def test_knn_while_a_run_trains_sees_the_pixels_of_the_training(plain, drawn_shards, seen, tmp_path):
     knn = [f"knn.train={plain / 'images'}", f"knn.val={plain / 'images'}", "knn.every=1"]
     pretrain(with_settings(recipe("cpu-demo"), settings(*knn)), str(drawn_shards), tmp_path / "run")
-    check(seen[False])
+    # A training first tries whether the network takes its sizes, on pixels of nothing but zeros.
+    check([part for part in seen[False] if part.any()])
 
 
 @pytest.mark.parametrize("model", MODELS)

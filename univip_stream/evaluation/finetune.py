@@ -137,7 +137,7 @@ def finetune(
     judged = job.judged(network, val, used.val)
     burst = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]
     if _is_burst(network):
-        burst.append(f"{rate:g} x {multiplier:g} on all labels")
+        burst.append(f"{rate:g} x {multiplier:g}{' on all labels' if rows else ''}")
     if burst:
         used.notes.append(
             f"with the rates {', '.join(burst)} the network burst: its weights are no numbers; try smaller ones"
