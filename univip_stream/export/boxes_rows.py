@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.parquet import batches_of
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.sources.targets import path_below
@@ -126,10 +126,7 @@ class Shards:
                 if found != entry["index"]["sha256"]:
                     raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
                 opened.seek(0)
-                file = pq.ParquetFile(opened)
-                # The first shards had no image_id.
-                there = [name for name in columns if name != "image_id" or name in file.schema_arrow.names]
-                yield from file.iter_batches(_ROWS, columns=there)
+                yield from batches_of(opened.read(), _ROWS, columns)  # the first shards had no image_id
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
         except (pa.ArrowException, KeyError) as error:

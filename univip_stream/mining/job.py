@@ -1,7 +1,6 @@
 """A job that fills a folder with shards: keep what is finished, do the rest, write the manifest last."""
 
 import hashlib
-import io
 import json
 import platform
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from itertools import starmap
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from univip_stream import __version__
 from univip_stream.errors import InputError
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
 from univip_stream.mining.runner import Place, Task
+from univip_stream.parquet import table_of
 from univip_stream.shards.format import FAILED, index_name
 from univip_stream.shards.manifest import MANIFEST, make_manifest, manifest_bytes
 from univip_stream.shards.write import finished_shard
@@ -111,8 +110,7 @@ def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str,
     found = []
     for entry in entries:
         if entry["samples"] < entry["images"]:
-            index = io.BytesIO(out.read(index_name(entry["name"])) or b"")
-            rows = pq.read_table(index, columns=["source", "status", "reason", "size"])
+            rows = table_of(out.read(index_name(entry["name"])) or b"", ["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]
     return found

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
+from univip_stream.parquet import table_of
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.foreign import foreign_index
@@ -73,7 +73,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
         path = index_name(shard)
         try:
             with _index_file(path, name_of(shard), entries.get(parent(shard)), index.cache) as file:
-                return pq.read_table(file, columns=_COLUMNS)
+                return table_of(file.read(), _COLUMNS)
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of
+from univip_stream.parquet import table_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
@@ -235,7 +236,7 @@ def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
 
 def _read_table(path: str, file: BinaryIO) -> pa.Table:
     try:
-        return pq.read_table(file, columns=INDEX_COLUMNS)
+        return table_of(file.read(), INDEX_COLUMNS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path}: not an index that can be read ({error}); mine this shard again") from error
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.parquet import batches_of
 from univip_stream.shards.format import HELD, Sample, index_name
 
 
@@ -38,7 +38,7 @@ def stored_samples(folder: str, name: str, proposals: str, index_bytes: int | No
             storage.copy_in(tar, Path(place, name))
             tar = str(Path(place, name))
         with open(tar, "rb") as file:
-            for batch in pq.ParquetFile(io.BytesIO(index)).iter_batches():
+            for batch in batches_of(index):
                 lists = zip(_boxes(batch.column("boxes")), _boxes(batch.column("candidates")), strict=True)
                 rows = batch.drop_columns(["boxes", "candidates"]).to_pylist()
                 for row, (boxes, candidates) in zip(rows, lists, strict=True):

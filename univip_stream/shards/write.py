@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream.files import written_atomically
+from univip_stream.parquet import table_of
 from univip_stream.shards.format import BOXES, FORMAT, HELD, SCHEMA, Sample, index_name
 
 _BLOCK = 512
@@ -118,7 +119,7 @@ def finished_shard(name: str, index: bytes | None, tar_bytes: int | None, finger
     if index is None or tar_bytes is None:
         return None
     try:
-        table = pq.read_table(io.BytesIO(index), columns=["status", "boxes"])
+        table = table_of(index, ["status", "boxes"])
     except (pa.ArrowException, OSError, KeyError):
         return None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
