@@ -60,6 +60,16 @@ class LazyGroup(click.Group):
             # The reader of our output left (`| head`). Nothing is wrong, and nothing more can be said.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+        except RuntimeError as error:
+            # torch tells of a loader worker's death in whatever call the process happens to be in.
+            if "DataLoader worker" not in str(error):
+                raise
+            from univip_stream.workers import death
+
+            if (told := death(error)) is None:
+                raise
+            click.echo(f"error: {told}", err=True)
+            ctx.exit(1)
         except OSError as error:
             # The file system or network said no: the message names the file, the cause is not in our code.
             click.echo(f"error: {error}", err=True)

@@ -22,7 +22,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError
@@ -43,6 +42,7 @@ from univip_stream.shards import ShardIndex
 from univip_stream.stream.cut import cut
 from univip_stream.stream.pairs import pairs_table, regions_of
 from univip_stream.stream.reader import Reader
+from univip_stream.workers import loaded
 
 CHUNK = 256
 """Images of a chunk: with 20 regions each, 5,000 pictures for the backbone and 20 MB."""
@@ -259,9 +259,5 @@ class _Crops(Dataset[Tensor | InputError]):
 
     def loaded(self, workers: int) -> Iterator[Tensor]:
         """The batches in their order, made in so many processes (0: in this one)."""
-        more: dict[str, Any] = {"worker_init_fn": one_thread} if workers else {}
-        for images in DataLoader(self, batch_size=None, num_workers=workers, **more):
-            if isinstance(images, InputError):
-                raise images
-            yield images
+        yield from loaded(self, workers=workers, start=one_thread, batch_size=None)
         self.reader.close()

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from univip_stream.augment import AugmentConfig, draw
 from univip_stream.probe.labelled import ImageSource
 from univip_stream.stream.cut import cut
+from univip_stream.workers import loaded
 
 _TRIES = 10
 """Of a random crop before the central one is taken, as in torchvision's RandomResizedCrop."""
@@ -90,9 +91,9 @@ def batches(
 ) -> Iterator[Crops]:
     """Crops of the images with these numbers, in this order, read and cut in `workers` processes (0: in this one)."""
     images = _Cropped(source, np.asarray(numbers), crop)
-    more: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": one_thread} if workers else {}
-    loader: DataLoader[Any] = DataLoader(images, batch_size, num_workers=workers, collate_fn=_stacked, **more)
-    yield from loader
+    yield from loaded(
+        images, workers=workers, start=one_thread, batch_size=batch_size, prefetch_factor=4, collate_fn=_stacked
+    )
 
 
 class _Cropped(Dataset[Any]):
@@ -112,7 +113,6 @@ def _stacked(items: list[tuple[Tensor, Tensor, int]]) -> Crops:
     return Crops(images=torch.stack(images), draws=torch.stack(draws), numbers=torch.tensor(numbers))
 
 
-def one_thread(worker: int) -> None:
+def one_thread() -> None:
     """Workers are the parallelism."""
-    torch.set_num_threads(1)
     cv2.setNumThreads(0)  # 1 would end the threads of a pool that did not survive the fork, and wait for them for ever

@@ -6,17 +6,15 @@ What resumes is one number, the step. World size, workers and prefetch decide wh
 import copy
 import itertools
 import math
-import os
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
@@ -33,6 +31,7 @@ from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
 from univip_stream.stream.ring import Ring
 from univip_stream.views import ViewConfig, draw_views, jitter_boxes
+from univip_stream.workers import explained, loaded
 
 _NO_PIXELS = torch.empty((1, 1, 0, 0, 3), dtype=torch.uint8)
 _STAND_INS = 100
@@ -150,50 +149,38 @@ class Stream:
         moved._first = step * self._batches.parts
         return moved
 
-    def __iter__(self) -> Iterator[Batch]:
-        with warnings.catch_warnings():
-            # How many workers are wise is the user's to say: more than cores are right where reading waits for a network.
-            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            # Python 3.12 warns of any fork beside threads. The workers touch neither CUDA nor the parent's thread pools.
-            warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-            ring = self._batches.ring = self._new_ring()  # before the workers are forked: they write into it
-            batches = iter(self._loader())
+    def __iter__(self) -> Generator[Batch, None, None]:
+        ring = self._batches.ring = self._new_ring()  # before the workers are forked: they write into it
+        batches = loaded(
+            self._batches,
+            workers=self.config.workers,
+            start=_be_lean,
+            batch_size=None,  # an item is a whole batch already: nothing to collate
+            sampler=_From(self._first),
+            prefetch_factor=self.config.prefetch,
+            pin_memory=torch.cuda.is_available(),
+        )
         try:
             for number in itertools.count(self._first):
                 began = time.perf_counter()
-                try:
-                    batch = next(batches)
-                except (ConnectionError, EOFError, FileNotFoundError) as error:
-                    # A worker that was killed leaves batches whose memory can no longer be handed over.
-                    raise RuntimeError(f"a DataLoader worker died with a batch on its way: {error!r}") from error
+                batch = next(batches)
                 self.wait_seconds += time.perf_counter() - began
-                if isinstance(batch, InputError):
-                    raise batch
                 yield ring.with_pixels(batch, number) if ring else batch
         finally:
-            # An error's traceback holds this frame: the workers must not wait for the garbage collector, then take 5 s to end.
-            del batches
+            # An error's traceback holds this frame: the workers must not wait for the garbage collector.
+            batches.close()
             self._batches.reader.close()
 
     def _new_ring(self) -> Ring | None:
         if not self._reuse:
             return None
         # As many batches as can be under way, and the two newest that were given.
-        return Ring(self._batches.shapes(), self.config.workers * self.config.prefetch + 2)
-
-    def _loader(self) -> "DataLoader[Batch | InputError]":
-        workers = self.config.workers
-        return DataLoader(
-            self._batches,
-            batch_size=None,  # an item is a whole batch already: nothing to collate
-            sampler=_From(self._first),
-            num_workers=workers,
-            prefetch_factor=self.config.prefetch if workers else None,
-            # Forked workers share the index's memory; at a million images a copy each would be gigabytes.
-            multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_be_one_thread,
-            pin_memory=torch.cuda.is_available(),
-        )
+        try:
+            return Ring(self._batches.shapes(), self.config.workers * self.config.prefetch + 2)
+        except (RuntimeError, OSError) as error:
+            if (words := explained(error)) is None:
+                raise
+            raise InputError(words) from error
 
 
 def _small_cache(index: ShardIndex, config: StreamConfig, views: ViewConfig) -> list[str]:
@@ -363,15 +350,9 @@ def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.as_tensor(pixels.set_(shared._new_shared(math.prod(shape)), 0, shape))
 
 
-def _be_one_thread(worker: int) -> None:
-    """Workers are the parallelism; OpenCV's pool would not survive the fork.
-
-    They leave the process group: what a terminal, torchrun or a scheduler sends to the group is the trainer's to answer, which
-    needs them for the step it is in. They end with their loader, and within five seconds where the trainer was killed.
-    """
-    os.setsid()
+def _be_lean() -> None:
+    """How a worker begins."""
     # glibc gives blocks of this size back to the system, and asks for each page again, until it has seen a larger one freed:
     # 225 pages a decoded image. Elsewhere this line does nothing.
     np.empty(24 << 20, np.uint8)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # its pool would not survive the fork

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
 from univip_stream.errors import InputError, UsageError
@@ -23,6 +23,7 @@ from univip_stream.evaluation.detection.score import average_precision, detectio
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.subject import Subject
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.workers import loaded
 
 SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
 """Iterations at batch 16 (Detectron2's; the paper's Tables 2, 3 and 5)."""
@@ -240,18 +241,11 @@ def _batches(
     known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, place: Place, *, masks: bool
 ) -> Iterator[Any]:
     order: Any = _Order(len(known), protocol, first, place)
-    loader: DataLoader[Any] = DataLoader(
-        _Images(known, masks=masks), batch_sampler=order, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
-    )
-    return iter(loader)
+    return loaded(_Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_apart)
 
 
 def _apart(items: list[Any]) -> Any:
     return tuple(zip(*items, strict=True))
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 @torch.inference_mode()
@@ -261,9 +255,7 @@ def _found(
     """Detections on all images, of all ranks."""
     network.eval()
     numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
-    loader: DataLoader[Any] = DataLoader(
-        _Images(known, masks=None), batch_sampler=numbers, num_workers=workers, collate_fn=_apart, worker_init_fn=_one_thread
-    )
+    loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_apart)
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
     for (number,), (image,) in loader:
