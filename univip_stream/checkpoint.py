@@ -43,12 +43,12 @@ class Checkpoints:
         """Write the state after `step` steps, then drop the oldest beyond `keep`.
 
         Raises:
-            OSError: the disk is full, say. What was there before stays whole.
+            NoRoomError: the disk is full. What was there before stays whole, and nothing half written is left.
 
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.path(step)
-        with written_atomically(path) as file:
+        with written_atomically(path, wanted=_bytes_of(state)) as file:
             torch.save({"step": step, **state}, file)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
@@ -66,6 +66,15 @@ class Checkpoints:
         except InputError as error:
             before = f"the one of step {steps[-2]}" if len(steps) > 1 else "the start"
             raise InputError(f"{error}. To continue from {before} instead, delete {self.path(steps[-1])}") from error
+
+
+def _bytes_of(state: Any) -> int:
+    """What tensors in nested dictionaries and lists take."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(map(_bytes_of, state.values()))
+    return sum(map(_bytes_of, state)) if isinstance(state, list | tuple) else 0
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

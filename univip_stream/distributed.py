@@ -1,6 +1,7 @@
 """Which process this is among those that train together: torchrun's environment variables, or alone."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, UsageError
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up: a dead rank ends the job, it does not hang it."""
@@ -68,6 +69,7 @@ def pick_device(name: str, place: Place) -> torch.device:
     """`auto` is this process's GPU where there is one, else the CPU.
 
     Raises:
+        UsageError: a name of no device.
         InputError: a GPU is asked for and there is none.
 
     """
@@ -75,12 +77,12 @@ def pick_device(name: str, place: Place) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{place.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}; expected auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    known = re.fullmatch(r"cpu|cuda(:\d{1,3})?", name)
+    if known is None:
+        guess = "; an NVIDIA GPU is called cuda" if name in ("gpu", "GPU", "CUDA", "nvidia") else ""
+        guess = "; Apple's GPUs are not used yet, the CPU is" if name == "mps" else guess
+        raise UsageError(f"--device {name}: there is no such device here; expected auto, cpu, cuda or cuda:N{guess}")
+    device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise InputError(f"--device {name}: this machine has {found} GPUs that torch can use; --device cpu trains without")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from univip_stream.errors import UsageError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Float
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -38,8 +38,29 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
 
     A name that both have is torchvision's, the paper's; `timm/NAME` asks for timm's. `pretrained` downloads the library's
     weights. `small_stem` gives a ResNet a 3 x 3 stride-1 first convolution and no max-pooling, for images of some 32 to
-    96 px. Raises UsageError for a name that neither has, and for a small stem on another architecture.
+    96 px. Raises UsageError for a name that neither has, and for a small stem on another architecture; InputError for weights
+    that cannot be had.
     """
+    try:
+        trunk, width = _trunk(name, pretrained)
+    except UsageError:
+        raise
+    except Exception as error:  # of urllib, requests or httpx, of a hub that has none, of a disk: whatever the library uses
+        if not pretrained:
+            raise
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the library's weights of {name} cannot be had ({why[0]}). They are downloaded once, and kept below $TORCH_HOME "
+            "(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or leave method.pretrained "
+            "off to begin with random weights"
+        ) from error
+    if small_stem:
+        _make_stem_small(trunk, name)
+    return Backbone(trunk, width)
+
+
+def _trunk(name: str, pretrained: bool) -> tuple[Any, int]:
+    """(network without its classifier, width of its features)."""
     import torchvision.models as zoo
 
     if name in _torchvision_resnets():
@@ -57,9 +78,7 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
         except TypeError:
             trunk = timm.create_model(bare, pretrained=pretrained, num_classes=0)
         width = getattr(trunk, "head_hidden_size", trunk.num_features)
-    if small_stem:
-        _make_stem_small(trunk, name)
-    return Backbone(trunk, width)
+    return trunk, width
 
 
 def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:

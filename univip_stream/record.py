@@ -1,6 +1,9 @@
 """What a run says of itself: one JSON object a recorded step, and TensorBoard events beside it where that is installed."""
 
+import contextlib
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
-from univip_stream.files import written_atomically
+from univip_stream.files import no_room_in_words, written_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -26,21 +29,30 @@ class Recorder:
     def __init__(self, folder: Path, resumed: int):
         self.path = folder / METRICS
         self._drop_after(resumed)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = _tensorboard(folder / "tensorboard", resumed)
+        self._file = self.path.open("ab", buffering=0)
+        self._board = _Board(folder / "tensorboard", resumed)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one step's values; `step` must be among them."""
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, values["step"])
+        """Append one step's values; `step` must be among them.
+
+        Raises:
+            NoRoomError: the disk is full; no part of the line is left.
+
+        """
+        line = memoryview((json.dumps(values) + "\n").encode())
+        before = os.fstat(self._file.fileno()).st_size
+        with no_room_in_words(self.path, len(line)):
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                self._file.truncate(before)
+                raise
+        self._board.scalars({name: value for name, value in values.items() if name != "step"}, values["step"])
 
     def pictures(self, scenes: Tensor, instances: Tensor | None, config: AugmentConfig, step: int) -> None:
         """Show normalised views, float (2, B, 3, S, S) and (A, B, K, 3, I, I), in TensorBoard: a row an image."""
-        if self._board is None:
+        if not self._board.open:
             return
         rows = {"scenes": scenes.transpose(0, 1)}
         if instances is not None:
@@ -48,13 +60,12 @@ class Recorder:
         for name, shown in rows.items():
             grid = shown.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # 3, B * S, views * S
             mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-            self._board.add_image(name, (grid * std + mean).clamp(0, 1), step)
+            self._board.picture(name, (grid * std + mean).clamp(0, 1), step)
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._board.close()
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -70,9 +81,54 @@ class Recorder:
             file.write("".join(line + "\n" for line in kept).encode())
 
 
-def _tensorboard(folder: Path, resumed: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=resumed + 1)  # type: ignore[no-untyped-call]
+class _Board:
+    """TensorBoard events of a run, where that is installed: a mirror of what is in metrics.jsonl.
+
+    Where they cannot be written (a full disk) there are no more of them, and the run goes on: nothing is lost that is not there.
+    """
+
+    def __init__(self, folder: Path, resumed: int) -> None:
+        self._writer: Any = None
+        self._hook: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        # Events are written in a thread, whose error would be printed with its traceback; `_do` meets it again.
+        self._hook = threading.excepthook
+        threading.excepthook = self._heard
+        with contextlib.suppress(OSError):
+            self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)  # type: ignore[no-untyped-call]
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is written."""
+        return self._writer is not None
+
+    def scalars(self, values: dict[str, Any], step: int) -> None:
+        """Curves, a point each."""
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._do("add_scalar", name, value, step)
+
+    def picture(self, name: str, image: Tensor, step: int) -> None:
+        """A picture, 3 x H x W, 0 to 1."""
+        self._do("add_image", name, image, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._do("close")
+        self._writer = None
+        if threading.excepthook == self._heard:
+            threading.excepthook = self._hook
+
+    def _heard(self, hook: threading.ExceptHookArgs) -> None:
+        if not (isinstance(hook.exc_value, OSError) and type(hook.thread).__module__.startswith("tensorboard.")):
+            self._hook(hook)
+
+    def _do(self, what: str, *arguments: Any) -> None:
+        try:
+            if self._writer is not None:
+                getattr(self._writer, what)(*arguments)
+        except OSError:
+            self._writer = None

@@ -9,6 +9,8 @@ from torch import Tensor
 from univip_stream.augment import FLIP, AugmentConfig, augment
 from univip_stream.errors import UsageError
 from univip_stream.methods import Wants
+from univip_stream.networks import Backbone
+from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.shapes import Float, Int32
 from univip_stream.stream import Batch
 from univip_stream.views import ViewConfig
@@ -27,6 +29,38 @@ def check_views(name: str, wants: Wants, views: ViewConfig) -> None:
             f"{name} looks at pairs of regions, and views.pairs names no file of them; `univip-stream retrieve` makes one: --set "
             "views.pairs=pairs.parquet"
         )
+
+
+def check_sizes(backbone: Backbone, name: str, wants: Wants, views: ViewConfig) -> None:
+    """Raise UsageError if the backbone does not take images of the sizes that are set. Leaves it as it was.
+
+    Vision transformers cut images into patches, whose size must divide the image's; others need a least size.
+    """
+    crops = (wants.crops and views.instances and views.instance_crops) or wants.patches
+    sizes = {
+        "views.scene_size": views.scene_size,
+        "views.instance_size": views.instance_size if crops else 0,
+        "views.third_size": views.third_size if wants.third else 0,
+    }
+    training = backbone.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for setting, size in sizes.items():
+            try:
+                if size:
+                    backbone.eval()(torch.zeros(1, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                if out_of_memory(error):
+                    raise
+                patch = getattr(getattr(backbone.trunk, "patch_embed", None), "patch_size", None)
+                side = patch[0] if isinstance(patch, tuple) else patch
+                advice = f"; its patches are of {side} px: {setting}={max(1, round(size / side)) * side} fits" if side else ""
+                why = str(error).strip().splitlines() or [type(error).__name__]
+                raise UsageError(
+                    f"{name} takes no images of {size} px, and {setting} is {size} ({why[0]}){advice}. Set another size, or "
+                    "choose another --backbone"
+                ) from error
+            finally:
+                backbone.train(training)
 
 
 def extras_on(device: torch.device, batch: Batch, wants: Wants, config: AugmentConfig) -> dict[str, Tensor]:

@@ -1,28 +1,66 @@
 """The run folder: made once, and opened again only for the run it belongs to."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from univip_stream import __version__
+from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import Place
 from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
-from univip_stream.pretrain.load import CONFIG
+from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
+from univip_stream.pretrain.recipes import RECIPES
 from univip_stream.pretrain.settings import flat, flat_dict, to_dict
+from univip_stream.record import METRICS
 from univip_stream.shards import ShardIndex
 
 LOCK = ".lock"
 """In the run folder; held by the process that trains."""
+_SHOWN = 6
+"""Differences that are named; the command beneath has them all."""
+
+
+def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> None:
+    """Look at a run folder before anything is read or built: is it free, or of a run with these settings?
+
+    Args:
+        run: the folder.
+        config: of the run that is to be.
+        shards: as the user named them, for the command that continues the run there.
+
+    Raises:
+        InputError: the folder holds a run of other settings, or things that are no run.
+
+    """
+    path = run / CONFIG
+    if path.exists():
+        facts = _facts(path)
+        if differences := _differences(facts, config):
+            _refuse(path, facts, differences, shards)
+    # What begins with a dot is ours or Ray's.
+    elif run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
+        raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
 
 
 def open_run(
-    run: Path, config: PretrainConfig, index: ShardIndex, steps: int, place: Place, *, pairs: str | None = None
-) -> None:
-    """Write `config.json` into a new run folder, or check that the run there is this one.
+    run: Path,
+    config: PretrainConfig,
+    index: ShardIndex,
+    steps: int,
+    place: Place,
+    *,
+    shards: str | list[str],
+    pairs: str | None = None,
+) -> int | None:
+    """Write `config.json` into a new run folder, or check that the run there is this one; keep other trainings out.
+
+    A run of other settings that was never trained (no checkpoint, no recorded step) is no run yet: it gives way.
 
     Args:
         run: the folder.
@@ -30,31 +68,57 @@ def open_run(
         index: of its shards.
         steps: updates of the whole run.
         place: this process; the first writes.
+        shards: as for `check_run`.
         pairs: SHA-256 of the file of pairs, where the method uses one.
 
+    Returns:
+        What `hold` gives; None for a process that is not the first.
+
     Raises:
-        InputError: the folder holds a run of other settings or other shards, or things that are no run.
+        InputError: as `check_run`; other shards; another process trains here; no room on the disk.
 
     """
     path = run / CONFIG
-    if path.exists():
-        _refuse_other_run(path, config, index, steps, pairs)
-        return
-    # What begins with a dot is ours or Ray's.
-    if run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
-        raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
-    if not place.is_first:
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "config": to_dict(config),
-        "steps": steps,
-        "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
-        "pairs": pairs,
-        "created_by": {"univip-stream": __version__},
-    }
-    with written_atomically(path) as file:
-        file.write((json.dumps(facts, indent=1) + "\n").encode())
+    check_run(run, config, shards)
+    made = [folder for folder in (run, *run.parents) if not folder.exists()] if place.is_first else []
+    lock = None
+    try:
+        if place.is_first:
+            run.mkdir(parents=True, exist_ok=True)
+            lock = hold(run)
+        if path.exists():
+            facts = _facts(path)
+            differences = _differences(facts, config)
+            if facts["shards"]["fingerprint"] != index.fingerprint:
+                differences.append(f"other shards ({facts['shards']['images']} images there, {len(index)} here)")
+            if facts.get("pairs") != pairs:
+                differences.append(f"another file of pairs ({config.views.pairs} here)")
+            if not differences and facts["steps"] != steps:
+                differences.append(f"{facts['steps']} steps there, {steps} here")
+            if not differences:
+                return lock
+            _refuse(path, facts, differences, shards)  # unless nothing was trained
+        if place.is_first:
+            written = {
+                "config": to_dict(config),
+                "steps": steps,
+                "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
+                "pairs": pairs,
+                "created_by": {"univip-stream": __version__},
+            }
+            data = (json.dumps(written, indent=1) + "\n").encode()
+            with written_atomically(path, wanted=len(data)) as file:
+                file.write(data)
+    except BaseException:
+        if lock is not None:
+            os.close(lock)
+        if made:
+            (run / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+        raise
+    return lock
 
 
 def hold(run: Path) -> int:
@@ -75,26 +139,47 @@ def hold(run: Path) -> int:
     return descriptor
 
 
-def _refuse_other_run(path: Path, config: PretrainConfig, index: ShardIndex, steps: int, pairs: str | None) -> None:
+def _facts(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
-        there, shards, total = found["config"], found["shards"], found["steps"]
-        theirs = flat_dict(there)
-        their_images, their_fingerprint = shards["images"], shards["fingerprint"]
+        flat_dict(found["config"]), found["steps"], found["shards"]["images"], found["shards"]["fingerprint"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); choose another --out") from error
+    return found
+
+
+def _differences(facts: dict[str, Any], config: PretrainConfig) -> list[str]:
+    """Of a run's settings and these."""
     # A setting that came after that run was made stands there at its default.
-    ours, theirs = flat(config), flat(PretrainConfig()) | theirs
+    ours, theirs = flat(config), flat(PretrainConfig()) | flat_dict(facts["config"])
     names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]
-    differences = [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
-    if their_fingerprint != index.fingerprint:
-        differences.append(f"other shards ({their_images} images there, {len(index)} here)")
-    if found.get("pairs") != pairs:
-        differences.append(f"another file of pairs ({config.views.pairs} here)")
-    if not differences and total != steps:
-        differences.append(f"{total} steps there, {steps} here")
-    if differences:
-        raise InputError(
-            f"{path.parent} holds a run of other settings: {'; '.join(differences)}. To continue it, use its settings; for a new "
-            "run, choose another --out"
-        )
+    return [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
+
+
+def _refuse(path: Path, facts: dict[str, Any], differences: list[str], shards: str | list[str]) -> None:
+    """Raise InputError, with the command that continues the run there; unless that run never began."""
+    run = path.parent
+    metrics = run / METRICS
+    if not Checkpoints(run / CHECKPOINTS).steps() and not (metrics.exists() and metrics.stat().st_size):
+        return
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    raise InputError(
+        f"{run} holds a run of other settings: {'; '.join(differences[:_SHOWN])}{more}. For a new run, choose another --out; to "
+        f"continue that one, use its settings:\n  {_command(run, facts, shards)}"
+    )
+
+
+def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
+    """What to type to continue a run: its recipe, and every setting that is another than the recipe's."""
+    theirs = flat_dict(facts["config"])
+    name = theirs.get("recipe") if theirs.get("recipe") in RECIPES else "coco"
+    known = flat(RECIPES[str(name)]())
+    # The stream's seed follows the run's, and the recipe is named.
+    changed = [key for key in known if key in theirs and key not in ("recipe", "stream.seed") and theirs[key] != known[key]]
+    specs = [shards] if isinstance(shards, str) else shards
+    words = ["univip-stream", "train", *(word for spec in specs for word in ("--shards", spec)), "--out", str(run)]
+    words += ["--recipe", str(name)]
+    for key in changed:
+        value = theirs[key]
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)

@@ -3,12 +3,10 @@
 import json
 import os
 import resource
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from univip_stream.distributed import (
     Place,
     after_the_first,
     agree,
-    ended_by_others,
     in_parallel,
     joined,
     pick_device,
@@ -32,24 +29,27 @@ from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method, build_method, method_class
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
-from univip_stream.pretrain.inputs import check_views
+from univip_stream.pretrain.inputs import check_sizes, check_views
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
-from univip_stream.pretrain.rundir import hold, open_run
+from univip_stream.pretrain.rundir import check_run, open_run
 from univip_stream.pretrain.settings import to_dict
+from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
 from univip_stream.record import Recorder
 from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
 
-
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """The run was asked to stop (SIGTERM, Ctrl-C), saved, and can be continued."""
-
-    exit_status = 75
-    """Distinct from done and failed: sysexits' EX_TEMPFAIL, run it again."""
+_PATIENCE = 3.0
+"""Seconds that a run alone waits for a batch after it was asked to stop. Schedulers kill some 10 to 30 s after asking."""
+_PATIENCE_OF_RANKS = 20.0
+"""The same where ranks train together: who leaves early keeps the others from saving at one step."""
+_HUGE = 1e3
+"""A weight of this size is the sign of a run that burst: normalised networks keep finite losses with any. A sound ResNet's stay
+below some tens."""
 
 
 def pretrain(
@@ -82,26 +82,33 @@ def pretrain(
 
     """
     where = pick_device(device, place)
-    with joined(place, where), _asked_to_stop() as asked:
-        trainer = _Trainer(config, shards, run, where, place)
-        for line in trainer.arithmetic():
-            say(line)
-        values: dict[str, Any] = {}
+    asked = Asked()
+    with joined(place, where), asked.listening(), _in_words(config, place):
         try:
+            with asked.waiting():
+                trainer = _Trainer(config, shards, run, where, place)
+        except WaitedEnoughError:
+            raise Interrupted("stopped before a step was made; run the same command to begin") from None
+        with closing(trainer):
+            for line in trainer.arithmetic():
+                say(line)
+            values: dict[str, Any] = {}
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
+            for line in trainer.doubts():
+                say(line)
             trainer.export()
-        except RuntimeError as error:
-            # torch tells of a loader worker's death in whatever call the main process happens to be in.
-            if "DataLoader worker" not in str(error) or ended_by_others(error, place):
-                raise
-            raise InputError(
-                f"a loader worker died ({str(error).splitlines()[0]}); often memory: fewer --workers or a smaller stream.prefetch "
-                "help. Run the same command again, it continues from the last checkpoint"
-            ) from error
-        finally:
-            trainer.close()
         return values
+
+
+@contextmanager
+def _in_words(config: PretrainConfig, place: Place) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        if (words := told(error, config, place)) is None:
+            raise
+        raise words from error
 
 
 class _Trainer:
@@ -118,6 +125,7 @@ class _Trainer:
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
         wants = method_class(config.method.name).wants
         check_views(config.method.name, wants, config.views)
+        check_run(run, config, shards)
         # Views and augmentations are the same with and without crops and pairs; nobody would look at them.
         views = config.views if wants.crops else replace(config.views, instance_crops=False)
         views = views if wants.patches else replace(views, pairs=None)
@@ -129,22 +137,25 @@ class _Trainer:
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
         self.boxes, self.notes = len(stream.index.boxes), stream.notes
-        with after_the_first(place):
-            open_run(run, config, stream.index, self.total, place, pairs=stream.pairs)
-            self.lock = hold(run) if place.is_first else None
 
+        # Everything that can be wrong is looked at before the folder becomes this run's.
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, instances=config.views.instances)
+        check_sizes(self.method.backbone, config.method.backbone, wants, config.views)
         if place.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.method, config.optim)
+        self.precision, self.why = pick_precision(config.precision, device)
+        with after_the_first(place):
+            self.knn = OnlineKnn(config.knn, config.views.scene_size) if config.knn.train and place.is_first else None
+            self.lock = open_run(run, config, stream.index, self.total, place, shards=shards, pairs=stream.pairs)
+
         self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
         self.first = self._resume()
         agree(self.first, place, "the step to continue from")
 
-        self.precision, self.why = pick_precision(config.precision, device)
         parallel = in_parallel(self.method, place, device)
         model: nn.Module = torch.compile(parallel) if config.compile else parallel  # type: ignore[assignment]
         self.updates = Updates(
@@ -152,7 +163,6 @@ class _Trainer:
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
             instances=config.views.instances, device=device, place=place, run=run,
         )  # fmt: skip
-        self.knn = OnlineKnn(config.knn, config.views.scene_size) if config.knn.train and place.is_first else None
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
 
@@ -176,6 +186,12 @@ class _Trainer:
             f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
             f"{self._momenta()}"
         )
+        if self.warmup >= self.total:
+            reached = max(cosine_lr(step, self.total, optim.lr, self.warmup, optim.final_lr) for step in range(self.total))
+            yield (
+                f"the warm-up takes {self.warmup} steps and the run {self.total}: the rate gets no higher than {reached:g} "
+                f"(optim.warmup_epochs is {optim.warmup_epochs:g})"
+            )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
         if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
@@ -188,50 +204,67 @@ class _Trainer:
         first, last = (self.method.target_momentum(step, self.total, self.config.ema) for step in (0, self.total))
         return f"target momentum {first:g} to {last:g}"
 
-    def steps(self, asked: threading.Event) -> Iterator[dict[str, Any]]:
+    def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding what is recorded."""
         config = self.config
-        batches = iter(self.stream)
-        began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
-        for step in range(self.first, self.total):
-            finished = step + 1
-            last = finished == self.total
-            record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
-            judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
-            self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
-            losses: dict[str, float] = {}
-            stop = False
-            if record or save or judge or self.updates.look_due(finished):
-                losses, stop = self.updates.look(asked)
-            rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
-            momentum = self.method.target_momentum(step, self.total, config.ema)
-            self.updates.apply(rate, momentum)
+        patience = _PATIENCE if self.place.world_size == 1 else _PATIENCE_OF_RANKS
+        with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
+            began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
+            for step in range(self.first, self.total):
+                finished = step + 1
+                last = finished == self.total
+                record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
+                judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
+                try:
+                    self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
+                except WaitedEnoughError:
+                    raise self._leave(step) from None
+                losses: dict[str, float] = {}
+                stop = False
+                if record or save or judge or self.updates.look_due(finished):
+                    losses, stop = self.updates.look(asked)
+                rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
+                momentum = self.method.target_momentum(step, self.total, config.ema)
+                self.updates.apply(rate, momentum)
 
-            if record or judge:
-                seconds = time.perf_counter() - began
-                values = {
-                    "step": finished,
-                    "epoch": round(finished / self.steps_per_epoch, 4),
-                    **{name: losses[name] for name in self.updates.terms},
-                    "lr": rate,
-                    "momentum": momentum,
-                    "filled": losses["filled"],
-                    "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
-                    "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
-                    **memory(self.device),
-                }
-                if judge and self.knn is not None:
-                    values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
-                self.recorder.write(values)
-                began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
-                yield values
-            if self.updates.views is not None:
-                self.recorder.pictures(*self.updates.views, config.augment, finished)
-                self.updates.views = None
-            if save or stop:
-                self._save(finished)
-            if stop and not last:
-                raise Interrupted(f"stopped after step {finished} of {self.total}, saved; run the same command to continue")
+                if record or judge:
+                    seconds = time.perf_counter() - began
+                    values = {
+                        "step": finished,
+                        "epoch": round(finished / self.steps_per_epoch, 4),
+                        **{name: losses[name] for name in self.updates.terms},
+                        "lr": rate,
+                        "momentum": momentum,
+                        "filled": losses["filled"],
+                        "images_per_second": round((finished - recorded) * config.stream.batch_size / seconds, 2),
+                        "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
+                        **memory(self.device),
+                    }
+                    if judge and self.knn is not None:
+                        values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
+                    self.recorder.write(values)
+                    began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
+                    yield values
+                if self.updates.views is not None:
+                    self.recorder.pictures(*self.updates.views, config.augment, finished)
+                    self.updates.views = None
+                if save or stop:
+                    self._save(finished)
+                if stop and not last:
+                    raise Interrupted(
+                        f"stopped after step {finished} of {self.total}, saved; run the same command to continue"
+                    )
+
+    def _leave(self, finished: int) -> Interrupted:
+        """Asked to stop, and no batch came for the next step: what was trained is saved, where nothing has touched it since."""
+        if finished == self.first or self.updates.halfway:
+            saved = "the last checkpoint stands" if self.checkpoints.steps() else "nothing was trained yet"
+        else:
+            self._save(finished)
+            saved = "saved"
+        return Interrupted(
+            f"stopped after step {finished} of {self.total}, waiting for images; {saved}; run the same command to continue"
+        )
 
     def _save(self, finished: int) -> None:
         bad = [name for name, values in self.method.state_dict().items() if not torch.isfinite(values).all()]
@@ -275,6 +308,15 @@ class _Trainer:
         if self.lock is not None:
             os.close(self.lock)
 
+    def doubts(self) -> Iterator[str]:
+        """What speaks against the result, though every number of it is one."""
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.method.online_parameters())
+        if largest > _HUGE:
+            yield (
+                f"the largest weight is {largest:.3g}: the steps were far too large, and little can have been learned, though "
+                f"every loss was a number. A smaller optim.lr (it is {self.config.optim.lr:g}) helps; it begins with another --out"
+            )
+
     def export(self) -> None:
         """Write the backbone alone, under the names its library uses."""
         if not self.place.is_first:
@@ -287,8 +329,9 @@ class _Trainer:
             "small_stem": str(self.config.method.small_stem),
             "steps": str(self.total),
         }
-        with written_atomically(self.run / BACKBONE) as file:
-            file.write(save(weights, metadata={"format": "pt", **facts}))
+        data = save(weights, metadata={"format": "pt", **facts})
+        with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
+            file.write(data)
 
 
 class _Silent:
@@ -325,24 +368,3 @@ def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16, "this CPU multiplies bf16 in hardware"
     return torch.float32, "this CPU has no bf16 instructions"
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Within: SIGTERM and the first Ctrl-C set the event instead of killing; a second Ctrl-C kills."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals belong to the main thread; under Ray Train the launcher stops us
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

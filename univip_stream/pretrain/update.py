@@ -8,7 +8,6 @@ Shape letters: B images, K instances an image, S and I sides, A instance augment
 import contextlib
 import json
 import math
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,12 @@ from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method
 from univip_stream.methods.registry import checked_losses, explained
+from univip_stream.pretrain.asked import Asked
 from univip_stream.pretrain.inputs import extras_on
 from univip_stream.pretrain.optim import set_learning_rate
+from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.stream import Batch
+from univip_stream.workers import death
 
 LOOK_EVERY = {"cpu": 1, "cuda": 10}
 """Steps between two looks at the losses, by device. On a CPU they are at hand; on a GPU a look makes the host wait."""
@@ -83,6 +85,8 @@ class Updates:
         self._unseen: list[_Unseen] = []
         self.views: tuple[Tensor, Tensor | None] | None = None
         """The first images of the last batch as the networks saw them, where they were asked for."""
+        self.halfway = False
+        """Whether some parts of a step have been computed and others not: running statistics and queues are of neither step."""
 
     def look_due(self, finished: int) -> bool:
         """Whether to look before the update that makes `finished`: the same answer on every rank."""
@@ -94,6 +98,7 @@ class Updates:
         keys: list[str] = []
         sources: list[str] = []
         for part in range(self.accumulate):
+            self.halfway = part > 0
             batch = next(batches)
             scenes, instances = views_on(self.device, batch, self.config)
             if keep_views:
@@ -107,6 +112,7 @@ class Updates:
             totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
             keys += batch.keys
             sources += batch.sources
+        self.halfway = False
         self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
 
     def apply(self, rate: float, momentum: float) -> None:
@@ -116,7 +122,7 @@ class Updates:
         self.optimizer.zero_grad(set_to_none=True)
         self.method.update_target(momentum)
 
-    def look(self, asked: threading.Event) -> tuple[dict[str, float], bool]:
+    def look(self, asked: Asked) -> tuple[dict[str, float], bool]:
         """The last step's terms and `filled`, means over parts and ranks; and whether any rank is asked to stop.
 
         Raises:
@@ -138,10 +144,8 @@ class Updates:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 return checked_losses(self.model(scenes, instances, **extras), self.method)
         except Exception as error:
-            others = isinstance(error, RuntimeError) and (
-                "DataLoader worker" in str(error) or ended_by_others(error, self.place)
-            )
-            if others or (told := explained(error, self.method)) is None:
+            others = isinstance(error, RuntimeError) and (death(error) or ended_by_others(error, self.place))
+            if others or out_of_memory(error) or (told := explained(error, self.method)) is None:
                 raise
             raise told from error
 

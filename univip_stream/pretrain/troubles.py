@@ -1,0 +1,48 @@
+"""What can go wrong on the machine while a run trains, in words."""
+
+import torch
+
+from univip_stream.distributed import Place, ended_by_others
+from univip_stream.errors import InputError
+from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.workers import death, explained
+
+AGAIN = "Run the same command again, it continues from the last checkpoint"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory, or the machine's, is full."""
+    text = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "CUDA error: out of memory" in text
+        or "can't allocate memory" in text  # torch's CPU allocator, which raises a plain RuntimeError
+    )
+
+
+def told(error: Exception, config: PretrainConfig, place: Place) -> InputError | None:
+    """What to tell a person; None if the error is another rank's end, or none of those that are known here."""
+    if isinstance(error, RuntimeError) and ended_by_others(error, place):
+        return None
+    if (died := death(error)) is not None:
+        return InputError(f"{died}. A smaller stream.prefetch needs less memory too. {AGAIN}")
+    if isinstance(error, InputError):
+        return None
+    if out_of_memory(error):
+        return InputError(_memory(error, config, place))
+    if (words := explained(error)) is not None:
+        return InputError(f"{words}. {AGAIN}")
+    return None
+
+
+def _memory(error: BaseException, config: PretrainConfig, place: Place) -> str:
+    gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
+    size, parts = config.stream.batch_size, config.accumulate
+    half = " or precision=bf16, which halves what the networks keep," if config.precision == "fp32" else ""
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    return (
+        f"out of {'GPU ' if gpu else ''}memory with batch size {size} ({size // place.world_size // parts} images at a time on a "
+        f"rank, accumulate={parts}), {config.method.backbone}, precision={config.precision}: {first[0]} --set accumulate="
+        f"{2 * parts}{half} or a smaller --batch-size (with optim.lr in proportion) fits more. They are other settings: where "
+        "steps were trained already, they begin with another --out"
+    )
