@@ -146,7 +146,8 @@ MORE: dict[str, Walked] = {
         )
         for name, file, suffix in (
             ("orl", "{orl.json}", ".json"), ("soco", "{soco}", ".json"), ("detreg", "{detreg}", "/"),
-            ("siamesedetr", "{siamesedetr}", "/"), ("aligndet", "{boxes.json}", ".json"), ("detectron2", "{detectron2.pkl}", ".pkl"),
+            ("siamesedetr", "{siamesedetr}", "/"), ("aligndet", "{boxes.json}", ".json"),
+            ("detectron2", "{detectron2.pkl}", ".pkl"),
         )
     },
     "eval detect voc": Walked(

@@ -157,7 +157,8 @@ _OTHERS = {
     },
     ".safetensors": {
         "lying length": _text(struct.pack("<Q", 1 << 62) + b"{}"), "no json": _safetensors(b"xxxx"),
-        "offsets outside": _safetensors(_tensor(data_offsets=[0, 1 << 40])), "backwards": _safetensors(_tensor(data_offsets=[8, 0])),
+        "offsets outside": _safetensors(_tensor(data_offsets=[0, 1 << 40])),
+        "backwards": _safetensors(_tensor(data_offsets=[8, 0])),
         "huge shape": _safetensors(_tensor(shape=[1 << 40, 1 << 40]), bytes(8)), "a list": _safetensors(b"[]"),
         "other tensors": _safetensors(_tensor(), bytes(8)), "no metadata": _safetensors({"__metadata__": {}}),
         "strange metadata": _safetensors({"__metadata__": {"config": "{]"}} | _tensor(), bytes(8)),
