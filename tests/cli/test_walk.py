@@ -99,10 +99,8 @@ def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_fo
     base = ["--device", "cpu", "--workers", "0", "--quiet"]
     done = CliRunner().invoke(cli, ["embed", str(run_folder), str(drawn_shards), "--out", found["features"], *base])
     assert done.exit_code == 0, done.output
-    for format, name in (
-        ("orl", "orl.json"), ("soco", "soco"), ("detreg", "detreg"), ("siamesedetr", "siamesedetr"),
-        ("detectron2", "detectron2.pkl"),
-    ):  # fmt: skip
+    for name in ("orl.json", "soco", "detreg", "siamesedetr", "detectron2.pkl"):
+        format = name.partition(".")[0]
         more = ["--annotations", found["boxes.json"]] if format == "orl" else []
         done = CliRunner().invoke(
             cli, ["export", "boxes", str(drawn_shards), "--format", format, "--out", str(home / name), "--quiet", *more]
@@ -144,7 +142,8 @@ def test_every_command_and_each_of_its_options_is_in_the_table():
         walked = TABLE[name]
         for option in command.params:
             numeric = isinstance(option.type, click.IntRange | click.FloatRange | click.Choice)
-            told = {*walked.inputs, *walked.outputs, *walked.texts}
+            more = [inputs for row in MORE if command_of(row)[0] == name for inputs in MORE[row].inputs]
+            told = {*walked.inputs, *walked.outputs, *walked.texts, *more}
             flag = getattr(option, "is_flag", False)
             assert numeric or flag or option.name in told, f"{name}: say what {option.name} takes"
 

@@ -8,6 +8,7 @@ import click
 
 from univip_stream import __version__
 from univip_stream.cli.lazy import Command, LazyGroup
+from univip_stream.errors import in_words
 
 # Lazy, so that `mine` runs without torch, `train` without Ray, and `--help` at once.
 COMMANDS = {
@@ -56,6 +57,10 @@ def main() -> None:
     # cores, a spinning wait made single training steps ten times as long; alone, sleeping costs 2 to 4 % (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_standard_streams()
+    try:
+        os.getcwd()
+    except OSError as error:  # torch's libraries end the process there, with words about themselves
+        sys.exit(f"error: {in_words(error)}")
     sys.exit(cli.main(prog_name="univip-stream"))
 
 
@@ -65,11 +70,13 @@ def _open_standard_streams() -> None:
     Where one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would
     be written into that file. And no name of a file must fail to be printed because the terminal's alphabet lacks a letter.
     """
-    for number in (0, 1, 2):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
