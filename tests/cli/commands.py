@@ -28,14 +28,16 @@ SHARDS = ("/", ".tar", ".json")
 IMAGES = ("/", ".tar", ".txt", ".parquet")
 RUN = ("/", ".pt", ".safetensors")
 RAY = frozenset({"address"})
+WEB = frozenset({"http_headers", "user_agent"})
+DEVICE = frozenset({"device", "max_failures"})
 LABELLED = {
     "run": ["{run}"], "train": ["{labelled}"], "val": ["{labelled}"], "workers": ["0"], "device": ["cpu"], "image_size": ["32"],
     "out": ["{out}.json"],
 }  # fmt: skip
-JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": frozenset({"device"})}
+JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": DEVICE}
 IMPORT = {"sources": ["{coco}/train2017"], "out": ["{out}"], "inline": []}
 IMPORTED = {
-    "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"}, "texts": frozenset({"max_failures"}) | RAY
+    "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"}, "texts": frozenset({"max_failures"}) | RAY | WEB
 }  # fmt: skip
 
 TABLE: dict[str, Walked] = {
@@ -43,7 +45,7 @@ TABLE: dict[str, Walked] = {
         {"sources": ["{images}"], "out": ["{out}"], "proposals": ["none"], "inline": []},
         inputs={"sources": IMAGES, "annotations": (".json",)},
         outputs={"out": "/"},
-        texts=frozenset({"proposals", "options", "max_failures"}) | RAY,
+        texts=frozenset({"proposals", "options", "max_failures"}) | RAY | WEB,
     ),
     "import boxes": Walked(
         {"file": ["{boxes.json}"], "format": ["coco"], **IMPORT},
@@ -80,7 +82,7 @@ TABLE: dict[str, Walked] = {
         },
         inputs={"run": RUN, "shards": SHARDS, "features": (".parquet",)},
         outputs={"out": ".parquet"},
-        texts=frozenset({"device"}),
+        texts=DEVICE,
         long=frozenset({"workers", "max_boxes", "image_size"}),
     ),
     "plot": Walked({"runs": ["{run}"], "out": ["{out}.html"]}, inputs={"runs": ("/",)}, outputs={"out": ".html"}),
@@ -91,14 +93,14 @@ TABLE: dict[str, Walked] = {
     "eval linear": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "batch_size": ["8"]},
         outputs={"out": ".json", "cache": "/"},
-        **JUDGED | {"texts": frozenset({"device", "protocol"})},
+        **JUDGED | {"texts": DEVICE | {"protocol"}},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval finetune": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "multipliers": ["1"], "batch_size": ["8"], "fraction": ["50%"]},
         outputs={"out": ".json"},
         inputs=JUDGED["inputs"] | {"subset": (".txt",)},
-        texts=frozenset({"device", "fraction"}),
+        texts=DEVICE | {"fraction"},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval detect": Walked(
@@ -112,14 +114,14 @@ TABLE: dict[str, Walked] = {
             "run": RUN, "train_json": (".json",), "train_images": ("/",), "val_json": (".json",), "val_images": ("/",),
         },
         outputs={"out": ".json"},
-        texts=frozenset({"device"}),
+        texts=DEVICE,
         long=frozenset({"iterations", "workers", "batch_size", "sides"}),
     ),
     "embed": Walked(
         {"run": ["{run}"], "source": ["{images}"], "out": ["{out}.parquet"], "workers": ["0"], "device": ["cpu"]},
         inputs={"run": RUN, "source": IMAGES},
         outputs={"out": ".parquet"},
-        texts=frozenset({"device"}),
+        texts=DEVICE,
         long=frozenset({"workers", "image_size"}),
     ),
     "export backbone": Walked(
