@@ -37,7 +37,8 @@ LABELLED = {
 JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": DEVICE}
 IMPORT = {"sources": ["{coco}/train2017"], "out": ["{out}"], "inline": []}
 IMPORTED = {
-    "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"}, "texts": frozenset({"max_failures"}) | RAY | WEB
+    "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"},
+    "texts": frozenset({"max_failures"}) | RAY | WEB,
 }  # fmt: skip
 
 TABLE: dict[str, Walked] = {
