@@ -111,7 +111,7 @@ def test_a_run_that_burst_with_finite_numbers_does_not_end_without_a_word(drawn_
     assert "optim.lr (it is 5000)" in line
 
 
-@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", "cuda:-1", "meta", ""])
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x", "cuda:-1", "meta"])
 def test_a_device_that_is_none_is_said_in_our_words(device, drawn_shards, tmp_path):
     code, said = said_by(*arguments(drawn_shards, tmp_path / "run"), "--device", device)
     assert code == 2
