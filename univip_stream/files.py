@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -115,6 +116,53 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def locked(path: Path, *, of_process: bool) -> int:
+    """A descriptor of a file that this process has locked, made if it is not there. The kernel unlocks it however this ends.
+
+    Args:
+        path: of the file.
+        of_process: the lock ends with this process, also where ones that it forked live on; not among its own threads.
+
+    Raises:
+        BlockingIOError: another holds it.
+        OSError: it cannot be made or locked.
+
+    """
+    take = fcntl.lockf if of_process else fcntl.flock
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed it in between: then this is a lock on nothing.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written_by_one(path: Path) -> Iterator[None]:
+    """Within: no other process that asks the same writes `path`, or what lies beside it to go on from.
+
+    Raises:
+        InputError: another does.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        descriptor = locked(lock, of_process=True)
+    except BlockingIOError as error:
+        raise InputError(f"another process writes {path}; wait for it, or choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

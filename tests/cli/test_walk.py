@@ -231,6 +231,26 @@ def test_unknown_words_are_told(name, places, tmp_path):
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
 
 
+def test_settings_that_are_none_are_told(places, tmp_path):
+    """Each of them, before anything is read: the shards are not there, and no setting that is refused gets so far."""
+    from univip_stream.pretrain import PretrainConfig
+    from univip_stream.pretrain.settings import flat
+
+    faults, taken = [], []
+    for key, default in flat(PretrainConfig()).items():
+        for value in ("nan", "NaN", "Infinity", "-1", "-0.5", "1e400", "9" * 400, "x", "", "[]", "{}", "null", "true", '"1"'):
+            words = ["train", "--shards", places["missing"], "--out", str(tmp_path / "out"), "--set", f"{key}={value}"]
+            if found := fault(words):
+                faults.append(f"{key}={value}: {found}")
+            number = isinstance(default, int | float) and not isinstance(default, bool)
+            if number and value in ("nan", "NaN", "Infinity", "1e400", "9" * 400, "x", "", "[]", "{}", '"1"'):
+                said = called(words)[1]
+                if places["missing"] in said:
+                    taken.append(f"{key}={value}")
+    assert not faults, f"{len(faults)}:\n" + "\n".join(faults)
+    assert not taken, f"taken as a number: {taken}"
+
+
 def test_source_and_destination_that_are_one_folder_are_told(places, tmp_path):
     """What is read stays as it was: below the source, the source itself, and the other way round."""
     import shutil

@@ -10,6 +10,7 @@ import click
 
 from univip_stream.boxes import FRAMES, UPRIGHT
 from univip_stream.cli.judging import (
+    alone,
     learning_rate_option,
     limit_option,
     max_failures_option,
@@ -141,7 +142,7 @@ def detect(
     for note in dict.fromkeys([*train.notes, *val.notes]):
         say(note)
     try:
-        with joined(place, where):
+        with alone(out, place), joined(place, where):
             result = detect_with(
                 subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
                 place=place, max_failures=max_failures, progress=progress, say=say,

@@ -7,6 +7,7 @@ import click
 
 from univip_stream.cli.judging import (
     MOST_LISTED,
+    alone,
     limit_option,
     max_failures_option,
     reading_workers,
@@ -66,6 +67,7 @@ def embed(
     where = pick_device(device, place)
     total = len(images)
     with (
+        alone(out, place),
         joined(place, where),
         Progress(f"features of {source}", total, unit="images", quiet=quiet or not place.is_first) as bar,
     ):

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 
 if TYPE_CHECKING:  # it loads torch, and not every command that judges does
+    from univip_stream.distributed import Place
     from univip_stream.probe.labelled import ImageSource
 
 MOST_LISTED = 10
@@ -154,6 +156,13 @@ def print_left_out(result: dict[str, Any]) -> None:
                 click.echo(line)
     for note in result["notes"]:
         click.echo(f"note: {note}")
+
+
+def alone(out: Path | None, place: "Place") -> AbstractContextManager[None]:
+    """Within: this job alone writes `out` and what it goes on from beside it; the first of its processes sees to that."""
+    from univip_stream.files import written_by_one
+
+    return written_by_one(out) if out is not None and place.is_first else nullcontext()
 
 
 def write(result: dict[str, Any], out: Path | None) -> None:

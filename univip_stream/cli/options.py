@@ -119,7 +119,7 @@ class LocalPath(click.Path):
         text = os.fspath(value)
         if param is not None and ctx is not None:
             _ordinary(ctx, param, text)
-            if param.name in _WRITTEN and self.file_okay:
+            if param.name in _WRITTEN and self.file_okay and not (self.dir_okay is False and os.path.isdir(text)):
                 _can_be_written(ctx, param, Path(os.fsdecode(text)))
         if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
             raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
@@ -133,7 +133,7 @@ _WRITTEN = ("out", "html")
 def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> None:
     try:
         if path.is_dir():
-            raise click.BadParameter(f"{path} is a directory; expected a file.", ctx, param)
+            raise InputError(f"{param.opts[0]}: {path} is a folder; expected the name of a file")
         folder = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
     except OSError as error:
         raise InputError(f"{param.opts[0]}: {in_words(error)}") from error

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from univip_stream.cli.judging import (
+    alone,
     cache_folder,
     learning_rate_option,
     print_left_out,
@@ -93,7 +94,7 @@ def knn(
         result = judged(place)
         return result | ({"untrained": {"top1": judged(place, fresh=True)["top1"]}} if untrained else {})
 
-    result = _everywhere(both, device)
+    result = _everywhere(both, device, out)
     if result is None:
         return
     write(result, out)
@@ -177,7 +178,7 @@ def linear(
             for line in bar:
                 line.__exit__(None, None, None)
 
-    result = _everywhere(judged, device)
+    result = _everywhere(judged, device, out)
     if result is None:
         return
     write(result, out)
@@ -259,7 +260,7 @@ def finetune(
             device=pick_device(device, place), place=place, max_failures=max_failures, say=_teller(quiet),
         )  # fmt: skip
 
-    result = _everywhere(judged, device)
+    result = _everywhere(judged, device, out)
     if result is None:
         return
     write(result, out)
@@ -274,10 +275,10 @@ def finetune(
     print_left_out(result)
 
 
-def _everywhere(judged: Callable[[Place], dict[str, Any]], device: str) -> dict[str, Any] | None:
+def _everywhere(judged: Callable[[Place], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
     """The result, on the first of torchrun's ranks; None on the others."""
     place = place_from_environment()
-    with joined(place, pick_device(device, place)):
+    with alone(out, place), joined(place, pick_device(device, place)):
         result = judged(place)
     return result if place.is_first else None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import MOST_LISTED, max_failures_option, reading_workers, run_argument, tell
+from univip_stream.cli.judging import MOST_LISTED, alone, max_failures_option, reading_workers, run_argument, tell
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
@@ -72,7 +72,7 @@ def retrieve(
     place = place_from_environment()
     where = pick_device(device, place)
     silent = quiet or not place.is_first
-    with joined(place, where):
+    with alone(out, place), joined(place, where):
         found = Retrieval(
             subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place,
             max_failures=max_failures,

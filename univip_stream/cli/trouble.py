@@ -34,7 +34,7 @@ def told(ctx: click.Context) -> Iterator[None]:
     except MemoryError as error:
         _leave(ctx, f"out of memory{f' ({error})' if str(error) else ''}; fewer --workers or smaller batches need less")
     except RuntimeError as error:
-        _leave(ctx, _worker_died(error) or _fault_of_ours(error))
+        _leave(ctx, _worker_died(error) or _no_memory(error) or _fault_of_ours(error))
     except ImportError as error:
         _leave(
             ctx, f"a library cannot be loaded: {error}; `univip-stream doctor` tells which are missing, and what gets them"
@@ -50,6 +50,14 @@ def _worker_died(error: RuntimeError) -> str | None:
     from univip_stream.workers import death
 
     return death(error)
+
+
+def _no_memory(error: RuntimeError) -> str | None:
+    """torch's allocators raise a plain RuntimeError; None if the error is another."""
+    text = str(error)
+    if not any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
+        return None
+    return f"out of memory ({text.splitlines()[0][:200]}); fewer --workers, smaller batches or images need less"
 
 
 def _leave(ctx: click.Context, message: str, status: int = 1) -> None:

@@ -1,7 +1,6 @@
 """The folder that a job writes: local, or in an object store. One job at a time holds it."""
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.files import TEMPORARY, written_atomically
+from univip_stream.files import TEMPORARY, locked, written_atomically
 
 LOCK = ".mining.lock"
 """Held by the process that writes a local folder; gone when it is done."""
@@ -82,7 +81,7 @@ class Output:
             return
         try:
             os.makedirs(self.location, exist_ok=True)
-            lock = _locked(Path(self.location, LOCK))
+            lock = locked(Path(self.location, LOCK), of_process=False)
         except BlockingIOError as error:
             raise InputError(
                 f"{self.location}: another `univip-stream mine` is writing here; wait for it, or stop it"
@@ -94,18 +93,3 @@ class Output:
         finally:
             self.remove(LOCK)
             os.close(lock)
-
-
-def _locked(path: Path) -> int:
-    """A descriptor of the locked file. The kernel unlocks it however this process ends."""
-    while True:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed it in between: then this is a lock on nothing.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)

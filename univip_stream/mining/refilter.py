@@ -117,11 +117,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def _stored(parameters: dict[str, Any], name: str, shards: str | Path) -> Any:
     """What a manifest says the shards were made with."""
-    value: Any = parameters.get(name, ...)
+    value = parameters.get(name, ...)
     if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
         said = "nothing" if value is ... else repr(value)[:40]
         raise InputError(f"the manifest of {shards} has {said} as {name}; it was changed or damaged: mine again")
-    return float(value) if _KINDS[name] == (int, float) else value
+    return float(parameters[name]) if _KINDS[name] == (int, float) else value
 
 
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:

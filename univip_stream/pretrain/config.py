@@ -108,7 +108,7 @@ class PretrainConfig:
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.steps is None and self.epochs is None:
-            raise UsageError("neither steps nor epochs is set; one must say how long to train")
+            raise UsageError("neither steps nor epochs is set; set one of them, which says how long to train")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps is {self.steps}; expected at least 1")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):

@@ -1,7 +1,6 @@
 """The run folder: made once, and opened again only for the run it belongs to."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import Place
 from univip_stream.errors import InputError, why
-from univip_stream.files import written_atomically
+from univip_stream.files import locked, written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
 from univip_stream.pretrain.recipes import RECIPES
@@ -24,6 +23,8 @@ from univip_stream.storage import name_of
 
 LOCK = ".lock"
 """In the run folder; held by the process that trains."""
+_TRIES = 100
+"""To make a folder that others make and remove."""
 _SHOWN = 6
 """Differences that are named; the command beneath has them all."""
 
@@ -86,7 +87,6 @@ def open_run(
     lock = None
     try:
         if place.is_first:
-            run.mkdir(parents=True, exist_ok=True)
             lock = hold(run)
         if path.exists():
             facts = _facts(path)
@@ -114,10 +114,10 @@ def open_run(
             with written_atomically(path, wanted=len(data)) as file:
                 file.write(data)
     except BaseException:
-        if lock is not None:
+        if lock is not None:  # else it is another's folder by now
+            if made:
+                (run / LOCK).unlink(missing_ok=True)
             os.close(lock)
-        if made:
-            (run / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 for folder in made:
                     folder.rmdir()
@@ -128,19 +128,22 @@ def open_run(
 def hold(run: Path) -> int:
     """A descriptor that keeps other trainings out of the run folder until it is closed or this process ends.
 
-    The lock is the process's: loader workers that it forked do not hold it on.
+    The folder is made, also again where a start that failed takes its own away at this moment. The lock is the process's:
+    loader workers that it forked do not hold it on.
 
     Raises:
         InputError: another process trains here.
 
     """
-    descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise InputError(f"{run}: another training writes here; wait for it, or choose another --out") from error
-    return descriptor
+    for _ in range(_TRIES):
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            return locked(run / LOCK, of_process=True)
+        except FileNotFoundError:
+            continue
+        except BlockingIOError as error:
+            raise InputError(f"{run}: another training writes here; wait for it, or choose another --out") from error
+    raise InputError(f"{run} cannot be made; choose another --out")
 
 
 def _facts(path: Path) -> dict[str, Any]:

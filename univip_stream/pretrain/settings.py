@@ -84,7 +84,15 @@ def _replaced(config: Any, names: list[str], text: str, key: str, whole: Any) ->
         value = json.loads(text)
     except ValueError:
         value = {"None": None, "True": True, "False": False}.get(text, text)
+    most = _MOST_OF.get(name, _MOST)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) <= most:  # NaN, too
+        raise UsageError(f"{key} is {text[:40]}; expected a number up to {most:g}")
     return dataclasses.replace(config, **{name: _converted(hints[name], value, key)})
+
+
+_MOST = (1 << 31) - 1
+"""What any setting takes: more is a typing error, and overflows where tensors are made."""
+_MOST_OF = {name: (1 << 63) - 1 for name in ("seed", "cache_bytes", "decoded_bytes", "max_pixels")} | {"workers": 1024}
 
 
 def _converted(hint: Any, value: Any, key: str) -> Any:
