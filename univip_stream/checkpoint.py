@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from univip_stream.errors import InputError
-from univip_stream.files import TEMPORARY, written_atomically
+from univip_stream.files import remove_leftovers, written_atomically
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
@@ -52,8 +52,7 @@ class Checkpoints:
             torch.save({"step": step, **state}, file)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
-        for leftover in self.folder.glob(f".*{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         return path
 
     def load_latest(self) -> dict[str, Any] | None:

@@ -5,7 +5,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +150,8 @@ def locked(path: Path, *, of_process: bool) -> int:
 def written_by_one(path: Path) -> Iterator[None]:
     """Within: no other process that asks the same writes `path`, or what lies beside it to go on from.
 
+    What an attempt that was killed has left half written goes first: nobody else would know of it.
+
     Raises:
         InputError: another does.
 
@@ -159,10 +163,32 @@ def written_by_one(path: Path) -> Iterator[None]:
     except BlockingIOError as error:
         raise InputError(f"another process writes {path}; wait for it, or choose another --out") from error
     try:
+        remove_leftovers(path.parent, of=path.stem)
+        remove_leftovers(path)
         yield
     finally:
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, *, of: str | None = None, older: float = 0.0) -> None:
+    """Delete what attempts that died were writing. Only for whoever knows that no attempt is alive.
+
+    Args:
+        folder: that they wrote in; may not be there.
+        of: only files called so, whatever their suffix; None for all.
+        older: only those that nobody has written to for so many seconds.
+
+    """
+    name = ".+" if of is None else rf"{re.escape(of)}(\..+)?"
+    pattern = re.compile(rf"\.{name}\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime >= older:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    Path(entry.path).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -56,11 +56,13 @@ def explain(
     univip-stream explain photos/beach.jpg --run runs/coco --out beach.png
     """
     from univip_stream.boxes import BoxFilter
+    from univip_stream.files import written_by_one
     from univip_stream.report import explain as explaining
 
     boxes = BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou)
     found = explaining.explain(image, run=run, engine=proposals, boxes=boxes, seed=seed, max_pixels=max_pixels)
-    explaining.figure(found, out)
+    with written_by_one(out):
+        explaining.figure(found, out)
     if as_json:
         click.echo(json.dumps(found.facts()))
     elif not quiet:

@@ -7,6 +7,7 @@ import click
 
 from univip_stream.cli.judging import run_argument
 from univip_stream.export.backbone import FORMATS, export_backbone
+from univip_stream.files import written_by_one
 from univip_stream.pretrain import load_backbone
 
 
@@ -28,7 +29,8 @@ def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> N
     univip-stream export backbone runs/coco --format detectron2 --out univip.pkl
     """
     network, config = load_backbone(run)
-    written = export_backbone(network, config, format, out)
+    with written_by_one(out):
+        written = export_backbone(network, config, format, out)
     if as_json:
         click.echo(json.dumps({"files": list(map(str, written.files)), "tensors": written.tensors, "use": written.use}))
     elif not quiet:

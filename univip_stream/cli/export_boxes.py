@@ -1,7 +1,9 @@
 """`univip-stream export boxes`: parse, call, print."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -9,7 +11,9 @@ from univip_stream.boxes import FRAMES
 from univip_stream.cli.jobs import counted
 from univip_stream.cli.progress import Progress
 from univip_stream.export.boxes import export_boxes
+from univip_stream.files import written_by_one
 from univip_stream.sources.targets import TARGETS
+from univip_stream.storage import is_remote
 
 
 @click.command()
@@ -70,16 +74,17 @@ def boxes(
     }  # fmt: skip
     bar: list[Progress] = []
     try:
-        written = export_boxes(
-            shards,
-            format,
-            out,
-            annotations=annotations,
-            box_frame=box_frame,
-            overrides=overrides,
-            planned=lambda images: bar.append(Progress("exporting", images, unit="images", quiet=quiet)),
-            progress=lambda images: bar[0].add(images),
-        )
+        with nullcontext() if is_remote(out) else written_by_one(Path(out)):
+            written = export_boxes(
+                shards,
+                format,
+                out,
+                annotations=annotations,
+                box_frame=box_frame,
+                overrides=overrides,
+                planned=lambda images: bar.append(Progress("exporting", images, unit="images", quiet=quiet)),
+                progress=lambda images: bar[0].add(images),
+            )
     finally:
         for line in bar:
             line.__exit__(None, None, None)

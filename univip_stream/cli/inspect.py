@@ -44,7 +44,7 @@ def inspect(
     univip-stream inspect shards/ --html report.html
     univip-stream inspect 'shards/<000..127>.tar' --png sheets/ --samples 100 --seed 1
     """
-    from univip_stream.files import written_atomically
+    from univip_stream.files import written_atomically, written_by_one
     from univip_stream.report.build import look
     from univip_stream.report.charts import spoken
     from univip_stream.report.page import render
@@ -68,7 +68,7 @@ def inspect(
         report = look(shards, samples=samples, seed=seed, pictures=bool(html or png), cache=Cache(cache), progress=tell)
     if html:
         page = render(report)
-        with written_atomically(html) as file:
+        with written_by_one(html), written_atomically(html) as file:
             file.write(page)
     sheets = write_sheets(report, png) if png else []
     if as_json:

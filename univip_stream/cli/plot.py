@@ -33,9 +33,11 @@ def plot(runs: tuple[Path, ...], out: Path, smooth: float, quiet: bool, as_json:
     univip-stream plot runs/coco runs/byol --out curves.html
     univip-stream plot runs/* --out curves.png --smooth 0.9
     """
+    from univip_stream.files import written_by_one
     from univip_stream.report import curves
 
-    panels = curves.draw(runs, out, smooth=smooth)
+    with written_by_one(out):
+        panels = curves.draw(runs, out, smooth=smooth)
     if as_json:
         click.echo(curves.as_json(panels))
     elif not quiet:

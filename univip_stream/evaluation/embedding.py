@@ -19,7 +19,7 @@ from univip_stream.distributed import ALONE, Place, wait_for_all
 from univip_stream.errors import InputError, why
 from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
-from univip_stream.files import written_atomically
+from univip_stream.files import remove_leftovers, written_atomically
 from univip_stream.images import BadImageError
 from univip_stream.probe.features import vectors
 from univip_stream.probe.labelled import ImageSource
@@ -27,6 +27,8 @@ from univip_stream.shards.format import OK
 
 CHUNK = 4096
 """Images of a chunk: 32 MB at 2048 floats each."""
+_DEAD = 86_400.0
+"""Seconds after which what nobody went on writing was left by one that was killed."""
 _FINGERPRINT = b"univip-stream.features"
 _IMAGES = b"univip-stream.images"
 
@@ -115,6 +117,7 @@ def make_chunks(
         raise InputError(f"{source.name} holds no image")
     print_of = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, older=_DEAD)  # other evaluations may write here now
     failed: list[Failure] = []
     looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):

@@ -2,18 +2,15 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.files import TEMPORARY, locked, written_atomically
+from univip_stream.files import locked, remove_leftovers, written_atomically
 
 LOCK = ".mining.lock"
 """Held by the process that writes a local folder; gone when it is done."""
-_LEFTOVER = re.compile(rf"\..+\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}")
-"""What `written_atomically` calls its files; a user's own are left alone."""
 
 
 class Output:
@@ -62,9 +59,8 @@ class Output:
 
     def remove_leftovers(self) -> None:
         """Delete what attempts that died were writing."""
-        for name in self.names():
-            if _LEFTOVER.fullmatch(name):
-                self.remove(name)
+        if not self.remote:  # in an object store nothing appears half written
+            remove_leftovers(Path(self.location))
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import Place
 from univip_stream.errors import InputError, why
-from univip_stream.files import locked, written_atomically
+from univip_stream.files import locked, remove_leftovers, written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
 from univip_stream.pretrain.recipes import RECIPES
@@ -88,6 +88,8 @@ def open_run(
     try:
         if place.is_first:
             lock = hold(run)
+            remove_leftovers(run)
+            remove_leftovers(run / CHECKPOINTS)
         if path.exists():
             facts = _facts(path)
             differences = _differences(facts, config)

@@ -1,6 +1,6 @@
-"""Start every command that writes twice at the same time on one place; print what came of it, as JSON.
+"""Start every command that writes twice at once on one place, and kill a few where they rename; print what came of it, as JSON.
 
-A script, because its forks must come of a process that has not computed anything: `python at_once.py FOLDER [COMMAND ...]`.
+A script, because its forks must come of a process that has not computed anything: `python disturbed.py FOLDER`.
 """
 
 import json
@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from commands import TABLE, line
-from crashes import imported, prepare
+from crashes import CASES, imported, prepare, walk
 
 WRITING = [name for name in TABLE if name not in ("verify", "results", "doctor")]
+KILLED = ("refilter", "train", "embed", "export backbone")
+"""What the ordinary suite kills; `crashes.py` kills every command, at every system call."""
+RENAMES = ("rename", "renameat", "renameat2")
 PATIENCE = 120
 """Seconds for both together."""
 
@@ -99,6 +102,10 @@ if __name__ == "__main__":
     base = Path(sys.argv[1])
     imported()
     places = prepare(base / "places")
-    for name in sys.argv[2:] or WRITING:
+    for name in WRITING:
         statuses, said, faults = both(name, places, base / "case")
-        print(json.dumps({"command": name, "statuses": statuses, "said": said, "faults": faults}), flush=True)
+        print(json.dumps({"two": name, "statuses": statuses, "said": said, "faults": faults}), flush=True)
+    for case in CASES if shutil.which("strace") else ():
+        if case.name in KILLED:
+            tried, faults = walk(case, places, base / "case", calls=RENAMES, ways=("signal=SIGKILL",))
+            print(json.dumps({"killed": case.name, "points": tried, "faults": faults}), flush=True)
