@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 CUTOFF = 0.6
 """Likeness from which a name is worth naming: difflib's ratio, 1 for equal ones; its own default."""
+_LONGEST = 100
+"""Letters of a name that are looked at: comparing takes the product of both lengths."""
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 1) -> list[str]:
@@ -14,7 +16,7 @@ def nearest(name: str, known: Iterable[str], *, most: int = 1) -> list[str]:
     `optim.lr`.
     """
     plain = {one: _plain(one) for one in known}
-    asked = _plain(name)
+    asked = _plain(name[:_LONGEST])
     likeness = {one: _ratio(asked, text) for one, text in plain.items()}
     last = asked.rpartition(".")[2]
     for one, text in plain.items():

@@ -235,7 +235,7 @@ def walk(case: Case, places, home: Path, *, every: int = 1, calls=CHANGES + WRIT
     assert status == 0, said
     others = [name for name, found in result(home).items() if wanted.get(name) != found]
     assert result(home) == wanted, f"{case.name} is not the same twice: {others}: {said}"
-    tried, faults = 0, []
+    tried, faults = 0, []  # one by one: each may take seconds
     for call, number in [point for point in at if point[0] in calls][::every]:
         for how in ways:
             if how.startswith("error") and call.startswith(("unlink", "rename")):

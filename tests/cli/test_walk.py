@@ -163,6 +163,9 @@ ACCEPTED = {
     # Of annotations it takes ids and an order: what these give it is none, and the images' own stand.
     ("export boxes", "huge numbers"),
     ("export boxes", "half a surrogate"),
+    # Whose disk is tried: any folder's.
+    ("doctor", "empty folder"),
+    ("doctor", "strange folder"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from univip_stream.errors import InputError
-from univip_stream.failures import MAX_FAILURES, listed
+from univip_stream.failures import MAX_FAILURES, allowed_failures, listed
 from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 
@@ -51,6 +51,11 @@ def limit_option(command: _Command) -> _Command:
     )(command)
 
 
+def _share_or_number(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    allowed_failures(value, 1)  # before the work, not after it
+    return value
+
+
 def max_failures_option(of: str) -> Callable[[_Command], _Command]:
     """--max-failures: of what."""
     return click.option(
@@ -58,6 +63,7 @@ def max_failures_option(of: str) -> Callable[[_Command], _Command]:
         default=MAX_FAILURES,
         show_default=True,
         metavar="N|N%",
+        callback=_share_or_number,
         help=f"Images{of} that may be unreadable or too large before the job stops with a list.",
     )
 

@@ -16,8 +16,12 @@ LOCK = ".mining.lock"
 class Output:
     """Files of one folder, by name."""
 
-    def __init__(self, location: str | Path):
+    def __init__(self, location: str | Path, *, to_write: bool = True):
         self.remote = storage.is_remote(location)
+        if to_write and storage.scheme_of(location) in storage.WEB:
+            raise InputError(
+                f"--out {location}: a web server cannot be written; expected a folder, or one of an object store"
+            )
         self.location = str(location).rstrip("/") if self.remote else os.path.abspath(location)
 
     def path_of(self, name: str) -> str:

@@ -71,7 +71,7 @@ def refilter(
         InputError: shards that are not complete or not as their manifest says; an output folder with other shards.
 
     """
-    source, out = Output(config.shards), Output(config.out)
+    source, out = Output(config.shards, to_write=False), Output(config.out)
     if source.location == out.location:
         raise InputError(f"--out {config.out} is the folder of the shards themselves; choose another")
     manifest = read_manifest(source.location)
