@@ -1,4 +1,6 @@
-"""Kill a command, or fill its disk, at every system call by which it changes its files; then run it again and compare.
+"""Kill a command, or fill its disk, at each system call by which it changes its files; run it again and compare.
+
+Of the writes of one file only some are tried.
 
 By hand, for all of it (about a quarter of an hour): `python tests/cli/crashes.py FOLDER [COMMAND ...]`, with PYTHONPATH at the
 repository and at tests/. It needs strace. The ordinary suite does a few points (test_disturbed.py).
@@ -36,6 +38,8 @@ CHANGES = (
     "link",
     "symlink",
 )
+MOST_WRITES = 6
+"""Points among the writes of one file, evenly: a checkpoint has a thousand."""
 WRITES = ("write", "pwrite64", "writev", "pwritev")
 NOTED = re.compile(r'"(?:time|seconds|images_per_second|data_wait|memory_bytes|created|wall\w*|took\w*|cpu\w*)": [^,}\n]+')
 """What differs from run to run and may."""
@@ -163,7 +167,7 @@ def points(case: Case, places, home: Path):
     log = home.parent / f"{home.name}.strace"
     status, said = run(case.words(places, home), home, log=log)
     assert status == 0, said
-    counts, found = Counter(), []
+    counts, found, writes = Counter(), [], {}
     lines = log.read_text(errors="replace").splitlines()
     main = lines[0].split()[0]
     for text in lines:
@@ -171,8 +175,15 @@ def points(case: Case, places, home: Path):
         if match:
             counts[match[1]] += 1
             if str(home) in match[2]:
-                found.append((match[1], counts[match[1]]))
+                place = found if match[1] in CHANGES else writes.setdefault(match[2].partition(">")[0], [])
+                place.append((match[1], counts[match[1]]))
     log.unlink()
+    for of_file in writes.values():
+        found += (
+            [of_file[len(of_file) * at // MOST_WRITES] for at in range(MOST_WRITES)]
+            if len(of_file) > MOST_WRITES
+            else of_file
+        )
     return found
 
 
