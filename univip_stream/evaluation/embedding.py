@@ -115,6 +115,10 @@ def make_chunks(
         raise InputError(f"{source.name} holds no image")
     print_of = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
+    if place.is_first:  # chunks of a larger source that was embedded here before, and not to the end
+        for path in folder.glob("*.parquet"):
+            if path.stem.isdecimal() and int(path.stem) * CHUNK >= len(source):
+                path.unlink()
     failed: list[Failure] = []
     looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):
