@@ -72,7 +72,7 @@ def fault(words, *, refused=True, named=None):
         return f"{found[0]!r} in: {last}"
     if status == 0 and refused:
         return f"was accepted: {last}"
-    if status and not TO_DO.search(said):
+    if status and "rror: " in said and not TO_DO.search(said):  # what `verify` finds is told, and no error
         return f"does not say what to do: {last}"
     if status and named and not any(name in said for name in named):
         return f"does not name {named[0]!r}: {last}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from univip_stream.errors import in_words
+from univip_stream.errors import InputError, in_words
 
 MOST = (1 << 31) - 1
 """What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
@@ -133,14 +133,14 @@ _WRITTEN = ("out", "html")
 def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> None:
     try:
         if path.is_dir():
-            raise click.BadParameter(f"{path} is a folder; expected a file.", ctx, param)
+            raise click.BadParameter(f"{path} is a directory; expected a file.", ctx, param)
         folder = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
     except OSError as error:
-        raise click.BadParameter(f"{in_words(error)}.", ctx, param) from error
+        raise InputError(f"{param.opts[0]}: {in_words(error)}") from error
     if not folder.is_dir():
-        raise click.BadParameter(f"{folder} is a file; expected a folder to write {path.name} to.", ctx, param)
+        raise InputError(f"{param.opts[0]} {path}: {folder} is a file; expected a folder to write to")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise click.BadParameter(f"this user may not write in {folder}; choose another place.", ctx, param)
+        raise InputError(f"{param.opts[0]} {path}: this user may not write in {folder}; choose another place")
 
 
 _STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}

@@ -14,7 +14,7 @@ from univip_stream import storage
 from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError, why
 from univip_stream.parquet import batches_of
-from univip_stream.shards.format import HELD, index_name
+from univip_stream.shards.format import HELD, as_index, index_name
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import path_below
@@ -124,7 +124,8 @@ class Shards:
                 if found != entry["index"]["sha256"]:
                     raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
                 opened.seek(0)
-                yield from batches_of(opened.read(), _ROWS, columns)  # the first shards had no image_id
+                for batch in batches_of(opened.read(), _ROWS, columns):
+                    yield as_index(batch, columns)
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
         except (pa.ArrowException, KeyError) as error:

@@ -76,8 +76,10 @@ def refilter(
         raise InputError(f"--out {config.out} is the folder of the shards themselves; choose another")
     manifest = read_manifest(source.location)
     old = manifest["parameters"]
-    names = ("min_scale", "max_aspect", "max_iou", "max_boxes")
-    chosen = BoxFilter(**{name: old[name] if getattr(config, name) is None else getattr(config, name) for name in names})
+    asked = {name: getattr(config, name) for name in ("min_scale", "max_aspect", "max_iou", "max_boxes")}
+    chosen = BoxFilter(
+        **{name: _stored(old, name, config.shards) if value is None else value for name, value in asked.items()}
+    )
     parameters = {**old, **asdict(chosen), "refiltered_from": manifest["fingerprint"]}
     fingerprint = digest([FORMAT, parameters])
     entries = manifest["shards"]
@@ -89,7 +91,7 @@ def refilter(
             name=entries[number]["name"],
             entry=entries[number],
             fingerprint=fingerprint,
-            proposals=old["proposals"],
+            proposals=_stored(old, "proposals", config.shards),
             filter=chosen,
         )
 
@@ -106,6 +108,20 @@ def refilter(
     )
     made, _ = carry_out(job, planned=lambda finished: planned(job, finished), progress=progress)
     return made
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "min_scale": (int,), "max_aspect": (int, float), "max_iou": (int, float), "max_boxes": (int, type(None)), "proposals": (str,)
+}  # fmt: skip
+
+
+def _stored(parameters: dict[str, Any], name: str, shards: str | Path) -> Any:
+    """What a manifest says the shards were made with."""
+    value: Any = parameters.get(name, ...)
+    if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
+        said = "nothing" if value is ... else repr(value)[:40]
+        raise InputError(f"the manifest of {shards} has {said} as {name}; it was changed or damaged: mine again")
+    return float(value) if _KINDS[name] == (int, float) else value
 
 
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:

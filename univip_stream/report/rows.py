@@ -14,7 +14,7 @@ from univip_stream.parquet import table_of
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.foreign import foreign_index
-from univip_stream.shards.format import HELD, STATUSES, index_name
+from univip_stream.shards.format import HELD, STATUSES, as_index, index_name
 from univip_stream.shards.manifest import has_manifest, read_manifest
 from univip_stream.storage import is_remote, name_of, parent
 
@@ -73,7 +73,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
         path = index_name(shard)
         try:
             with _index_file(path, name_of(shard), entries.get(parent(shard)), index.cache) as file:
-                return table_of(file.read(), _COLUMNS)
+                return as_index(table_of(file.read(), _COLUMNS), _COLUMNS)
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
 

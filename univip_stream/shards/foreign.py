@@ -327,7 +327,9 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 tar.members.clear()  # tarfile would keep all of them
                 yield member
             end = tar.offset
-    except (tarfile.TarError, EOFError, OverflowError, RecursionError) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, OverflowError, RecursionError, ValueError) as error:  # ValueError: pax headers
         raise InputError(f"not a whole plain tar ({error}): it was cut off or damaged") from error
     # tarfile takes any header it cannot read for the end.
     file.seek(end)

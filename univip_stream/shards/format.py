@@ -1,11 +1,13 @@
 """The words and columns of the format; everything else in `shards/` uses these."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 FORMAT = "univip-stream/1"
 """Written in every manifest and index; another number means another layout."""
@@ -47,6 +49,54 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of the Parquet index beside each tar, one row an image, failures too."""
+
+
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
+
+
+def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
+    """Rows of an index, with the types of `SCHEMA`, when they are what an index holds; every reader relies on it after.
+
+    Args:
+        rows: of a file that says it is an index; columns that `SCHEMA` has not are left as they are.
+        needed: columns that must be there. The first shards had no `image_id`, and need none.
+
+    Raises:
+        pa.ArrowInvalid: a column that is missing, of another type, or has what a column of an index never has; it says which.
+
+    """
+    if missing := [name for name in needed if name not in (*rows.schema.names, "image_id")]:
+        raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}")
+    fields = []
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        wanted = SCHEMA.field(field.name) if field.name in SCHEMA.names else field
+        fields.append(wanted)
+        if not _alike(field.type, wanted.type):
+            raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {wanted.type}")
+        if column.null_count and not wanted.nullable:
+            raise pa.ArrowInvalid(f"its column {field.name} has rows without a value")
+    rows = rows.cast(pa.schema(fields, metadata=rows.schema.metadata))
+    for name in {"boxes", "candidates"}.intersection(rows.schema.names):
+        inner = pc.list_flatten(rows.column(name))
+        if inner.null_count or pc.list_flatten(inner).null_count:
+            raise pa.ArrowInvalid(f"its column {name} has boxes without their numbers")
+    held = pc.is_in(rows.column("status"), pa.array(sorted(HELD))) if "status" in rows.schema.names else None
+    for name in ("width", "height", "offset", "size", "sha256"):
+        if name in rows.schema.names:
+            column = rows.column(name)
+            if held is not None and column.filter(held).null_count:
+                raise pa.ArrowInvalid(f"its column {name} lacks the value of a sample")
+            if name != "sha256" and len(column) > column.null_count and pc.min(column).as_py() < 0:
+                raise pa.ArrowInvalid(f"its column {name} has numbers below 0")
+    return rows
+
+
+def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast keeps the meaning: a number is not taken for a text, however it would be written."""
+    kinds = (pa.types.is_integer, lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if hasattr(wanted, "value_type"):
+        return hasattr(found, "value_type") and _alike(found.value_type, wanted.value_type)
+    return bool(found == wanted or pa.types.is_null(found) or any(kind(found) and kind(wanted) for kind in kinds))
 
 
 INDEX_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset", "size", "sha256", "boxes"]

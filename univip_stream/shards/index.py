@@ -23,7 +23,7 @@ from univip_stream.images import MAX_PIXELS, MAX_SIDE
 from univip_stream.parquet import table_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
-from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, index_name
+from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, as_index, index_name
 from univip_stream.shards.manifest import JOB, being_added, has_manifest, is_there, mined_limit, read_manifest
 from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
 
@@ -241,7 +241,9 @@ def _load(shard: str, entry: dict[str, Any], cache: Cache, max_pixels: int) -> _
             table = _read_table(path, file)
     facts = {k: v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
     if facts.get(b"format") != FORMAT:
-        raise InputError(f"{path} has format {facts.get(b'format')!r}; this version reads {FORMAT!r}")
+        raise InputError(
+            f"{path} has format {facts.get(b'format')!r}; this version reads {FORMAT!r}: use the one that made it, or mine again"
+        )
     found = size_of(shard)
     if facts.get(b"tar_bytes") != str(found) or size != found:
         raise InputError(
@@ -266,7 +268,7 @@ def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
 
 def _read_table(path: str, file: BinaryIO) -> pa.Table:
     try:
-        return table_of(file.read(), INDEX_COLUMNS)
+        return as_index(table_of(file.read(), INDEX_COLUMNS), INDEX_COLUMNS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
 

@@ -92,7 +92,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}") from error
     if found != FORMAT:
-        raise InputError(f"{path} has format {found!r}; this version reads {FORMAT!r}")
+        raise InputError(
+            f"{path} has format {found!r}; this version reads {FORMAT!r}: use the one that made it, or mine again"
+        )
     wrong = _wrong(manifest, _FIELDS) or next(
         (f"shard {at}: {found}" for at, entry in enumerate(manifest["shards"]) if (found := _wrong(entry, _ENTRY))), None
     )

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, why
+from univip_stream.images import MAX_BYTES
 from univip_stream.parquet import batches_of
-from univip_stream.shards.format import HELD, Sample, index_name
+from univip_stream.shards.format import HELD, SCHEMA, Sample, as_index, index_name
 
 
 def stored_samples(folder: str, name: str, proposals: str, index_bytes: int | None = None) -> Iterator[Sample]:
@@ -38,11 +39,21 @@ def stored_samples(folder: str, name: str, proposals: str, index_bytes: int | No
             storage.copy_in(tar, Path(place, name))
             tar = str(Path(place, name))
         with open(tar, "rb") as file:
-            for batch in batches_of(index):
+            for batch in _rows_of(index, name):
                 lists = zip(_boxes(batch.column("boxes")), _boxes(batch.column("candidates")), strict=True)
                 rows = batch.drop_columns(["boxes", "candidates"]).to_pylist()
                 for row, (boxes, candidates) in zip(rows, lists, strict=True):
                     yield _sample(row, boxes, candidates, file, name, proposals)
+
+
+def _rows_of(index: bytes, name: str) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in batches_of(index):
+            yield as_index(batch, SCHEMA.names)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{index_name(name)}: not an index that can be read ({why(error)}); mine this shard again"
+        ) from error
 
 
 def _sample(
@@ -52,7 +63,7 @@ def _sample(
     data = b""
     if held:
         tar.seek(row["offset"])
-        data = tar.read(row["size"])
+        data = tar.read(row["size"]) if row["size"] <= MAX_BYTES else b""
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise InputError(
                 f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "

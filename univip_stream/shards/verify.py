@@ -19,7 +19,7 @@ from univip_stream.errors import InputError
 from univip_stream.files import sha256_of, system_file
 from univip_stream.formats import too_large
 from univip_stream.images import MAX_BYTES, MAX_SIDE
-from univip_stream.shards.format import HELD, SCHEMA, index_name
+from univip_stream.shards.format import HELD, SCHEMA, as_index, index_name
 from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, mined_limit, read_manifest
 from univip_stream.shards.samples import MOST_JSON_BYTES
 
@@ -134,14 +134,11 @@ def _problems(folder: Path, entry: dict[str, Any], fingerprint: str, max_pixels:
         return
     try:
         table = pq.read_table(index_path)
-        rows = table.to_pylist()
+        # Looked at before anything of it is believed.
+        rows = as_index(table, SCHEMA.names).to_pylist()
         facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
     except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
-        yield f"{index_path.name} cannot be read: {str(error).splitlines()[0]}"
-        return
-    # The first shards had no image_id, and need none.
-    if missing := [name for name in SCHEMA.names if name not in (*table.schema.names, "image_id")]:
-        yield f"{index_path.name} lacks the columns {', '.join(missing)}"
+        yield f"{index_path.name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
         return
     if facts.get("fingerprint") != fingerprint:
         yield f"{index_path.name} was made with other parameters than the manifest says"
