@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,6 @@ def test_memory_that_is_full_is_said_with_what_helps(error, words, method, drawn
 
 SLOW = """
 import sys, time
-import urllib.request
 import univip_stream.stream.reader as module
 read, calls = module.Reader.image, []
 def image(self, sample):
