@@ -237,7 +237,7 @@ def test_one_seed_gives_one_draw() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"flip_p": 1.5}, r"augment\.flip_p is 1\.5; expected 0 to 1"),
+        ({"flip_p": 1.5}, r"augment\.flip_p is 1\.5; expected a chance, 0 to 1"),
         ({"blur_p": (0.5, -1.0)}, r"augment\.blur_p is .*; expected a chance for each view"),
         ({"brightness": 2.0}, r"augment\.brightness is 2\.0"),
         ({"hue": 0.7}, "hue"),

@@ -60,7 +60,7 @@ def test_work_is_spread_over_whole_cpus_of_the_quota(limit, cpus, group, monkeyp
 
 
 def test_every_default_that_counts_cpus_asks_here(monkeypatch):
-    """Ray's start is looked at as it calls `init`: a Ray of eight CPUs is nothing to start on two."""
+    """Ray's start is looked at as it is asked for: a Ray of eight CPUs is nothing to start on two."""
     from univip_stream.cli import judging
     from univip_stream.mining import runner
     from univip_stream.report import doctor
@@ -69,13 +69,15 @@ def test_every_default_that_counts_cpus_asks_here(monkeypatch):
         monkeypatch.setattr(module, "cpu_quota", lambda *places: 3.5)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
 
-    class Ray:
-        def init(self, **settings):
-            self.settings = settings
+    class AskedError(Exception):
+        pass
 
-    ray = Ray()
-    runner._start(ray, runner.Place())
-    assert ray.settings["num_cpus"] == 3
+    def asked(ray, address, **settings):
+        raise AskedError(settings["num_cpus"])
+
+    monkeypatch.setattr(runner, "attached", asked)
+    with pytest.raises(AskedError, match=r"^3$"):
+        list(runner.run(len, [()], runner.Place(), lambda done: None))
     assert judging.reading_workers(None) == 2
     [cpus] = [finding for finding in doctor._machine(doctor.Path()) if finding.what == "CPUs"]
     assert cpus.state == "note"

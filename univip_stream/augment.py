@@ -70,7 +70,7 @@ class AugmentConfig:
                 raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance, 0 to 1")
         for name in ("blur_p", "solarize_p"):
             if not all(0 <= chance <= 1 for chance in getattr(self, name)):
-                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected two chances, 0 to 1")
+                raise UsageError(f"augment.{name} is {getattr(self, name)}; expected a chance for each view, 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augment.{name} is {getattr(self, name)}; expected 0 to 1")

@@ -163,7 +163,7 @@ ACCEPTED = {
     # Of annotations it takes ids and an order: what these give it is none, and the images' own stand.
     ("export boxes", "huge numbers"),
     ("export boxes", "half a surrogate"),
-    # Whose disk is tried: any folder's.
+    # Any folder will do to measure its disk; it is refused only where the machine lacks something.
     ("doctor", "empty folder"),
     ("doctor", "strange folder"),
 }

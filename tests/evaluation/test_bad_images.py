@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -166,8 +167,14 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
         ("finetune", ["--fraction", "100%", "--multiplier", 1], "with the rates 1e+38 x 1 the network burst"),
     ],
 )
-def test_weights_that_burst_are_not_passed_for_a_result(protocol, more, words, run, coloured):
-    result = call("eval", protocol, run, *sources(coloured), *more, "--epochs", 2, "--lr", 1e38, "--workers", 0)
+def test_weights_that_burst_are_not_passed_for_a_result(protocol, more, words, run, coloured, monkeypatch):
+    """At a rate that the commands refuse: a smaller one does it too, only later than a test can wait for."""
+    from univip_stream.cli import protocols
+
+    features, finetuning = protocols.PROTOCOLS["features"], protocols.finetuning_for
+    monkeypatch.setitem(protocols.PROTOCOLS, "features", replace(features, rates=(1e38,)))
+    monkeypatch.setattr(protocols, "finetuning_for", lambda share, **said: replace(finetuning(share, **said), rates=(1e38,)))
+    result = call("eval", protocol, run, *sources(coloured), *more, "--epochs", 2, "--workers", 0)
     assert result.exit_code == 0, result.output
     assert words in result.output
 
@@ -175,7 +182,8 @@ def test_weights_that_burst_are_not_passed_for_a_result(protocol, more, words, r
 def test_a_result_that_cannot_be_written_is_said_before_the_work(run, coloured, tmp_path):
     (tmp_path / "file").write_text("")
     result = call("eval", "knn", run, *sources(coloured), "--out", tmp_path / "file" / "knn.json")
-    assert (result.exit_code, "cannot be written" in result.output) == (1, True)
+    assert result.exit_code == 1
+    assert "expected a folder" in result.output
     assert "kNN" not in result.output
 
 

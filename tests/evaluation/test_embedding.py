@@ -98,3 +98,16 @@ def test_two_processes_write_what_one_writes(run, coloured, tmp_path):
         done = subprocess.run(command(*launcher, out=tmp_path / out), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+
+def test_what_an_interrupted_embed_of_a_larger_source_left_is_in_nobodys_way(run, coloured, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "CHUNK", 5)
+    subject, out = open_subject(run), tmp_path / "out.parquet"
+    embedding.make_chunks(
+        subject, ImageSource(str(coloured / "train")), tmp_path / "out.parquet.parts", max_failures="0", batch_size=5, workers=0,
+        device=CPU,
+    )  # fmt: skip
+    smaller = ImageSource(str(coloured / "val"))
+    assert len(smaller) < len(ImageSource(str(coloured / "train")))
+    embedding.embed(subject, smaller, out, device=CPU)
+    assert vectors_of(out)[1].column("key").to_pylist() == smaller.keys

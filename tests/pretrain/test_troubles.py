@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_a_start_that_fails_leaves_nothing_and_the_corrected_command_runs(
     settings, status, words, drawn_shards, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "weights"))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it would keep these proxies for every test after this one
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # no network, whatever this machine has
     run = tmp_path / "runs" / "run"

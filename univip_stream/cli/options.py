@@ -76,6 +76,10 @@ class Real(_Words, click.FloatRange):
             self.refuse(value, param, ctx)
         if not math.isfinite(number):  # compares with nothing, so that click's own check lets it pass
             self.refuse(value, param, ctx)
+        if self.max is not None and self.max >= _MOST_REAL and number > self.max:
+            raise click.BadParameter(
+                f"{str(value)[:40]} is more than can be used; expected at most {_MOST_REAL:g}.", ctx, param
+            )
         try:
             return super().convert(number, param, ctx)
         except click.BadParameter:

@@ -118,6 +118,10 @@ def make_chunks(
     print_of = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, older=_DEAD)  # other evaluations may write here now
+    if place.is_first:  # chunks of a larger source that was embedded here before, and not to the end
+        for path in folder.glob("*.parquet"):
+            if path.stem.isdecimal() and int(path.stem) * CHUNK >= len(source):
+                path.unlink()
     failed: list[Failure] = []
     looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):

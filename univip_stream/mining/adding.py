@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.mining.job import digest
 from univip_stream.mining.output import Output
+from univip_stream.parquet import batches_of
 from univip_stream.shards.format import FAILED, FORMAT, index_name
 from univip_stream.shards.manifest import JOB, has_manifest, parts_of, read_manifest
 from univip_stream.sources import Listing, SourceImage
@@ -177,7 +175,7 @@ def _rows(out: Output, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "`univip-stream verify` lists what differs"
             )
         columns = ["source", "status", "size", "converted"]
-        for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(columns=columns):
+        for batch in batches_of(data, columns=columns):
             yield from batch.to_pylist()
 
 

@@ -3,11 +3,9 @@
 import re
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from univip_stream.errors import InputError
 from univip_stream.mining.output import Output
+from univip_stream.parquet import table_of
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.sources import Listing
 from univip_stream.sources.published import Published
@@ -83,6 +81,5 @@ def _rows(out: Output, name: str) -> list[dict[str, Any]]:
     data = out.read(index_name(name))
     if data is None:
         raise InputError(f"{out.location} has no {index_name(name)} any more; was it moved while this job ran?")
-    table = pq.read_table(pa.BufferReader(data), columns=["source", "status", "width", "height", "converted"])
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[dict[str, Any]] = table_of(data, ["source", "status", "width", "height", "converted"]).to_pylist()
     return rows

@@ -16,6 +16,7 @@ from univip_stream.errors import InputError, UsageError
 from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
 from univip_stream.images import VERSION as IMAGES_VERSION
+from univip_stream.machine import usable_cpus
 from univip_stream.mining.adding import Addition, addition
 from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there, settle
 from univip_stream.mining.noticed import notes
@@ -306,7 +307,7 @@ def _at_once(config: MiningConfig, shards: int) -> int:
     """Shards that are in work at a time, as far as is known here: what a cluster has is not, so there as many as there are."""
     if config.inline:
         return 1
-    return min(shards, config.workers or (shards if config.address else len(os.sched_getaffinity(0))))
+    return min(shards, config.workers or (shards if config.address else usable_cpus()))
 
 
 def _imported(match: Match | None) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def _stored(parameters: dict[str, Any], name: str, shards: str | Path) -> Any:
     if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
         said = "nothing" if value is ... else repr(value)[:40]
         raise InputError(f"the manifest of {shards} has {said} as {name}; it was changed or damaged: mine again")
-    return float(parameters[name]) if _KINDS[name] == (int, float) else value
+    number: Any = value
+    return float(number) if _KINDS[name] == (int, float) else number
 
 
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:

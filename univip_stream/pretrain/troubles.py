@@ -38,10 +38,11 @@ def told(error: Exception, config: PretrainConfig, place: Place) -> InputError |
 def _memory(error: BaseException, config: PretrainConfig, place: Place) -> str:
     gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
     size, parts = config.stream.batch_size, config.accumulate
+    full = "GPU memory" if gpu else "memory"
     half = " or precision=bf16, which halves what the networks keep," if config.precision == "fp32" else ""
     first = str(error).strip().splitlines() or [type(error).__name__]
     return (
-        f"out of {'GPU ' if gpu else ''}memory with batch size {size} ({size // place.world_size // parts} images at a time on a "
+        f"out of {full} with batch size {size} ({size // place.world_size // parts} images at a time on a "
         f"rank, accumulate={parts}), {config.method.backbone}, precision={config.precision}: {first[0]} --set accumulate="
         f"{2 * parts}{half} or a smaller --batch-size (with optim.lr in proportion) fits more. They are other settings: where "
         "steps were trained already, they begin with another --out"

@@ -78,7 +78,8 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
         kind, text = ConnectionError, f"no encrypted connection to {error.host}:{error.port} ({_short(error.os_error)})"
     elif isinstance(error, aiohttp.ClientConnectorError):
         kind, passing = ConnectionError, True
-        text = f"no connection to {error.host}:{error.port} ({error.os_error.strerror or error.os_error})"
+        reason = error.os_error.strerror or error.os_error
+        text = f"no connection to {error.host}:{error.port} ({reason}); check the address, and that its server runs"
     elif isinstance(error, TimeoutError):
         kind, text, passing = (
             TimeoutError,
