@@ -159,6 +159,7 @@ def _words(defaults: PretrainConfig, key: str, kind: Any) -> str:
         try:
             with_settings(defaults, [f"{key}={json.dumps([number] * len(arguments) if arguments else number)}"])
         except UsageError as refused:
-            bounds.append(str(refused).partition("expected ")[2])
+            if bound := str(refused).partition("expected ")[2]:  # not the words about what no machine can use
+                bounds.append(bound)
     form = [f"{len(arguments)} numbers"] if arguments and not bounds else [_TYPES[int]] if kind is int else []
     return ", ".join(dict.fromkeys([*form, *bounds])) or _TYPES[kind]

@@ -85,9 +85,15 @@ def _replaced(config: Any, names: list[str], text: str, key: str, whole: Any) ->
     except ValueError:
         value = {"None": None, "True": True, "False": False}.get(text, text)
     most = _MOST_OF.get(name, _MOST)
-    if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) <= most:  # NaN, too
-        raise UsageError(f"{key} is {text[:40]}; expected a number up to {most:g}")
-    return dataclasses.replace(config, **{name: _converted(hints[name], value, key)})
+    too_large = UsageError(f"{key} is {text[:40]}, more than any machine can use; give a smaller number")
+    try:
+        changed = dataclasses.replace(config, **{name: _converted(hints[name], value, key)})
+    except OverflowError as error:
+        raise too_large from error
+    # After the settings' own bounds, which say more.
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > most:
+        raise too_large
+    return changed
 
 
 _MOST = (1 << 31) - 1
