@@ -48,7 +48,7 @@ def test_a_recipes_other_values_are_told_and_can_be_set(name):
         ("optim.name", "sgd or lars"),
         ("optim.lr", "a number of at least 0"),
         ("views.scene_size", "a whole number, at least 8, at most 4096 pixels"),
-        ("augment.blur_p", "two chances, 0 to 1"),
+        ("augment.blur_p", "a chance for each view, 0 to 1"),
         ("augment.mean", "3 numbers"),
         ("steps", "a whole number, at least 1 or null"),
         ("compile", "true or false"),

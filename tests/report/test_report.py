@@ -169,7 +169,7 @@ def test_bad_input_is_answered_in_words(odd_shards, drawn_folder, tmp_path):
         ([tmp_path / "nowhere"], 1, "no such folder of shards"),
         ([drawn_folder], 1, "holds no *.tar"),
         ([f"{odd_shards}/<000..009>.tar"], 1, "003.tar"),
-        ([odd_shards, "--html", tmp_path / "file" / "page.html"], 2, "is a file; expected a folder to write page.html to"),
+        ([odd_shards, "--html", tmp_path / "file" / "page.html"], 1, "is a file; expected a folder to write to"),
         ([odd_shards, "--html", tmp_path], 2, "is a folder; expected a file"),
         ([odd_shards, "--samples", -1], 2, "--samples"),
         ([odd_shards, "--seed", 1 << 63], 2, "--seed"),
