@@ -30,6 +30,10 @@ class Row:
     """Trained by lightly's own parts, `by_lightly.py`."""
     longer: float = 1.0
     """Times the set's epochs."""
+    after: str | None = None
+    """The row whose run of the same seed finds the pairs of regions to train on (ORL's first stage)."""
+    proposals: str | None = None
+    """As after --proposals, for shards of its own; None for the set's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,10 @@ ROWS: dict[str, Row] = {
     "densecl": Row(method="densecl", settings=("method.queue=4096",), says="DenseCL, 4,096 keys"),
     "scrl": Row(method="scrl", says="SCRL"),
     "soco": Row(method="soco", settings=("views.third_size=32",), says="SoCo, third view at 32 px"),
+    "orl": Row(method="orl", after="byol", says="ORL, pairs of regions found by the BYOL above, which comes on top"),
+    "K+two, true boxes": Row(
+        settings=(_K, _TWO), proposals="ground-truth", says="and where the photographs are, not mined boxes: an upper bound"
+    ),
 }
 """Name -> what it is. A row that says "and" is K+two with one thing changed."""
 
@@ -100,7 +108,7 @@ _CHOICES = (
 )  # fmt: skip
 _TUNED = {f"lr {lr}, ema {ema}": (f"optim.lr={lr}", f"ema={ema}") for lr in (0.03, 0.1, 0.3) for ema in (0.97, 0.99)}
 ROWS |= {name: Row(settings=(*_BYOL, *settings), says="BYOL, to choose by") for name, settings in _TUNED.items()}
-_OTHERS = ("simclr", "moco-v2", "densecl", "scrl", "soco")
+_OTHERS = ("simclr", "moco-v2", "densecl", "scrl", "soco", "orl")
 
 _REAL = ("stream.batch_size=64", "views.min_scale=32", "optim.warmup_epochs=1")
 
@@ -142,6 +150,7 @@ SETS: dict[str, ImageSet] = {
             "K+two, no scene",
             "K+two, naive",
             "K+two, any views",
+            "K+two, true boxes",
             "byol, longer",
             "byol by lightly",
             *_OTHERS,
@@ -185,9 +194,10 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Of everything that the protocol says of this cell."""
-        said: list[object] = [self.set, self.row, self.seed, ROWS[self.row].method, self.settings, SETS[self.set].probe]
-        if ROWS[self.row].by_lightly:
-            said.append("lightly")
+        row = ROWS[self.row]
+        said: list[object] = [self.set, self.row, self.seed, row.method, self.settings, SETS[self.set].probe]
+        said += ["lightly"] if row.by_lightly else []
+        said += [told for told in (row.after, row.proposals) if told is not None]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
