@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from univip_stream.stream.pairs import Pairs, pairs_table
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig
-from univip_stream.stream.pairs import Pairs, pairs_table
 from univip_stream.stream.reader import Reader
 from univip_stream.views import ViewConfig
 
