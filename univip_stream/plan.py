@@ -7,15 +7,17 @@ number, and its own random generator.
 Letters: B images of a batch, N pictures a cut gives of each, S side, P numbers of an augmentation (`augment.DRAW_SIZE`).
 """
 
+import os
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
 from univip_stream.augment import DRAW_SIZE
-from univip_stream.errors import UsageError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Int32
 from univip_stream.shards import ShardIndex
 
@@ -89,7 +91,7 @@ class Plan(ABC):
     all_shards: bool = False
     """Whether pictures come from anywhere in the shards, not only from those that are read at the time."""
 
-    def opened(self, index: ShardIndex) -> Self:
+    def opened(self, index: ShardIndex) -> "Plan":
         """The plan, ready to draw for images of these shards: where files of its own are read."""
         return self
 
@@ -98,8 +100,30 @@ class Plan(ABC):
         """Draw for one image. All chance comes from `rng`, which nothing else draws from."""
 
 
-def check_drawn(drawn: object, plan: Plan, look: Look) -> None:
-    """Raise UsageError where something that was drawn is not what the plan says of itself: a plan may be somebody's own."""
+def drawn_by(plan: Plan, look: Look, rng: np.random.Generator) -> Drawn:
+    """What a plan draws for an image, looked at, because a plan may be somebody's own.
+
+    Raises:
+        UsageError: drawing failed, or gave what is not as the plan says of itself.
+
+    """
+    try:
+        drawn = plan.draw(look, rng)
+    except InputError:
+        raise
+    except Exception as error:
+        if type(plan).__module__.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{type(plan).__name__}.draw failed: {type(error).__name__}: {error} ({os.path.basename(last.filename)}, line "
+            f"{last.lineno})"
+        ) from error
+    _check_drawn(drawn, plan, look)
+    return drawn
+
+
+def _check_drawn(drawn: object, plan: Plan, look: Look) -> None:
     who = f"{type(plan).__name__}.draw gave"
     if not isinstance(drawn, Drawn):
         raise UsageError(f"{who} a {type(drawn).__name__}; expected univip_stream.plan.Drawn(...)")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torchvision.transforms.v2 import functional as TF
-from univip_stream.stream.pairs import Pairs
 
 from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.boxes import BoxFilter
@@ -21,6 +20,7 @@ from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval
 from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.methods.orl.pairs import Pairs
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream.reader import Reader

@@ -4,12 +4,15 @@ import json
 import pytest
 import torch
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import UniVIPConfig, build_method
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.pretrain import RECIPES, PretrainConfig
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import flat, from_dict, to_dict, with_settings
+from univip_stream.views import ViewConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +55,9 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
     config = recipe("imagenet-200")
     for decay in (0.0, 1e-6):
         torch.manual_seed(0)
-        method = build_method(MethodConfig(backbone="resnet10t", hidden=32, width=16), instances=2)
+        method = build_method(
+            UniVIPConfig(backbone="resnet10t", hidden=32, width=16), UniVIPPlan(ViewConfig(instances=2), AugmentConfig())
+        )
         before = {name: value.clone() for name, value in method.named_parameters()}
         optimizer = build_optimizer(method, dataclasses.replace(config.optim, weight_decay=decay))
         for parameter in method.online_parameters():

@@ -16,6 +16,7 @@ from univip_stream.methods.base import Method, MethodConfig
 from univip_stream.methods.byol import BYOL
 from univip_stream.methods.densecl import DenseCL
 from univip_stream.methods.moco import MoCo
+from univip_stream.methods.multicrop import MultiCrop
 from univip_stream.methods.orl import ORL
 from univip_stream.methods.scrl import SCRL
 from univip_stream.methods.simclr import SimCLR
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "scrl": SCRL,
     "soco": SoCo,
     "orl": ORL,
+    "multicrop": MultiCrop,
 }
 """Name -> class."""
 

@@ -58,7 +58,7 @@ class BoxPlan(ScenePlan):
         regions = [found.instances.astype(np.float32)] * 2
         if self.views.box_jitter:
             regions[0] = jitter_boxes(found.instances, found.scenes[0], rng, self.views)
-        flips = drawn.draws["scenes"][:, FLIP] > 0
+        flips = (drawn.draws["scenes"][:, FLIP] > 0).tolist()
         size = self.views.scene_size
         drawn.facts["boxes"] = np.stack([boxes_in_view(regions[v], found.scenes[v], flips[v], size) for v in range(2)])
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
-from univip_stream.plan import Drawn, Look, Plan, check_drawn
+from univip_stream.plan import Drawn, Look, Plan, drawn_by
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
 from univip_stream.storage import is_remote
@@ -285,8 +285,7 @@ class _Batches(Dataset[Batch | InputError]):
         """What the plan draws for an image, and the other images that it asks for."""
         height, width = image.shape[:2]
         look = Look(sample=sample, boxes=self.index.boxes_of(sample), width=width, height=height)
-        drawn = self.plan.draw(look, view_generator(self.config.seed, position))
-        check_drawn(drawn, self.plan, look)
+        drawn = drawn_by(self.plan, look, view_generator(self.config.seed, position))
         others: dict[tuple[str, int], np.ndarray] = {}
         for picture, other in drawn.elsewhere.items():
             found = self._image(other, skipped)

@@ -21,7 +21,7 @@ Letters: B images, H side of a picture, D width.
 
 from collections.abc import Mapping
 from copy import copy
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class ORLPlan(ScenePlan):
         self.cuts["patches"] = Cut(count=4, size=views.instance_size, setting="views.instance_size")
         self.pairs: Pairs | None = None
 
-    def opened(self, index: ShardIndex) -> Self:
+    def opened(self, index: ShardIndex) -> "ORLPlan":
         plan = copy(self)
         plan.pairs = Pairs(str(self.views.pairs), index)
         plan.fingerprint = plan.pairs.fingerprint
