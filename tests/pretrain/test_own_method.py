@@ -1,5 +1,9 @@
 """A method of one's own by module:Class: it trains like any other, and its mistakes are told in words."""
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 from test_every_method import records, train
 
@@ -75,6 +79,24 @@ def test_a_class_of_ones_own_trains_and_is_exported(own, drawn_shards, tmp_path)
     assert done.exit_code == 0, done.output
     assert [row["loss"] == row["loss_own"] for row in records(tmp_path / "run")] == [True, True]
     assert (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+def test_the_pages_methods_train(drawn_shards, tmp_path, monkeypatch):
+    """docs/how-to/custom-method.md, word for word."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "custom-method.md"
+    found = re.findall(r"```python\n# (my_\w+)\.py\n(.*?)```", page.read_text(), re.DOTALL)
+    for name, text in found:
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, kind, settings in (
+        ("my_simsiam", "SimSiam", []),
+        ("my_multicrop", "MultiCrop", ["method.small_views=2", "method.small_size=24"]),
+    ):
+        assert name in dict(found)
+        done = train(drawn_shards, tmp_path / name, f"{name}:{kind}", "steps=1", *settings)
+        assert done.exit_code == 0, done.output
+    for name, _ in found:
+        sys.modules.pop(name)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -72,6 +72,19 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
         torch.testing.assert_close(before[bias] - after[bias], torch.full_like(before[bias], 4.8))
 
 
+def test_another_method_has_its_own_settings_and_keeps_what_both_have():
+    before = recipe("cpu-demo")
+    after = with_settings(before, ["method.temperature=0.5", "method.hidden=7", "method.name=simclr"])  # in whatever order
+    theirs = {"method.name": "simclr", "method.temperature": 0.5, "method.hidden": 7}
+    assert flat(after) == {key: value for key, value in flat(before).items() if key in flat(after)} | theirs
+    assert flat(before).keys() - flat(after).keys() == {
+        f"method.{name}"
+        for name in ("scene", "scene_instance", "instance", "epsilon", "iterations", "mass", "through_plan", "loss_scale")
+    }
+    with pytest.raises(UsageError, match=r"there is no setting 'method\.temperature'"):
+        with_settings(before, ["method.temperature=0.5"])
+
+
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
@@ -79,7 +92,7 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
         ("optim.lr=1", "optim.lr", 1.0),
         ("steps=100", "steps", 100),
         ("epochs=null", "epochs", None),
-        ("method.name=byol", "method.name", "byol"),
+        ("method.name=univip", "method.name", "univip"),
         ("views.crop_scale=[0.2, 1]", "views.crop_scale", [0.2, 1.0]),
         ("channels_last=false", "channels_last", False),
         ("views.instances=2", "views.instances", 2),

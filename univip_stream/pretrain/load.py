@@ -52,7 +52,7 @@ def backbone_facts(config: PretrainConfig) -> dict[str, str]:
 
 
 def told_now(values: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration as it is written now: without settings of other methods, which every run had before version 0.3."""
+    """A stored configuration as it is written now: without settings of other methods, which every run had once."""
     method = values.get("method")
     if not isinstance(method, dict) or method.get("name") not in METHODS:
         return values

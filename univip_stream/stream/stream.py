@@ -233,6 +233,8 @@ class _Batches(Dataset[Batch | InputError]):
             return self._batch(number)
         except FetchError as error:
             return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+        except UsageError as error:
+            return UsageError(str(error))
         except InputError as error:
             return InputError(str(error))
 
