@@ -102,7 +102,7 @@ VIEWS = {
     "scrl": (True, "naive", 10, SCENES | {"boxes": (4, 2, 10, 4)}),
     "soco": (True, "mined", 4, SCENES | {"boxes": (4, 3, 4, 4), "third": (1, 4, 3, 112, 112)}),
     "orl": (False, "mined", 0, SCENES | {"patches": (4, 4, 3, 32, 32)}),
-    "multicrop": (True, "mined", 0, {"large": (2, 4, 3, 32, 32), "small": (6, 4, 3, 96, 96)}),
+    "multicrop": (False, "mined", 0, {"large": (2, 4, 3, 32, 32), "small": (6, 4, 3, 96, 96)}),
 }
 
 

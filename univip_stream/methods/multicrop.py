@@ -77,7 +77,7 @@ class MultiCrop(Bootstrap):
     """BYOL's networks; the online one sees all crops."""
 
     Settings = MultiCropConfig
-    settings: ClassVar[dict[str, object]] = {"views.crop_scale": (0.14, 1.0), "views.instances": 0}
+    settings: ClassVar[dict[str, object]] = {"views.overlap": False, "views.instances": 0, "views.crop_scale": (0.14, 1.0)}
     terms = ("loss_large", "loss_small")
 
     @classmethod
