@@ -55,8 +55,8 @@ def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) ->
     """Pairs of regions of the drawn shards: each image with the next and the third after it, two or three pairs each."""
     import pyarrow.parquet as pq
 
+    from univip_stream.methods.orl.pairs import pairs_table
     from univip_stream.shards import expand_shards, open_index
-    from univip_stream.stream.pairs import pairs_table
 
     index = open_index(expand_shards(str(drawn_shards)))
     rows = []

@@ -16,7 +16,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"pretrain", "mining", "evaluation", "export", "report"},
     {"methods", "stream", "sources", "probe", "record"},
-    {"losses", "transport", "networks", "views", "augment", "proposals"},
+    {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
     {"boxes", "shards", "images", "depth", "formats", "schedules", "checkpoint", "distributed", "workers", "cluster"},
     {"errors", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
 ]

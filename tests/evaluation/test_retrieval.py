@@ -20,9 +20,9 @@ from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval
 from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.methods.orl.pairs import Pairs
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards import expand_shards, open_index
-from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
 
 CPU = torch.device("cpu")

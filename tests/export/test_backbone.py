@@ -19,7 +19,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
 from univip_stream.export.backbone import FORMATS, detectron2_name, export_backbone
-from univip_stream.methods import MethodConfig
+from univip_stream.methods import UniVIPConfig
 from univip_stream.networks import build_backbone
 from univip_stream.pretrain import PretrainConfig
 
@@ -32,7 +32,7 @@ def trained(name="resnet18", **settings):
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(norm.running_mean, std=0.1)
             torch.nn.init.uniform_(norm.running_var, 0.5, 2)
-    return backbone.eval(), PretrainConfig(method=MethodConfig(backbone=name, **settings))
+    return backbone.eval(), PretrainConfig(method=UniVIPConfig(backbone=name, **settings))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])

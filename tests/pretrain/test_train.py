@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from univip_stream.cli import cli
 from univip_stream.distributed import ALONE
 from univip_stream.errors import InputError
-from univip_stream.methods import build_method
+from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain import load_backbone, pretrain
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
@@ -238,18 +238,18 @@ def test_finished_is_finished(undisturbed, drawn_shards):
 def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monkeypatch):
     from univip_stream.pretrain import update as module
 
-    real = module.views_on
+    real = module.inputs_on
 
     def seen(run, accumulate):
         """(keys, scenes, instances) of each part of each step, as the networks got them."""
         parts = []
 
         def heard(device, batch, config):
-            scenes, instances = real(device, batch, config)
-            parts.append((list(batch.keys), scenes.clone(), instances.clone()))
-            return scenes, instances
+            inputs = real(device, batch, config)
+            parts.append((list(batch.keys), inputs["scenes"].clone(), inputs["instances"].clone()))
+            return inputs
 
-        monkeypatch.setattr(module, "views_on", heard)
+        monkeypatch.setattr(module, "inputs_on", heard)
         pretrain(tiny(f"accumulate={accumulate}", "steps=2"), str(drawn_shards), tmp_path / run)
         assert len(records(tmp_path / run)) == 2
         return parts
@@ -261,7 +261,7 @@ def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monk
         of_step = parts[2 * step : 2 * step + 2]
         assert [key for part in of_step for key in part[0]] == keys
         assert torch.equal(torch.cat([part[1] for part in of_step], dim=1), scenes)
-        assert torch.equal(torch.cat([part[2] for part in of_step], dim=1), instances)
+        assert torch.equal(torch.cat([part[2] for part in of_step]), instances)
     assert set(whole[0][0]) != set(whole[1][0])
 
 
@@ -271,14 +271,15 @@ def test_gradient_accumulation_of_copies_is_one_step_on_one_of_them(drawn_shards
     from univip_stream.stream import Stream
 
     config = tiny()
-    (batch,) = itertools.islice(Stream(str(drawn_shards), config.views, config.augment, config.stream), 1)
+    plan = build_plan(config.method, config.views, config.augment)
+    (batch,) = itertools.islice(Stream(str(drawn_shards), plan, config.stream), 1)
     weights = []
     for accumulate in (1, 2):
         torch.manual_seed(0)
-        method = build_method(config.method, instances=config.views.instances)
+        method = build_method(config.method, plan)
         updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=accumulate, precision=torch.float32,
-            config=config.augment, instances=config.views.instances, device=torch.device("cpu"), place=ALONE, run=tmp_path,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=tmp_path,
         )  # fmt: skip
         updates.gradient(itertools.repeat(batch), 0)
         losses, _ = updates.look(threading.Event())
@@ -306,21 +307,21 @@ def test_every_ablation_trains_and_switches_exactly_its_terms(settings, terms, d
 def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(drawn_shards, tmp_path, monkeypatch):
     from univip_stream.pretrain import update as module
 
-    real = module.views_on
+    real = module.inputs_on
     calls = []
 
     def poisoned(device, batch, config):
-        scenes, instances = real(device, batch, config)
+        inputs = real(device, batch, config)
         calls.append(batch.keys)
-        return (scenes * float("nan"), instances) if len(calls) == 3 else (scenes, instances)
+        return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 3 else inputs
 
-    monkeypatch.setattr(module, "views_on", poisoned)
+    monkeypatch.setattr(module, "inputs_on", poisoned)
     run = tmp_path / "run"
     with pytest.raises(InputError, match="the loss of step 3 is nan, before its update"):
         pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
     assert json.loads((run / "not-finite-step-3-rank-0.json").read_text())["keys"] == calls[2]
     assert [row["step"] for row in records(run)] == [1, 2]
-    monkeypatch.setattr(module, "views_on", real)
+    monkeypatch.setattr(module, "inputs_on", real)
     pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
     assert len(records(run)) == 8
 
@@ -400,15 +401,15 @@ def test_a_gpu_is_looked_at_now_and_then_and_what_went_wrong_between_is_still_fo
     pretrain(seldom, str(drawn_shards), tmp_path / "calm")
     assert losses(tmp_path / "calm") == [row for row in losses(undisturbed) if row[0] in (4, 8)]
 
-    real = update.views_on
+    real = update.inputs_on
     calls = []
 
     def poisoned(device, batch, config):
-        scenes, instances = real(device, batch, config)
+        inputs = real(device, batch, config)
         calls.append(batch.keys)
-        return (scenes * float("nan"), instances) if len(calls) == 2 else (scenes, instances)
+        return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 2 else inputs
 
-    monkeypatch.setattr(update, "views_on", poisoned)
+    monkeypatch.setattr(update, "inputs_on", poisoned)
     run = tmp_path / "run"
     with pytest.raises(InputError, match="the loss of step 2 is nan, seen 2 steps later"):
         pretrain(seldom, str(drawn_shards), run)
