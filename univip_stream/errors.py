@@ -90,6 +90,11 @@ def too_long_for_sockets() -> str:
     )
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 shard`, `2 shards`; `many` where the plural is not with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def _here() -> bool:
     try:
         os.getcwd()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from univip_stream.cli.progress import Progress
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:
     from univip_stream.report.build import Report
@@ -88,8 +88,9 @@ def _say(report: "Report") -> None:
     from univip_stream.report.charts import share, spoken
 
     index, outcomes = report.index, report.outcomes
-    counted = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
-    click.echo(f"{outcomes.images:,} images in {len(index.shards):,} shards: {counted}; {len(index.boxes):,} boxes")
+    became = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
+    where = counted(len(index.shards), "shard")
+    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(len(index.boxes), 'box', 'boxes')}")
     for found in report.distributions:
         low, high = spoken(found.low), spoken(found.high, found.unit)
         said = f"{low} to {high}, median {spoken(found.median)}" if found.total else f"no {found.of}"
