@@ -61,6 +61,21 @@ def test_masks_alone_beside_images_make_a_tar_one_of_samples(both):
     assert left_out == {"masks or second images of a sample (.depth.png)": 2}
 
 
+def test_a_mask_beside_an_image_whose_ending_has_two_parts_too_makes_a_tar_one_of_samples(both):
+    found, left_out, _ = both(
+        [(f"{n}.{end}", picture(n, "PNG")) for n in range(2) for end in ("rgb.png", "segmentation.png")]
+    )
+    assert [name for name, _ in found] == ["0.rgb.png", "1.rgb.png"]
+    assert left_out == {"masks or second images of a sample (.segmentation.png)": 2}
+
+
+def test_images_in_pairs_make_a_tar_one_of_samples(both):
+    """What has no name of its own may be a mask too: mining is not to take what training leaves out."""
+    found, left_out, _ = both([(f"{n}.{end}", picture(n, "PNG")) for n in range(3) for end in ("jpg", "png")])
+    assert [name for name, _ in found] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert left_out == {"masks or second images of a sample (.png)": 3}
+
+
 def test_an_ending_of_two_parts_is_an_image_where_no_other_is(both):
     found, left_out, _ = both(
         [
