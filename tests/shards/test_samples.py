@@ -6,8 +6,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from univip_stream.cli import cli
 from univip_stream.shards import open_index
 from univip_stream.shards.cache import Cache
 from univip_stream.sources import list_sources
@@ -143,3 +145,17 @@ def test_an_index_made_for_a_low_limit_is_made_anew_for_a_higher_one(both, tmp_p
     with pytest.raises(Exception, match="images too large"):
         open_index([shard], cache, max_pixels=100)
     assert len(open_index([shard], cache, max_pixels=1000)) == 1
+
+
+def test_inspect_leaves_out_what_is_larger_than_it_is_told(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, side in (("a.png", 24), ("b.png", 48)):
+            file = io.BytesIO()
+            Image.new("RGB", (side, side)).save(file, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(file.getvalue())
+            tar.addfile(info, io.BytesIO(file.getvalue()))
+    for limit, images in ((1000, 1), (10_000, 2)):
+        words = ["inspect", str(tmp_path / "0.tar"), "--max-pixels", str(limit), "--cache", str(tmp_path / "cache"), "--json"]
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert json.loads(done.stdout)["samples"] == images, done.output

@@ -266,7 +266,7 @@ def test_a_crowd_is_said_by_a_number(photos, tmp_path):
 def test_two_images_of_one_id_are_an_error_as_in_detection(photos, tmp_path):
     folder, content = photos
     content["images"][1]["id"] = content["images"][0]["id"]
-    with pytest.raises(InputError, match="two images with the id 10, scene00.jpg and scene01.jpg"):
+    with pytest.raises(InputError, match=r"two images with the id 10, scene00\.jpg and scene01\.jpg"):
         of_truth(tmp_path / "out", folder, content)
 
 

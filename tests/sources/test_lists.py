@@ -90,7 +90,7 @@ def test_an_image_named_by_a_whole_and_by_a_relative_path_is_one(tmp_path, monke
     (tmp_path / "list.txt").write_text(f"a.jpg\n{tmp_path}/a.jpg\n")
     monkeypatch.chdir(tmp_path)
     for location in (tmp_path / "list.txt", "list.txt", f"../{tmp_path.name}/list.txt"):
-        with pytest.raises(InputError, match="line 2 names .* which line 1 names already"):
+        with pytest.raises(InputError, match=r"line 2 names .* which line 1 names already"):
             list_sources([location])
 
 

@@ -75,10 +75,11 @@ def notes(
         said.append(f"{boxes} left out: outside their image, such as one of {whose}")
     if contrary:
         this, that = ("upright", "stored") if upright else ("stored", "upright")
+        having = counted(len(contrary), "image has", "images have")
         said.append(
-            f"{counted(len(contrary), 'image has', 'images have')} the width and height of the {that} picture in the annotations, "
-            f"such as {contrary[0]}, and their boxes are taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, "
-            f"mine with --box-frame {that} into another --out"
+            f"{having} the width and height of the {that} picture in the annotations, such as {contrary[0]}, and their boxes are "
+            f"taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, mine with --box-frame "
+            f"{that} into another --out"
         )
     if other:
         said.append(

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment
+from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined] # public; typeshed lacks it
 
 from univip_stream import __version__
 
@@ -62,7 +63,7 @@ def proxy_of(scheme: str, host: str, port: int | None) -> str | None:
     """
     proxies = getproxies_environment()
     found = proxies.get(scheme) or proxies.get("all")
-    if not found or proxy_bypass_environment(host if port is None else f"{host}:{port}", proxies):
+    if not found or bypassed(host if port is None else f"{host}:{port}", proxies):
         return None
     return found if "://" in found else f"http://{found}"
 

@@ -89,8 +89,8 @@ class DetectionSet:
             this, that = ("upright", "stored") if box_frame == UPRIGHT else ("stored", "upright")
             having = counted(len(contrary), "image has", "images have")
             self.notes.append(
-                f"{name}: {having} the width and height of the {that} picture, such as "
-                f"{contrary[0]}, and their boxes are taken as of the {this} one (--box-frame {this}); if they lie wrong, use --box-frame {that}"
+                f"{name}: {having} the width and height of the {that} picture, such as {contrary[0]}, and their boxes are taken "
+                f"as of the {this} one (--box-frame {this}); if they lie wrong, use --box-frame {that}"
             )
         # pycocotools 2.0.9 and 2.0.10 read no results beside annotations that have no `info`.
         self.content = {"info": {}, **content, "images": self.images, "annotations": [*chain.from_iterable(self.annotations)]}
