@@ -63,6 +63,8 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError):
         if error.errno is None or error.strerror is None:
             return str(error) or type(error).__name__
+        if "usable temporary directory" in error.strerror:
+            return f"{error.strerror[:1].lower()}{error.strerror[1:]}; make room there, or set TMPDIR to another folder"
         if "AF_UNIX path too long" in str(error):
             return too_long_for_sockets()
         # Arrow puts the system's words behind its own, the number twice.

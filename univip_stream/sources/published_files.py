@@ -43,6 +43,8 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
             _read_orl(published, annotations)
         else:
             _READERS[format](published)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{location}: {why(error)}") from error
     if not len(published):
