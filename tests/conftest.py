@@ -11,6 +11,8 @@ from demo_images import SHAPES, draw_scene
 # One thread per process: the suite runs on two cores, and determinism tests set their own.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# The tests' own servers are asked directly, also behind a proxy.
+os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1,localhost")))
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -14,6 +14,7 @@ from univip_stream.methods import METHODS, Method, UniVIPConfig, build_method, b
 from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.settings import from_dict
+from univip_stream.views import ViewConfig
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -29,7 +30,7 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
     Returns:
         The backbone, B x 3 x S x S images normalised by `augment.mean` and `augment.std` -> B x D pooled features; and the
-        run's configuration, of which a backbone.safetensors knows the network and these two.
+        run's configuration, of which a backbone.safetensors knows the network, these two and the scenes' side.
 
     Raises:
         InputError: no run there, no checkpoint yet, or a damaged one.
@@ -42,12 +43,13 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
 
 def backbone_facts(config: PretrainConfig) -> dict[str, str]:
-    """What a backbone's safetensors say of it, and `load_backbone` reads: which network it is, and what normalised its pixels."""
+    """What a backbone's safetensors say, and `load_backbone` reads: which network, what normalised its pixels, the scenes' side."""
     return {
         "backbone": config.method.backbone,
         "small_stem": str(config.method.small_stem),
         "mean": json.dumps(config.augment.mean),
         "std": json.dumps(config.augment.std),
+        "scene_size": str(config.views.scene_size),
     }
 
 
@@ -101,7 +103,7 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
     if "backbone" not in facts:
         raise InputError(f"{path} does not say which network it is; expected a backbone.safetensors that `train` wrote")
     method = UniVIPConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True")
-    config = PretrainConfig(method=method, augment=_pixels(path, facts))
+    config = PretrainConfig(method=method, augment=_pixels(path, facts), views=_views(path, facts))
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.method.backbone, small_stem=config.method.small_stem)
     if not untrained:
@@ -122,6 +124,16 @@ def _pixels(path: Path, facts: dict[str, str]) -> AugmentConfig:
         raise InputError(
             f"{path}: its mean and std are {told}; expected three numbers each, such as [0.5, 0.5, 0.5]"
         ) from error
+
+
+def _views(path: Path, facts: dict[str, str]) -> ViewConfig:
+    """Views of the side that a file names, on which it is judged; one of before that was written has the default's."""
+    if "scene_size" not in facts:
+        return ViewConfig()
+    try:
+        return ViewConfig(scene_size=int(facts["scene_size"]))
+    except (ValueError, UsageError) as error:
+        raise InputError(f"{path}: its scene_size is {facts['scene_size']!r:.40}; expected a number of pixels") from error
 
 
 def _state(run: Path) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def list_sources(
             try:
                 for image in source.images(name, left_out, listing.notes, given.get(source.text), with_boxes):
                     listing.add(image)
+            except InputError:
+                raise
             except OSError as error:
                 raise InputError(f"{error.filename or source.text} cannot be read: {error.strerror or error}") from error
             if len(listing) == before:
