@@ -73,16 +73,22 @@ def extras_on(device: torch.device, batch: Batch, wants: Wants, config: AugmentC
         if wants.third:
             turned = batch.third_draws[..., FLIP] > 0
             boxes.append(boxes_in_view(batch.view_boxes[1], windows[1], turned, batch.third.shape[-1]))
-        extras["boxes"] = torch.stack(boxes).to(device, non_blocking=True)
+        extras["boxes"] = sent(device, torch.stack(boxes))
     if wants.third:
-        pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.third, batch.third_draws))
+        pixels, draws = sent(device, batch.third), sent(device, batch.third_draws)
         extras["third"] = augment(pixels, draws, config)
     if wants.patches:
-        pixels, draws = (tensor.to(device, non_blocking=True) for tensor in (batch.patches, batch.patch_draws))
+        pixels, draws = sent(device, batch.patches), sent(device, batch.patch_draws)
         B, I = pixels.shape[0], pixels.shape[-1]  # noqa: E741 - the legend's letter
-        patches = augment(pixels.transpose(0, 1).reshape(4 * B, 3, I, I), draws.transpose(0, 1).reshape(4 * B, -1), config)
+        by_place = pixels.permute(1, 0, 3, 4, 2).reshape(4 * B, I, I, 3).permute(0, 3, 1, 2)  # still channels last
+        patches = augment(by_place, draws.transpose(0, 1).reshape(4 * B, -1), config)
         extras["patches"] = patches.reshape(4, B, 3, I, I)
     return extras
+
+
+def sent(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of a batch on a device, on its way there while the host goes on."""
+    return tensor.to(device, non_blocking=True)
 
 
 def boxes_in_view(

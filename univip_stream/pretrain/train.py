@@ -167,6 +167,7 @@ class _Trainer:
             self.method, model, parallel, self.optimizer,
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
             instances=config.views.instances, device=device, place=place, run=run,
+            channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()

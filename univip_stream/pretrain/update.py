@@ -23,7 +23,7 @@ from univip_stream.files import written_atomically
 from univip_stream.methods import Method
 from univip_stream.methods.registry import checked_losses, explained
 from univip_stream.pretrain.asked import Asked
-from univip_stream.pretrain.inputs import extras_on
+from univip_stream.pretrain.inputs import extras_on, sent
 from univip_stream.pretrain.optim import set_learning_rate
 from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.stream import Batch
@@ -59,6 +59,7 @@ class Updates:
         config: of the augmentations.
         instances: instances an image.
         run: folder for what is left of a loss that is no number.
+        channels_last: how the networks' weights lie in memory, and so the images had better.
 
     """
 
@@ -76,10 +77,11 @@ class Updates:
         device: torch.device,
         place: Place,
         run: Path,
+        channels_last: bool = True,
     ) -> None:
         self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
         self.accumulate, self.precision, self.config, self.instances = accumulate, precision, config, instances
-        self.device, self.place, self.run = device, place, run
+        self.device, self.place, self.run, self.channels_last = device, place, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
         """What the method returns of a step, in this order."""
         self._unseen: list[_Unseen] = []
@@ -104,6 +106,9 @@ class Updates:
             if keep_views:
                 self.views = scenes[:, :_SHOWN].cpu(), None if instances is None else instances[:, :_SHOWN].cpu()
             extras = extras_on(self.device, batch, self.method.wants, self.config)
+            if not self.channels_last:  # as the stream's pixels lie, and so what a GPU made of them
+                scenes, instances = scenes.contiguous(), None if instances is None else instances.contiguous()
+                extras = {name: values.contiguous() for name, values in extras.items()}
             with self._alone(last=part == self.accumulate - 1):
                 losses = self._losses(scenes, instances, extras)
                 (losses["loss"] / self.accumulate).backward()  # type: ignore[no-untyped-call]
@@ -179,11 +184,11 @@ class Updates:
 
 def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
     """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
-    on = batch.to(device, non_blocking=True)
-    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config)
-    scenes = scenes.reshape(on.scenes.shape)
-    if on.instances.shape[1] == 0:
+    # Only these: what else a batch holds is either another function's to send or for the host.
+    pixels, numbers = sent(device, batch.scenes), sent(device, batch.scene_draws)
+    scenes = augment(pixels.flatten(0, 1), numbers.flatten(0, 1), config).reshape(pixels.shape)
+    if batch.instances.shape[1] == 0:
         return scenes, None
-    crops = on.instances.flatten(0, 1)
-    instances = [augment(crops, draws.flatten(0, 1), config).reshape(on.instances.shape) for draws in on.instance_draws]
-    return scenes, torch.stack(instances)
+    crops, drawn = sent(device, batch.instances), sent(device, batch.instance_draws)
+    instances = [augment(crops.flatten(0, 1), draws.flatten(0, 1), config).reshape(crops.shape) for draws in drawn]
+    return scenes, torch.stack(instances) if len(instances) > 1 else instances[0].unsqueeze(0)
