@@ -244,8 +244,8 @@ def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monk
         """(keys, scenes, instances) of each part of each step, as the networks got them."""
         parts = []
 
-        def heard(device, batch, config):
-            inputs = real(device, batch, config)
+        def heard(device, batch, config, **how):
+            inputs = real(device, batch, config, **how)
             parts.append((list(batch.keys), inputs["scenes"].clone(), inputs["instances"].clone()))
             return inputs
 
@@ -310,8 +310,8 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(dr
     real = module.inputs_on
     calls = []
 
-    def poisoned(device, batch, config):
-        inputs = real(device, batch, config)
+    def poisoned(device, batch, config, **how):
+        inputs = real(device, batch, config, **how)
         calls.append(batch.keys)
         return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 3 else inputs
 
@@ -404,8 +404,8 @@ def test_a_gpu_is_looked_at_now_and_then_and_what_went_wrong_between_is_still_fo
     real = update.inputs_on
     calls = []
 
-    def poisoned(device, batch, config):
-        inputs = real(device, batch, config)
+    def poisoned(device, batch, config, **how):
+        inputs = real(device, batch, config, **how)
         calls.append(batch.keys)
         return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 2 else inputs
 

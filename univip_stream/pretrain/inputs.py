@@ -11,13 +11,28 @@ from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.stream import Batch
 
 
-def inputs_on(device: torch.device, batch: Batch, config: AugmentConfig) -> dict[str, Tensor]:
-    """What `Method.forward` takes: float32 pictures of every cut, laid out as in the batch, and the facts; by name."""
-    on = batch.to(device, non_blocking=True)
-    inputs = dict(on.facts)
+def inputs_on(device: torch.device, batch: Batch, config: AugmentConfig, *, channels_last: bool = True) -> dict[str, Tensor]:
+    """What `Method.forward` takes: float32 pictures of every cut, laid out as in the batch, and the facts; by name.
+
+    Args:
+        device: where they are wanted.
+        batch: from the stream.
+        config: of the augmentations.
+        channels_last: how the networks' weights lie in memory, and so the pictures had better.
+
+    """
+
+    def sent(tensor: Tensor) -> Tensor:
+        """On its way there while the host goes on."""
+        return tensor.to(device, non_blocking=True)
+
+    # Each once, and nothing that only the host reads.
+    pixels = {name: sent(tensor) for name, tensor in batch.pixels.items()}
+    inputs = {name: sent(tensor) for name, tensor in batch.facts.items()}
     for name, cut in batch.cuts.items():
-        pixels, draws = on.pixels[cut.again or name], on.draws[name]
-        inputs[name] = augment(pixels.flatten(0, 1), draws.flatten(0, 1), config).reshape(pixels.shape)
+        of_cut, draws = pixels[cut.again or name], sent(batch.draws[name])
+        augmented = augment(of_cut.flatten(0, 1), draws.flatten(0, 1), config).reshape(of_cut.shape)
+        inputs[name] = augmented if channels_last else augmented.contiguous()
     return inputs
 
 

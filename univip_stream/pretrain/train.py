@@ -163,7 +163,7 @@ class _Trainer:
         self.updates = Updates(
             self.method, model, parallel, self.optimizer,
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
-            regions=plan.regions, device=device, place=place, run=run,
+            regions=plan.regions, device=device, place=place, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()

@@ -59,6 +59,7 @@ class Updates:
         config: of the augmentations.
         regions: that the plan draws of an image.
         run: folder for what is left of a loss that is no number.
+        channels_last: how the networks' weights lie in memory.
 
     """
 
@@ -76,10 +77,11 @@ class Updates:
         device: torch.device,
         place: Place,
         run: Path,
+        channels_last: bool = True,
     ) -> None:
         self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
         self.accumulate, self.precision, self.config, self.regions = accumulate, precision, config, regions
-        self.device, self.place, self.run = device, place, run
+        self.device, self.place, self.run, self.channels_last = device, place, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
         """What the method returns of a step, in this order."""
         self._unseen: list[_Unseen] = []
@@ -100,7 +102,7 @@ class Updates:
         for part in range(self.accumulate):
             self.halfway = part > 0
             batch = next(batches)
-            inputs = inputs_on(self.device, batch, self.config)
+            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last)
             if keep_views:
                 self.views = _first(inputs, batch)
             with self._alone(last=part == self.accumulate - 1):
