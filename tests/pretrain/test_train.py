@@ -483,4 +483,4 @@ def test_a_network_that_the_recipes_rates_were_not_made_for_is_warned_of(drawn_s
     said.clear()
     pretrain(tiny("steps=1"), str(drawn_shards), tmp_path / "resnet", say=said.append)
     assert not [line for line in said if line.startswith("warning")]
-    assert any("12 images; a batch of 4; 1 steps" in line for line in said)
+    assert any("12 images; a batch of 4; 1 step," in line for line in said)

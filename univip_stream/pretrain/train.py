@@ -25,7 +25,7 @@ from univip_stream.distributed import (
     joined,
     pick_device,
 )
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
@@ -174,8 +174,9 @@ class _Trainer:
         yield from self.notes
         if self.knn is not None:
             yield from self.knn.notes()
+        steps = counted(self.total, "step")
         yield (
-            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {self.total} steps, "
+            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {steps}, "
             f"{self.total / self.steps_per_epoch:.1f} epochs"
         )
         count = sum(parameter.numel() for parameter in self.method.online_parameters())
@@ -309,8 +310,9 @@ class _Trainer:
             torch.set_rng_state(state["rng"])
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             path = self.checkpoints.path(step)
-            why = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path} does not fit this run: {why}; delete it to continue from the one before") from error
+            raise InputError(
+                f"{path} does not fit this run: {' '.join(why(error).split())}; delete it to continue from the one before"
+            ) from error
         return step
 
     def close(self) -> None:
