@@ -10,7 +10,7 @@ from part import Part, running
 from steps import config_of, memory_batch, rate, small
 
 from univip_stream.pretrain.config import PretrainConfig
-from univip_stream.pretrain.update import views_on
+from univip_stream.pretrain.inputs import inputs_on
 
 
 def alone(part: Part, config: PretrainConfig, *, compiled: bool) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def alone(part: Part, config: PretrainConfig, *, compiled: bool) -> dict[str, An
         for _ in itertools.repeat(None, 2 if part.rehearse else 20):
             part.wait()
             start = time.perf_counter()
-            views_on(part.device, batch, config.augment)
+            inputs_on(part.device, batch, config.augment)
             part.wait()
             taken.append(time.perf_counter() - start)
     finally:

@@ -14,7 +14,7 @@ from part import Part
 
 from univip_stream.augment import draw
 from univip_stream.distributed import ALONE
-from univip_stream.methods import build_method
+from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
@@ -36,8 +36,7 @@ def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
     """A batch as the stream gives it, of smooth random pictures, pinned where there is a GPU."""
     import numpy as np
 
-    B, views = config.stream.batch_size, config.views
-    K = views.instances if views.instance_crops else 0
+    B, plan = config.stream.batch_size, build_plan(config.method, config.views, config.augment)
     rng, gen = np.random.default_rng(0), torch.Generator().manual_seed(0)
 
     def pixels(*shape: int) -> torch.Tensor:
@@ -52,12 +51,13 @@ def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
         rows = [draw(rng, config.augment, number % 2) for number in range(int(np.prod(shape)))]
         return torch.from_numpy(np.stack(rows).reshape(*shape, -1)) if rows else torch.empty(*shape, 12)
 
+    own = {name: cut for name, cut in plan.cuts.items() if not cut.again}
     batch = Batch(
-        scenes=pixels(2, B, views.scene_size), instances=pixels(B, K, views.instance_size) if K else torch.empty(B, 0, 3, 1, 1),
-        scene_draws=draws(2, B), instance_draws=draws(1, B, K),
-        scene_boxes=torch.zeros(2, B, 4, dtype=torch.int32), instance_boxes=torch.zeros(B, K, 4, dtype=torch.int32),
-        view_boxes=torch.zeros(2, B, K, 4), third=torch.empty(B, 3, 0, 0, dtype=torch.uint8), third_draws=draws(B),
-        patches=torch.empty(B, 0, 3, 1, 1, dtype=torch.uint8), patch_draws=torch.empty(B, 0, 12),
+        cuts=plan.cuts,
+        pixels={name: pixels(*cut.layout(B), cut.size) for name, cut in own.items()},
+        draws={name: draws(*cut.layout(B)) for name, cut in plan.cuts.items()},
+        windows={name: torch.zeros(*cut.layout(B), 4, dtype=torch.int32) for name, cut in own.items()},
+        facts={name: torch.zeros(B, *shape) for name, shape in plan.facts.items()},
         filled=torch.zeros(B, dtype=torch.int32), positions=torch.arange(B), keys=["key"] * B, sources=["source"] * B,
         labels=[None] * B, skipped=[],
     )  # fmt: skip
@@ -67,7 +67,8 @@ def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
 def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "") -> Updates:
     """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), or "whole MODE"."""
     torch.manual_seed(0)
-    method = build_method(config.method, instances=config.views.instances)
+    plan = build_plan(config.method, config.views, config.augment)
+    method = build_method(config.method, plan)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     method.to(device, memory_format=layout)
     what, _, mode = compiled.partition(" ")
@@ -82,7 +83,7 @@ def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "")
                 network.backbone.compile(dynamic=False, **how)
     return Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
-        precision=pick_precision(config.precision, device)[0], config=config.augment, instances=config.views.instances,
+        precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
         device=device, place=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from part import Part, running
 from pictures import shards_for_speed
 from steps import config_of, memory_batch, small, step_of, updates_of
 
+from univip_stream.methods import build_plan
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.stream import Stream
 
@@ -26,7 +27,7 @@ def from_shards(part: Part, config: PretrainConfig, shards: str, workers: int) -
     """Images a second from shards, and the share of the time that the step waited for a batch."""
     part.forget()
     config = replace(config, stream=replace(config.stream, workers=workers))
-    stream = Stream(shards, config.views, config.augment, config.stream, reuse=True)
+    stream = Stream(shards, build_plan(config.method, config.views, config.augment), config.stream, reuse=True)
     updates = updates_of(config, part.device)
     with closing(iter(stream)) as batches:
         _rate(part, updates, batches, config, 2)
@@ -39,7 +40,7 @@ def from_shards(part: Part, config: PretrainConfig, shards: str, workers: int) -
 def stream_alone(part: Part, config: PretrainConfig, shards: str, workers: int) -> dict[str, Any]:
     """Images a second that the workers give when nobody trains."""
     config = replace(config, stream=replace(config.stream, workers=workers))
-    stream = Stream(shards, config.views, config.augment, config.stream, reuse=True)
+    stream = Stream(shards, build_plan(config.method, config.views, config.augment), config.stream, reuse=True)
     count = 2 if part.rehearse else 12
     with closing(iter(stream)) as batches:
         next(batches)

@@ -12,42 +12,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from planned import inputs_of, planned
 from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.augment import AugmentConfig, augment, draw
 from univip_stream.distributed import ALONE
-from univip_stream.methods import METHODS, Method, MethodConfig, build_method
+from univip_stream.methods import METHODS, Method
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.plan import Plan
 from univip_stream.pretrain.config import OptimConfig
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.update import Updates
 from univip_stream.stream import Batch
+from univip_stream.views import ViewConfig
 
 pytestmark = pytest.mark.gpu
 B, K, SCENE, CROP = 8, 4, 64, 32
-Inputs = tuple[tuple[torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]]
+Inputs = dict[str, torch.Tensor]
+VIEWS = ViewConfig(scene_size=SCENE, instance_size=CROP, instances=K, third_size=CROP, pairs="pairs.parquet")
 
 
-def method_of(name: str, **settings: object) -> Method:
+def method_of(name: str, **settings: object) -> tuple[Method, Plan]:
     torch.manual_seed(0)
-    config = MethodConfig(name=name, backbone="resnet18", hidden=64, width=32, queue=64, **settings)
-    return build_method(config, instances=K).to(memory_format=torch.channels_last)
-
-
-def inputs_of(method: Method) -> Inputs:
-    gen, wants = torch.Generator().manual_seed(1), method.wants
-
-    def pictures(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=gen)
-
-    extras = {}
-    if wants.boxes:
-        extras["boxes"] = torch.tensor([4.0, 2.0, 29.0, 30.0]).repeat(3 if wants.third else 2, B, K, 1)
-    if wants.third:
-        extras["third"] = pictures(B, 3, CROP, CROP)
-    if wants.patches:
-        extras["patches"] = pictures(4, B, 3, CROP, CROP)
-    return (pictures(2, B, 3, SCENE, SCENE), pictures(1, B, K, 3, CROP, CROP) if wants.crops else None), extras
+    small = {"backbone": "resnet18", "hidden": 64, "width": 32, "queue": 64, "small_size": 32}
+    method, plan = planned(name, VIEWS, **small, **settings)
+    return method.to(memory_format=torch.channels_last), plan
 
 
 def loss_and_gradient(
@@ -55,11 +44,9 @@ def loss_and_gradient(
 ) -> tuple[float, torch.Tensor]:
     """Of one step, in float64 on the CPU; `kind` is of weights and images, `precision` what autocast makes of them."""
     method = copy.deepcopy(start).to(device, kind)
-    (scenes, instances), extras = inputs
-    args = [None if tensor is None else tensor.to(device, kind) for tensor in (scenes, instances)]
-    more = {name: tensor.to(device, kind) for name, tensor in extras.items()}
+    batch = {name: tensor.to(device, kind) for name, tensor in inputs.items()}
     with torch.autocast(device.type, precision, enabled=precision == torch.bfloat16):
-        losses = method(*args, **more)
+        losses = method(batch)
     losses["loss"].backward()
     gradients = [parameter.grad.flatten() for parameter in method.online_parameters() if parameter.grad is not None]
     return losses["loss"].item(), torch.cat(gradients).double().cpu()
@@ -71,8 +58,8 @@ def test_losses_and_gradients_are_the_cpus(
     name: str, precision: str, device: torch.device, record_property: Callable
 ) -> None:
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    start, cpu = method_of(name), torch.device("cpu")
-    inputs = inputs_of(start)
+    (start, plan), cpu = method_of(name), torch.device("cpu")
+    inputs = inputs_of(plan, B, 1)
     true, slope = loss_and_gradient(start, inputs, cpu, torch.float64, torch.float64)
     missed = {}
     for where, place in (("cpu", cpu), ("device", device)):
@@ -105,21 +92,20 @@ def test_augmentation_is_the_cpus(side: int, device: torch.device, record_proper
     assert apart.mean() < 1e-4
 
 
-def batches_of(method: Method) -> Iterator[Batch]:
-    crops = K if method.wants.crops else 0
-    rows = torch.zeros(2 * B + B * K, 12)
-    rows[:, 1:4], rows[:, 5:9] = 1, torch.tensor([0.0, 1, 2, 3])
-
-    def pixels(*shape: int) -> torch.Tensor:
-        return torch.randint(0, 256, shape, dtype=torch.uint8)
-
+def batches_of(plan: Plan) -> Iterator[Batch]:
+    row = torch.zeros(12)
+    row[1:4], row[5:9] = 1, torch.tensor([0.0, 1, 2, 3])  # nothing is changed
+    own = {name: cut for name, cut in plan.cuts.items() if not cut.again}
     batch = Batch(
-        scenes=pixels(2, B, SCENE, SCENE, 3).movedim(-1, -3), instances=pixels(B, crops, CROP, CROP, 3).movedim(-1, -3),
-        scene_draws=rows[: 2 * B].reshape(2, B, 12), instance_draws=rows[: B * crops].reshape(1, B, crops, 12),
-        scene_boxes=torch.zeros(2, B, 4, dtype=torch.int32), instance_boxes=torch.zeros(B, K, 4, dtype=torch.int32),
-        view_boxes=torch.zeros(2, B, K, 4), third=pixels(B, 3, 0, 0), third_draws=rows[:B],
-        patches=pixels(B, 0, 3, 1, 1), patch_draws=torch.empty(B, 0, 12), filled=torch.zeros(B, dtype=torch.int32),
-        positions=torch.arange(B), keys=[""] * B, sources=[""] * B, labels=[None] * B, skipped=[],
+        cuts=plan.cuts,
+        pixels={
+            name: torch.randint(0, 256, (*cut.layout(B), cut.size, cut.size, 3), dtype=torch.uint8).movedim(-1, -3)
+            for name, cut in own.items()
+        },
+        draws={name: row.repeat(*cut.layout(B), 1) for name, cut in plan.cuts.items()},
+        windows={name: torch.zeros(*cut.layout(B), 4, dtype=torch.int32) for name, cut in own.items()},
+        facts={}, filled=torch.zeros(B, dtype=torch.int32), positions=torch.arange(B),
+        keys=[""] * B, sources=[""] * B, labels=[None] * B, skipped=[],
     )  # fmt: skip
     return itertools.repeat(batch.pin_memory() if torch.cuda.is_available() else batch)
 
@@ -127,12 +113,13 @@ def batches_of(method: Method) -> Iterator[Batch]:
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 @pytest.mark.parametrize("name", ["univip", "moco-v2"])
 def test_nothing_waits_between_two_looks(name: str, optimizer: str, device: torch.device) -> None:
-    method = method_of(name).to(device)
+    method, plan = method_of(name)
+    method.to(device)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)), accumulate=2, precision=torch.bfloat16,
-        config=AugmentConfig(), instances=K, device=device, place=ALONE, run=Path(),
+        config=AugmentConfig(), regions=K, device=device, place=ALONE, run=Path(),
     )  # fmt: skip
-    batches = batches_of(method)
+    batches = batches_of(plan)
 
     def step() -> None:
         updates.gradient(batches, 0)
@@ -152,20 +139,19 @@ def test_nothing_waits_between_two_looks(name: str, optimizer: str, device: torc
 
 
 def test_one_process_in_parallel_with_synchronised_norms_is_the_process_alone(device: torch.device, tmp_path: Path) -> None:
-    start = method_of("univip", joint_views=True)
-    inputs = inputs_of(start)
-    (scenes, instances), _ = inputs
+    start, plan = method_of("univip", joint_views=True)
+    inputs = {name: tensor.to(device) for name, tensor in inputs_of(plan, B, 1).items()}
     alone = copy.deepcopy(start).to(device)
-    alone(scenes.to(device), instances.to(device))["loss"].backward()
+    alone(inputs)["loss"].backward()
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     try:
         method = synchronise_batchnorm(copy.deepcopy(start), device.type).to(device)
         parallel = DistributedDataParallel(method, device_ids=[device] if device.type == "cuda" else None)
         with parallel.no_sync():
-            parallel(scenes.to(device), instances.to(device))["loss"].backward()
+            parallel(inputs)["loss"].backward()
         parallel.zero_grad()
-        parallel(scenes.to(device), instances.to(device))["loss"].backward()
+        parallel(inputs)["loss"].backward()
         ours, theirs = ([parameter.grad for parameter in network.online_parameters()] for network in (method, alone))
         apart = sum((a - b).square().sum() for a, b in zip(ours, theirs, strict=True)).sqrt()
         assert apart / sum(b.square().sum() for b in theirs).sqrt() < 1e-2
@@ -174,13 +160,13 @@ def test_one_process_in_parallel_with_synchronised_norms_is_the_process_alone(de
 
 
 def test_a_compiled_step_has_the_losses_of_one_that_is_not(device: torch.device) -> None:
-    start = method_of("univip", iterations=5)
-    (scenes, instances), _ = inputs_of(start)
+    start, plan = method_of("univip", iterations=5)
+    inputs = {name: tensor.to(device) for name, tensor in inputs_of(plan, B, 1).items()}
     plain = copy.deepcopy(start).to(device)
     # Code for a CPU takes minutes to generate; there the same graphs run as they are.
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(start).to(device), backend="inductor" if device.type == "cuda" else "aot_eager")
-    losses = [network(scenes.to(device), instances.to(device))["loss"] for network in (plain, compiled)]
+    losses = [network(inputs)["loss"] for network in (plain, compiled)]
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)

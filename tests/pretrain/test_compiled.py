@@ -4,43 +4,38 @@ In processes of their own: the shape checks that wrap functions in tests are wha
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
+from planned import inputs_of, planned
 
-from univip_stream.methods import METHODS, Method, MethodConfig, build_method
+from univip_stream.methods import METHODS, Method
+from univip_stream.plan import Plan
+from univip_stream.views import ViewConfig
 
+HERE = Path(__file__).resolve().parent
 B, K = 4, 2
 
 
-def method_of(name: str, *, joint_views: bool) -> Method:
+VIEWS = ViewConfig(scene_size=64, instance_size=32, instances=K, third_size=32, pairs="pairs.parquet")
+SMALL = {"hidden": 16, "width": 8, "queue": 10, "iterations": 2, "small_size": 32, "small_views": 2}
+
+
+def method_of(name: str, *, joint_views: bool) -> tuple[Method, Plan]:
     torch.manual_seed(0)
-    settings = {"hidden": 16, "width": 8, "queue": 10, "iterations": 2, "joint_views": joint_views}
-    method = build_method(MethodConfig(name=name, backbone="test_resnet", **settings), instances=K)
-    return method.to(memory_format=torch.channels_last)
-
-
-def batch_of(method: Method, seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor | None], dict[str, torch.Tensor]]:
-    gen, wants = torch.Generator().manual_seed(seed), method.wants
-    scenes = torch.randn(2, B, 3, 64, 64, generator=gen)
-    instances = torch.randn(1, B, K, 3, 32, 32, generator=gen) if wants.crops else None
-    extras = {}
-    if wants.boxes:
-        extras["boxes"] = torch.tensor([4.0, 4.0, 28.0, 28.0]).repeat(3 if wants.third else 2, B, K, 1)
-    if wants.third:
-        extras["third"] = torch.randn(B, 3, 32, 32, generator=gen)
-    if wants.patches:
-        extras["patches"] = torch.randn(4, B, 3, 32, 32, generator=gen)
-    return (scenes, instances), extras
+    method, plan = planned(name, VIEWS, backbone="test_resnet", joint_views=joint_views, **SMALL)
+    return method.to(memory_format=torch.channels_last), plan
 
 
 def compared(name: str) -> dict[str, object]:
     """Losses of two steps, compiled and not, and why a graph broke or was compiled again, if it did."""
-    plain, method = (method_of(name, joint_views=name in ("univip", "byol", "simclr")) for _ in range(2))
+    (plain, plan), (method, _) = (method_of(name, joint_views=name in ("univip", "byol", "simclr")) for _ in range(2))
     torch._dynamo.reset()
     graphs: list[int] = []
     number = count()
@@ -54,8 +49,7 @@ def compared(name: str) -> dict[str, object]:
     try:
         with torch._dynamo.config.patch(error_on_recompile=True):
             for seed in range(2):
-                args, extras = batch_of(method, seed)
-                losses = [network(*args, **extras)["loss"] for network in (compiled, plain)]
+                losses = [network(inputs_of(plan, B, seed))["loss"] for network in (compiled, plain)]
                 pairs.append([loss.item() for loss in losses])
                 for network, loss in zip((method, plain), losses, strict=True):
                     loss.backward()
@@ -72,15 +66,23 @@ def compared(name: str) -> dict[str, object]:
 class Looking(METHODS["byol"]):  # type: ignore[misc]
     """A method that somebody made slow."""
 
-    def forward(self, scenes: torch.Tensor, instances: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        losses = super().forward(scenes, instances)
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = super().forward(batch)
         return losses if losses["loss"].item() < 10 else {}
 
 
 def in_a_process_of_its_own(names: list[str]) -> dict[str, dict[str, object]]:
-    code = f"import json, test_compiled as m; print(json.dumps({{name: m.compared(name) for name in {names!r}}}))"
+    code = (
+        "import json, test_compiled as m; m.METHODS['looking'] = m.Looking; "
+        f"print(json.dumps({{name: m.compared(name) for name in {names!r}}}))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=__file__.rsplit("/", 1)[0], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", code],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
@@ -98,4 +100,4 @@ def test_a_step_of_every_method_is_one_graph_and_is_compiled_once() -> None:
 
 
 def test_a_step_that_breaks_the_graph_is_caught() -> None:
-    assert "item" in str(in_a_process_of_its_own(["test_compiled:Looking"])["test_compiled:Looking"]["error"])
+    assert "item" in str(in_a_process_of_its_own(["looking"])["looking"]["error"])
