@@ -46,6 +46,12 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def run(resnet_folder):
+    """What is judged: a ResNet of torchvision's, around which the detectors are built."""
+    return resnet_folder
+
+
 def of(boxes):
     """A set of one image of 200 x 200 with these boxes (x, y, w, h) of one class; it is never opened."""
     here = Path(__file__)
