@@ -1,5 +1,6 @@
 """What the tests share: the development images where they are there, drawn images everywhere."""
 
+import fcntl
 import importlib
 import os
 import shutil
@@ -110,6 +111,16 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             scene = cv2.cvtColor(draw_scene(shape, rng, 160, 120), cv2.COLOR_RGB2BGR)
             cv2.imwrite(str(folder / shape / f"{index}.jpg"), scene)
     return folder
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Our selective search, compiled: half a minute in a fresh checkout, by one process of those that share the suite."""
+    from univip_stream.proposals import propose
+
+    with open(tmp_path_factory.getbasetemp().parent / "kernels.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        propose(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))
 
 
 @pytest.fixture(scope="session")

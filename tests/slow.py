@@ -1,6 +1,7 @@
 """Which tests are long: they begin first where several processes share the suite, and `make test-fast` leaves them out.
 
-Left out are those that start or train something, by what they and their fixtures and helpers name. Nobody has to mark them. A test that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such tests.
+Left out are those that start or train something, by what they and their fixtures and helpers name. Nobody has to mark them. A test
+that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such tests.
 """
 
 import inspect

@@ -87,7 +87,7 @@ def fault_of(status, said, *, refused=True, named=None):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_folder, resnet_folder):
+def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_folder, resnet_folder, kernels):
     """Name -> path of what the tables' base arguments name."""
     home = tmp_path_factory.mktemp("walk")
     coco = home / "coco"

@@ -369,7 +369,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(run, drawn, tmp_path, monkeypa
 
 
 def test_the_loss_falls(run, drawn, tmp_path):
-    done = command(run, drawn, tmp_path / "out.json", "--iterations", 30, "--batch-size", 4, "--lr", "0.01", "--json")
+    done = command(run, drawn, tmp_path / "out.json", "--iterations", 12, "--batch-size", 4, "--lr", "0.02", "--json")
     result = json.loads(done.stdout)
     assert result["loss_last"] < 0.8 * result["loss_first"]
 
