@@ -11,10 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test proof check docs bench clean
+.PHONY: help setup demo test test-fast proof check docs bench clean
 
 help: ## list the jobs
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(READY) ## virtual environment in .venv, pinned dependencies, the package (editable)
 
@@ -28,8 +28,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole road in minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh
 
-test: $(READY) ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+# A process for each core, four at most, each with one thread; a file's tests stay together, for what they share.
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: $(READY) ## the whole test suite, on all cores (minutes)
+	$(TOGETHER) $(ARGS)
+
+test-fast: $(READY) ## the tests that start nothing and train nothing, for while one edits (about a minute)
+	$(TOGETHER) -m "not slow" $(ARGS)
 
 proof: $(READY) ## the smallest cell of the learning benchmark once more, compared bit for bit (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning proof

@@ -1,18 +1,48 @@
 """What the tests share: the development images where they are there, drawn images everywhere."""
 
+import fcntl
+import importlib
 import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from demo_images import SHAPES, draw_scene
+from warm import Warm
 
-# One thread per process: the suite runs on two cores, and determinism tests set their own.
+# One thread a process, as `make test` says it before numpy is there: it runs a process for each core, and networks as small as
+# these compute no faster with more. Tests about threads set their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # The tests' own servers are asked directly, also behind a proxy.
 os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1,localhost")))
+
+
+class _LibrariesFirst(MetaPathFinder):
+    """Loads torch and its kin before the first module that jaxtyping checks and that needs them.
+
+    Within jaxtyping's loader Python looks for compiled files of another name, also for what the module imports: all of torch
+    would be compiled anew, five seconds of each start.
+    """
+
+    names = tuple(f"univip_stream.{name}" for name in ("losses", "transport", "networks", "methods", "augment"))
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in self.names:
+            for library in ("torch", "torchvision", "timm"):
+                importlib.import_module(library)
+
+
+sys.meta_path.insert(0, _LibrariesFirst())
+
+pytest_plugins = ["slow"]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -86,16 +116,45 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
-    """A run of two steps with a ResNet-18 on 32-pixel views. Read only: copy it before changing it."""
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Our selective search, compiled: half a minute in a fresh checkout, by one process of those that share the suite."""
+    from univip_stream.proposals import propose
+
+    with open(tmp_path_factory.getbasetemp().parent / "kernels.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        propose(np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that has imported everything: `warm.start` and `warm.run` fork commands from it."""
+    made = Warm(Path(tempfile.mkdtemp(prefix="warm-")))  # a name short enough for a socket
+    yield made
+    made.close()
+    shutil.rmtree(made.bin.parent)
+
+
+def _trained(folder: Path, backbone: str, shards: Path) -> Path:
+    """A run of two steps on 32-pixel views."""
     from univip_stream.pretrain import pretrain
     from univip_stream.pretrain.recipes import recipe
     from univip_stream.pretrain.settings import with_settings
 
     small = [
-        "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0",
+        f"method.backbone={backbone}", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0",
         "stream.batch_size=4", "stream.workers=0", "steps=2",
     ]  # fmt: skip
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    pretrain(with_settings(recipe("cpu-demo"), small), str(drawn_shards), folder)
+    pretrain(with_settings(recipe("cpu-demo"), small), str(shards), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
+    """A run with timm's ResNet for tests, a thirtieth of a ResNet-18. Read only: copy it before changing it."""
+    return _trained(tmp_path_factory.mktemp("runs") / "run", "test_resnet", drawn_shards)
+
+
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
+    """A run with torchvision's ResNet-18, which detectors and other libraries' formats want. Read only."""
+    return _trained(tmp_path_factory.mktemp("resnets") / "run", "resnet18", drawn_shards)

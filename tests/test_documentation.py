@@ -23,6 +23,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted([DOCS / "tutorial.md", DOCS / "reference" / "python.md", *(DOCS / "how-to").glob("*.md")])
 WORD_FOR_WORD = ("tutorial", "own-photographs", "python")
 """Pages for whoever begins: what they say is run as it stands, with fewer steps and nothing else changed."""
+AS_INSTALLED = "own-photographs"
+"""The page whose commands are the installed ones; those of the others begin warm."""
 FEWER = "2"
 """Steps that a training of those pages takes here."""
 SHORT = (
@@ -107,7 +109,7 @@ def surroundings(request):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("page", "surroundings"), [(page, page.stem) for page in PAGES], ids=lambda x: getattr(x, "stem", ""),
                          indirect=["surroundings"])  # fmt: skip
-def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
+def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path, warm):
     desk = tmp_path / "desk"
     shutil.copytree(images, desk)
     (desk / "pipelines").symlink_to(ROOT / "pipelines")
@@ -124,7 +126,10 @@ def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
         for image in (desk / "photos").iterdir():
             boto3.client("s3").upload_file(str(image), BUCKET, f"photos/{image.name}")
     script = "\n".join(["set -ex", *commands])
-    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if page.stem != AS_INSTALLED:
+        programs = f"{warm.bin}:{programs}"
+    paths = {"PATH": programs, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
         ["bash", "-c", script], cwd=desk, env=os.environ | paths | surroundings, capture_output=True, text=True, timeout=800
     )
@@ -140,7 +145,7 @@ def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path):
                 code = code.replace("steps=60", f"steps={FEWER}")
             else:
                 code = code.replace("resnet50", "resnet18")  # which every training above was of
-            done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True)
+            done = warm.run(["-c", code], cwd=desk)
             assert done.returncode == 0, done.stderr[-3000:]
     if missing:
         pytest.skip(f"all else ran; not installed: {', '.join(sorted(missing))}")

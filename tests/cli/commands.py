@@ -67,7 +67,7 @@ TABLE: dict[str, Walked] = {
     ),
     "train": Walked(
         {
-            "shards": ["{shards}"], "out": ["{out}"], "recipe": ["cpu-demo"], "backbone": ["resnet18"], "steps": ["1"],
+            "shards": ["{shards}"], "out": ["{out}"], "recipe": ["cpu-demo"], "backbone": ["test_resnet"], "steps": ["1"],
             "batch_size": ["4"], "workers": ["0"], "device": ["cpu"],
             "settings": ["method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0"],
         },
@@ -106,7 +106,8 @@ TABLE: dict[str, Walked] = {
     ),
     "eval detect": Walked(
         {
-            "run": ["{run}"], "train_json": ["{coco}/annotations/instances_train2017.json"], "train_images": ["{coco}/train2017"],
+            "run": ["{resnet}"], "train_json": ["{coco}/annotations/instances_train2017.json"],
+            "train_images": ["{coco}/train2017"],
             "val_json": ["{coco}/annotations/instances_train2017.json"], "val_images": ["{coco}/train2017"],
             "model": ["retinanet"], "iterations": ["1"], "batch_size": ["2"], "sides": ["64"], "workers": ["0"],
             "device": ["cpu"], "out": ["{out}.json"],
@@ -155,7 +156,7 @@ MORE: dict[str, Walked] = {
         )
     },
     "eval detect voc": Walked(
-        {"run": ["{run}"], "devkit": ["{missing}"], "device": ["cpu"], "workers": ["0"]}, inputs={"devkit": ("/",)}
+        {"run": ["{resnet}"], "devkit": ["{missing}"], "device": ["cpu"], "workers": ["0"]}, inputs={"devkit": ("/",)}
     ),
     "train pairs": Walked(
         {**TABLE["train"].base, "method": ["orl"]}, inputs={"settings:views.pairs=": (".parquet",)}

@@ -72,7 +72,12 @@ CASES = [
     Case("eval linear", "eval linear", {"cache": ["{out}-features"]}, out="out.json"),
     Case("eval finetune", "eval finetune", {"rates": ["0.1", "0.01"]}, out="out.json"),
     Case("eval detect", "eval detect", {"iterations": ["2"], "save_every": ["1"]}, out="out.json"),
-    Case("export backbone", "export backbone", {"format": ["detectron2"], "out": ["{out}.pkl"]}, out="out.pkl"),
+    Case(
+        "export backbone",
+        "export backbone",
+        {"run": ["{resnet}"], "format": ["detectron2"], "out": ["{out}.pkl"]},
+        out="out.pkl",
+    ),
     Case("export boxes coco", "export boxes", out="out.json"),
     Case("export boxes soco", "export boxes", {"format": ["soco"], "out": ["{out}"]}),
     Case("export boxes detreg", "export boxes", {"format": ["detreg"], "out": ["{out}"]}),
@@ -97,7 +102,7 @@ def prepare(home: Path) -> dict[str, str]:
         cv2.imwrite(str(home / name / f"{shape}.jpg"), cv2.cvtColor(draw_scene(shape, rng, 320, 240), cv2.COLOR_RGB2BGR))
     shutil.copytree(home / "images", home / "coco" / "train2017")
     coco_of(home / "coco" / "annotations", [(path.name, 320, 240) for path in sorted((home / "images").iterdir())])
-    places = {name: str(home / name) for name in ("images", "labelled", "coco", "shards", "run", "missing")}
+    places = {name: str(home / name) for name in ("images", "labelled", "coco", "shards", "run", "resnet", "missing")}
     places |= {
         "image": str(home / "images" / f"{SHAPES[0]}.jpg"), "features": str(home / "features.parquet"),
         "boxes.json": str(home / "coco" / "annotations" / "instances_train2017.json"),
@@ -106,6 +111,7 @@ def prepare(home: Path) -> dict[str, str]:
     for words in (
         line("mine", places, **small),
         line("train", places, out=[places["run"]]),
+        line("train", places, out=[places["resnet"]], backbone=["resnet18"]),
         line("embed", places, source=[places["shards"]], out=[places["features"]]),
     ):
         status, said = run(words, home)

@@ -61,8 +61,8 @@ def looking(folder, out):
     return [
         ["inspect", str(folder), "--json"],
         ["eval", "knn", "{run}", "--train", str(folder), "--val", str(folder), "--device", "cpu", "--workers", "0", "-q"],
-        ["train", "--shards", str(folder), "--out", f"{out}-run", "--recipe", "cpu-demo", "--backbone", "resnet18", "--steps", "1",
-         "--batch-size", "2", "--workers", "0", "--device", "cpu", "--set", "views.scene_size=32",
+        ["train", "--shards", str(folder), "--out", f"{out}-run", "--recipe", "cpu-demo", "--backbone", "test_resnet",
+         "--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--set", "views.scene_size=32",
          "--set", "views.instance_size=32", "--set", "method.hidden=8", "--set", "method.width=8"],
     ]  # fmt: skip
 

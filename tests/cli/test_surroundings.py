@@ -87,16 +87,17 @@ def test_few_open_files_are_enough_or_told(files, drawn_folder, tmp_path):
     assert files < 64 or done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error_to_talk_about(tmp_path):
-    done = shell('set -o pipefail; "$U" results --paper | head -1 > first; echo ${PIPESTATUS[0]}', folder=tmp_path)
+def test_a_reader_that_leaves_is_no_error_to_talk_about(drawn_shards, tmp_path):
+    verify = '"$U" verify "$1" --inline -q'
+    done = shell(f"set -o pipefail; {verify} | head -1 > first; echo ${{PIPESTATUS[0]}}", drawn_shards, folder=tmp_path)
     assert done.stderr == ""
-    assert (tmp_path / "first").read_text().startswith("row")
-    done = shell('(sleep 1; "$U" results --paper; echo $? > status) | true', folder=tmp_path)
+    assert (tmp_path / "first").read_text().startswith("12 images")
+    done = shell(f"(sleep 0.2; {verify}; echo $? > status) | true", drawn_shards, folder=tmp_path)
     assert (done.stderr, (tmp_path / "status").read_text()) == ("", "1\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_told(tmp_path):
-    done = shell('"$U" results --paper > /dev/full', folder=tmp_path)
+def test_output_to_a_full_disk_is_told(drawn_shards, tmp_path):
+    done = shell('"$U" verify "$1" --inline > /dev/full', drawn_shards, folder=tmp_path)
     assert done.returncode == 1
     assert "no space left on device; make room" in done.stderr

@@ -87,7 +87,7 @@ def fault_of(status, said, *, refused=True, named=None):
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_folder):
+def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_folder, resnet_folder, kernels):
     """Name -> path of what the tables' base arguments name."""
     home = tmp_path_factory.mktemp("walk")
     coco = home / "coco"
@@ -98,7 +98,7 @@ def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_fo
     coco_of(coco / "annotations", [(name, 320, 240) for name in names])
     found = {
         "images": str(drawn_folder), "image": str(drawn_folder / names[0]), "labelled": str(labelled_folder), "coco": str(coco),
-        "shards": str(drawn_shards), "run": str(run_folder), "missing": str(home / "missing"),
+        "shards": str(drawn_shards), "run": str(run_folder), "resnet": str(resnet_folder), "missing": str(home / "missing"),
         "features": str(home / "features.parquet"), "boxes.json": str(coco / "annotations" / "instances_train2017.json"),
     }  # fmt: skip
     base = ["--device", "cpu", "--workers", "0", "--quiet"]

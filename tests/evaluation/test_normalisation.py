@@ -24,9 +24,9 @@ GREY = 153
 EXPECTED = [(GREY / 255 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
 
 
-def settings(*more):
+def settings(*more, backbone="test_resnet"):
     small = [
-        "method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32", "views.instances=0",
+        f"method.backbone={backbone}", "method.hidden=16", "method.width=8", "views.scene_size=32", "views.instances=0",
         "stream.batch_size=4", "stream.workers=0", "precision=fp32", "steps=1",
     ]  # fmt: skip
     return [*small, f"augment.mean={list(MEAN)}", f"augment.std={list(STD)}", *more]
@@ -36,6 +36,14 @@ def settings(*more):
 def run(tmp_path_factory, drawn_shards):
     folder = tmp_path_factory.mktemp("normalised") / "run"
     pretrain(with_settings(recipe("cpu-demo"), settings()), str(drawn_shards), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory, drawn_shards):
+    """A run of a ResNet of torchvision's, around which the detectors are built."""
+    folder = tmp_path_factory.mktemp("normalised") / "resnet"
+    pretrain(with_settings(recipe("cpu-demo"), settings(backbone="resnet18")), str(drawn_shards), folder)
     return folder
 
 
@@ -126,8 +134,8 @@ def test_knn_while_a_run_trains_sees_the_pixels_of_the_training(plain, drawn_sha
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_detectors_see_the_pixels_of_the_training(model, run, seen):
-    network = build_detector(model, open_subject(run), 1, sides=(64,), longest=64).eval()
+def test_detectors_see_the_pixels_of_the_training(model, resnet, seen):
+    network = build_detector(model, open_subject(resnet), 1, sides=(64,), longest=64).eval()
     with torch.inference_mode():
         network([torch.full((3, 64, 64), GREY / 255)])
     check(seen[False])

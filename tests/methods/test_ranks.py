@@ -1,13 +1,12 @@
 """Every method on two gloo ranks: gradients, queues and updates are those of one process with all the images."""
 
-import os
-import socket
+from pathlib import Path
 
 import pytest
 import torch
 
 from univip_stream.augment import AugmentConfig
-from univip_stream.distributed import Place, in_parallel, joined
+from univip_stream.distributed import Place, in_parallel, joined, place_from_environment
 from univip_stream.methods import METHODS, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.views import ViewConfig
@@ -50,22 +49,21 @@ def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     return left | {key: value.clone() for key, value in method.state_dict().items()}
 
 
-def be_a_rank(rank: int, port: int, folder: str) -> None:
+def be_a_rank(folder: str) -> None:
     torch.set_num_threads(1)
-    names = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    place = Place(rank=rank, world_size=2)
+    place = place_from_environment()
+    rank = place.rank
     with joined(place, torch.device("cpu")):
         for name in NAMES:
             torch.save(two_steps(name, place), f"{folder}/{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, warm):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.spawn(be_a_rank, (port, str(folder)), nprocs=2)
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_ranks as here; "
+    statuses, said = warm.ranks(2, ["-c", f"{code}here.be_a_rank({str(folder)!r})"])
+    assert statuses == [0, 0], said
     return folder
 
 

@@ -227,7 +227,7 @@ def test_every_command_reads_a_set_of_two_parts(photos, out, tmp_path):
 
 
 def test_a_run_on_the_old_set_is_refused_with_the_new_and_goes_on_with_the_old(photos, out, tmp_path):
-    small = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32", "views.instances=0",
+    small = ["method.backbone=test_resnet", "method.hidden=16", "method.width=8", "views.scene_size=32", "views.instances=0",
              "stream.batch_size=4", "stream.workers=0", "steps=2"]  # fmt: skip
     settings = [word for text in small for word in ("--set", text)]
     arguments = ["train", "--recipe", "cpu-demo", "--out", tmp_path / "run", *settings]

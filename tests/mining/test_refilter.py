@@ -77,6 +77,7 @@ def test_from_and_into_an_object_store(mined, tmp_path):
             assert storage.read(f"s3://{BUCKET}/new/{path.name}") == path.read_bytes()
 
 
+@pytest.mark.slow  # Ray
 def test_the_command_on_ray_prints_totals(mined, tmp_path):
     arguments = ["refilter", str(mined / "shards"), "--out", str(tmp_path / "new"), "--min-scale", "100", "--json"]
     done = CliRunner().invoke(cli, arguments)

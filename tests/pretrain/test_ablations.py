@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from univip_stream.stream import Stream
 from univip_stream.views import draw_views
 
 TINY = [
-    "method.backbone=resnet10t", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "method.backbone=test_resnet", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
     "views.min_scale=24", "stream.batch_size=12", "stream.workers=0", "precision=fp32", "steps=1",
 ]  # fmt: skip
 
@@ -115,17 +114,14 @@ def test_a_row_that_no_table_has_suggests_the_nearest():
         ablation("zzz")
 
 
-def test_the_script_runs_a_grid_and_prints_the_table(drawn_shards, labelled_folder, tmp_path):
+def test_the_script_runs_a_grid_and_prints_the_table(drawn_shards, labelled_folder, tmp_path, warm):
     probe = tmp_path / "probe"
     probe.mkdir()
     for half in ("train", "val"):
         (probe / half).symlink_to(labelled_folder)
-    binary = tmp_path / "univip-stream"
-    binary.write_text(f'#!/bin/sh\nexec {sys.executable} -m univip_stream "$@"\n')
-    binary.chmod(0o755)
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(root), "ROWS": "7b 8a-no", "PROBE": str(probe),
+        "PATH": f"{warm.bin}:{os.environ['PATH']}", "PYTHONPATH": str(root), "ROWS": "7b 8a-no", "PROBE": str(probe),
     }  # fmt: skip
     texts = [argument for setting in TINY for argument in ("--set", setting)]
     out = tmp_path / "runs"

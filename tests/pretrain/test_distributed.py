@@ -73,9 +73,11 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_path):
+def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_path, warm):
     ports = {2: free_port(), 3: free_port()}
-    torch.multiprocessing.spawn(be_a_rank, (ports, str(tmp_path)), nprocs=3)
+    code = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as here; "
+    statuses, said = warm.ranks(3, ["-c", f"{code}here.be_a_rank(int(os.environ['RANK']), {ports}, {str(tmp_path)!r})"])
+    assert statuses == [0, 0, 0], said
     alone = two_steps(Place(), True)
     for world_size in ports:
         for rank in range(world_size):
@@ -91,12 +93,15 @@ TINY = [
 ]  # fmt: skip
 
 
-def job(ranks: int, shards: Path, run: Path, *settings: str) -> list[str]:
-    """The real command under the real torchrun."""
+def words(shards: Path, run: Path, *settings: str) -> list[str]:
     texts = [argument for setting in (*TINY, *settings) for argument in ("--set", setting)]
+    return ["train", "--shards", str(shards), "--out", str(run), "--recipe", "cpu-demo", *texts]
+
+
+def job(ranks: int, *arguments: Path | str) -> list[str]:
+    """The real command under the real torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, *launcher, "-m", "univip_stream", "train", "--shards", str(shards), "--out", str(run),
-            "--recipe", "cpu-demo", *texts]  # fmt: skip
+    return [sys.executable, *launcher, "-m", "univip_stream", *words(*arguments)]
 
 
 def losses(run: Path) -> list[list[float]]:
@@ -113,7 +118,7 @@ def rank_of(process: int) -> str | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
-def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_shards, tmp_path):
+def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_shards, tmp_path, warm):
     """Two ranks, one killed; then three finish the run, with the losses that one process has."""
     run = tmp_path / "run"
     launcher = subprocess.Popen(job(2, drawn_shards, run), stderr=subprocess.PIPE, text=True)
@@ -135,27 +140,27 @@ def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_sh
 
     from univip_stream.cli import cli
 
-    again = subprocess.run(job(3, drawn_shards, run), capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stderr
-    assert "continues after step" in again.stderr
-    assert "a batch of 12, 4 on each of 3 ranks;" in again.stderr
-    alone = CliRunner().invoke(cli, job(1, drawn_shards, tmp_path / "alone")[8:])
+    statuses, said = warm.ranks(3, ["-m", "univip_stream", *words(drawn_shards, run)])
+    assert statuses == [0, 0, 0], said
+    assert "continues after step" in said
+    assert "a batch of 12, 4 on each of 3 ranks;" in said
+    alone = CliRunner().invoke(cli, words(drawn_shards, tmp_path / "alone"))
     assert alone.exit_code == 0, alone.output
     # In float32 the rounding of another order of sums grows about tenfold a step in so small a network, so only the first.
     assert len(losses(run)) == 8
     torch.testing.assert_close(torch.tensor(losses(run)[:3]), torch.tensor(losses(tmp_path / "alone")[:3]), atol=5e-5, rtol=0)
 
 
-def test_parts_of_ranks_add_up_to_the_parts_of_one_process(drawn_shards, tmp_path):
+def test_parts_of_ranks_add_up_to_the_parts_of_one_process(drawn_shards, tmp_path, warm):
     """Gradients meet once a step, with its last part."""
     from click.testing import CliRunner
 
     from univip_stream.cli import cli
 
     parts = ["accumulate=2", "steps=3"]
-    done = subprocess.run(job(2, drawn_shards, tmp_path / "two", *parts), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    alone = CliRunner().invoke(cli, job(1, drawn_shards, tmp_path / "one", *parts)[8:])
+    statuses, said = warm.ranks(2, ["-m", "univip_stream", *words(drawn_shards, tmp_path / "two", *parts)])
+    assert statuses == [0, 0], said
+    alone = CliRunner().invoke(cli, words(drawn_shards, tmp_path / "one", *parts))
     assert alone.exit_code == 0, alone.output
     torch.testing.assert_close(
         torch.tensor(losses(tmp_path / "two")), torch.tensor(losses(tmp_path / "one")), atol=5e-5, rtol=0

@@ -6,8 +6,8 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import timm
 import torch
-import torchvision
 from click.testing import CliRunner
 
 from univip_stream.cli import cli
@@ -16,7 +16,7 @@ from univip_stream.pretrain import load_backbone
 
 UNLIKE = ("images_per_second", "data_wait", "memory_bytes")
 NEW = sorted(METHODS.keys() - {"univip", "byol"})
-SMALL = ["method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32",
+SMALL = ["method.backbone=test_resnet", "method.hidden=16", "method.width=8", "views.scene_size=32",
          "views.instance_size=32", "views.min_scale=32", "stream.batch_size=4", "stream.workers=0", "precision=fp32",
          "record_every=1", "checkpoint_every=2", "steps=3"]  # fmt: skip
 
@@ -71,8 +71,7 @@ def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, dra
         assert ours["queue.place"].item() == 12 % 10
 
     weights = safetensors.torch.load_file(whole / "backbone.safetensors")
-    plain = torchvision.models.resnet18()
-    plain.fc = torch.nn.Identity()
+    plain = timm.create_model("test_resnet", num_classes=0)
     plain.load_state_dict(weights)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():

@@ -143,7 +143,7 @@ def test_third_views_and_jitter_come_the_same_from_workers_into_memory_used_agai
 
 
 def test_a_run_from_before_a_setting_existed_continues(red_shards, tmp_path):
-    texts = ["method.name=byol", "method.backbone=resnet18", "method.hidden=16", "method.width=8", "views.scene_size=32",
+    texts = ["method.name=byol", "method.backbone=test_resnet", "method.hidden=16", "method.width=8", "views.scene_size=32",
              "stream.batch_size=8", "stream.workers=0", "steps=1", "precision=fp32"]  # fmt: skip
     config = with_settings(recipe("cpu-demo"), texts)
     pretrain(config, str(red_shards), tmp_path / "run")

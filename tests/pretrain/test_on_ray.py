@@ -67,6 +67,7 @@ def test_ranks_on_ray_train_as_one_process_and_a_killed_one_is_told(drawn_shards
     torch.testing.assert_close(torch.tensor(together[:3]), torch.tensor(losses(tmp_path / "alone")[:3]), atol=5e-5, rtol=0)
 
 
+@pytest.mark.slow  # Ray
 def test_what_ray_cannot_give_is_said(drawn_shards, tmp_path):
     more = CliRunner().invoke(cli, command(drawn_shards, tmp_path / "run", "--launcher", "ray", "--ranks", "999"))
     assert more.exit_code == 1

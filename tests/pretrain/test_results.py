@@ -29,7 +29,7 @@ def test_scores_stand_beside_the_papers(run_folder, tmp_path):
     assert cells[0][-3:] == ["detect bbox", "detect segm", "linear"]
     assert cells[1][-3:] == ["0.125", "0.062", "0.250"]
     assert cells[0][1:6] == ["recipe", "method", "backbone", "batch", "lr"]
-    assert cells[1][1:6] == ["coco", "univip", "resnet18", "4", "0.05"]
+    assert cells[1][1:6] == ["coco", "univip", "test_resnet", "4", "0.05"]
     assert cells[2][:3] == ["paper", "coco", "univip"]
     assert cells[2][-3:] == ["0.408", "0.368", "0.602"]  # Tables 2 and 1
 

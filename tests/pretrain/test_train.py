@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torchvision
 from click.testing import CliRunner
+from warm import DEVNULL, PIPE
 
 from univip_stream.cli import cli
 from univip_stream.distributed import ALONE
@@ -29,11 +30,12 @@ from univip_stream.pretrain.settings import with_settings
 
 # A network and images as small as they go, in float32, so that a step takes a blink.
 TINY = [
-    "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "method.backbone=test_resnet", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
     "views.instances=2", "views.min_scale=32", "stream.batch_size=4", "stream.workers=1", "precision=fp32",
     "steps=8", "checkpoint_every=3", "record_every=1",
 ]  # fmt: skip
 
+LARGER = "method.backbone=resnet18"
 ALL_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")
 
 
@@ -75,12 +77,12 @@ def test_a_run_leaves_what_the_reference_promises(undisturbed, drawn_shards):
     ]
 
 
-def test_the_backbone_file_loads_into_torchvision_and_gives_the_same_features(undisturbed):
-    weights = safetensors.torch.load_file(undisturbed / "backbone.safetensors")
+def test_the_backbone_file_loads_into_torchvision_and_gives_the_same_features(resnet_folder):
+    weights = safetensors.torch.load_file(resnet_folder / "backbone.safetensors")
     plain = torchvision.models.resnet18()
     plain.fc = torch.nn.Identity()
     plain.load_state_dict(weights)
-    ours, _ = load_backbone(undisturbed)
+    ours, _ = load_backbone(resnet_folder)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(plain.eval()(images), ours(images))
@@ -119,7 +121,7 @@ def test_a_run_stopped_between_and_started_again_is_the_undisturbed_one(undistur
 
 def command(shards, run, *settings):
     texts = [argument for setting in (*TINY, *settings) for argument in ("--set", setting)]
-    return [sys.executable, "-m", "univip_stream", "train", "--shards", f"{shards}/<000..002>.tar", "--out", str(run),
+    return ["-m", "univip_stream", "train", "--shards", f"{shards}/<000..002>.tar", "--out", str(run),
             "--recipe", "cpu-demo", *texts]  # fmt: skip
 
 
@@ -131,23 +133,23 @@ def wait_for(what, process, seconds=90):
         time.sleep(0.02)
 
 
-def test_killed_by_the_system_then_started_again_is_the_undisturbed_run(undisturbed, drawn_shards, tmp_path):
+def test_killed_by_the_system_then_started_again_is_the_undisturbed_run(undisturbed, drawn_shards, tmp_path, warm):
     run = tmp_path / "killed"
-    process = subprocess.Popen(command(drawn_shards, run, "steps=8"), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = warm.start(command(drawn_shards, run, "steps=8"), stderr=DEVNULL, start_new_session=True)
     wait_for(lambda: (run / "checkpoints" / "step-000000003.pt").exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = subprocess.run(command(drawn_shards, run), capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, *command(drawn_shards, run)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "continues after step" in done.stderr
     assert losses(run) == losses(undisturbed)
 
 
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_sigterm_saves_and_leaves_with_its_own_status(send, drawn_shards, tmp_path):
+def test_sigterm_saves_and_leaves_with_its_own_status(send, drawn_shards, tmp_path, warm):
     run = tmp_path / "preempted"
     slow = command(drawn_shards, run, "steps=4000", "checkpoint_every=4000")
-    process = subprocess.Popen(slow, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = warm.start(slow, stderr=PIPE, start_new_session=True)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
     send(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
@@ -156,17 +158,17 @@ def test_sigterm_saves_and_leaves_with_its_own_status(send, drawn_shards, tmp_pa
     assert len(list((run / "checkpoints").glob("*.pt"))) == 1
 
 
-def test_two_trainings_do_not_share_a_folder(drawn_shards, tmp_path):
+def test_two_trainings_do_not_share_a_folder(drawn_shards, tmp_path, warm):
     run = tmp_path / "shared"
-    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.DEVNULL)
+    process = warm.start(command(drawn_shards, run, "steps=4000"), stderr=DEVNULL)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
-    second = subprocess.run(command(drawn_shards, run, "steps=4000"), capture_output=True, text=True, timeout=100)
+    second = warm.run(command(drawn_shards, run, "steps=4000"), timeout=100)
     process.kill()
     process.wait()
     assert second.returncode == 1
     assert "another training writes here" in second.stderr
     # The kernel let go of the lock with the process, though its loader workers may live for some seconds yet.
-    third = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.PIPE, text=True)
+    third = warm.start(command(drawn_shards, run, "steps=4000"), stderr=PIPE)
     seen = len(records(run))
     wait_for(lambda: len(records(run)) > seen, third)
     third.kill()
@@ -190,13 +192,13 @@ def test_a_checkpoint_that_is_none_of_this_run_is_said(undisturbed, drawn_shards
     shutil.copytree(undisturbed, run)
     path = max((run / "checkpoints").glob("*.pt"))
     torch.save(change(torch.load(path, weights_only=True)), path)
-    result = CliRunner().invoke(cli, command(drawn_shards, run)[3:])
+    result = CliRunner().invoke(cli, command(drawn_shards, run)[2:])
     assert (result.exit_code, words in result.output) == (1, True), result.output
 
 
-def test_a_killed_run_leaves_no_workers(drawn_shards, tmp_path):
+def test_a_killed_run_leaves_no_workers(drawn_shards, tmp_path, warm):
     run = tmp_path / "killed"
-    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.DEVNULL)
+    process = warm.start(command(drawn_shards, run, "steps=4000"), stderr=DEVNULL)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert workers
@@ -217,9 +219,9 @@ def test_weights_that_are_no_numbers_are_not_saved(drawn_shards, tmp_path):
     assert not (run / "backbone.safetensors").exists()
 
 
-def test_a_dead_loader_worker_ends_the_run_with_words(drawn_shards, tmp_path):
+def test_a_dead_loader_worker_ends_the_run_with_words(drawn_shards, tmp_path, warm):
     run = tmp_path / "orphaned"
-    process = subprocess.Popen(command(drawn_shards, run, "steps=4000"), stderr=subprocess.PIPE, text=True)
+    process = warm.start(command(drawn_shards, run, "steps=4000"), stderr=PIPE)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(records(run)) >= 2, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -460,12 +462,10 @@ print(json.dumps([losses, counters["frames"]["total"], dict(counters["graph_brea
 """
 
 
-def test_compiled_without_a_break_and_to_the_same_losses(drawn_shards, tmp_path):
+def test_compiled_without_a_break_and_to_the_same_losses(drawn_shards, tmp_path, warm):
     """A break would send every step back to Python. In a process of its own: the shape checks of the tests are breaks too."""
     settings = [*TINY, "steps=2", "stream.workers=0"]
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(drawn_shards), str(tmp_path), *settings], capture_output=True, text=True
-    )
+    done = warm.run(["-c", COMPILED, drawn_shards, tmp_path, *settings])
     assert done.returncode == 0, done.stderr
     (plain, compiled), frames, breaks = json.loads(done.stdout.splitlines()[-1])
     assert frames > 0

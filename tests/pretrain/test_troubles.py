@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from warm import PIPE
 
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
@@ -21,7 +22,7 @@ from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
 
 TINY = [
-    "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "method.backbone=test_resnet", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
     "views.instances=2", "views.min_scale=32", "stream.batch_size=4", "stream.workers=1", "precision=fp32",
     "steps=4", "checkpoint_every=3", "record_every=1",
 ]  # fmt: skip
@@ -177,10 +178,10 @@ cli.main(sys.argv[1:], prog_name="univip-stream")
         (10, ["accumulate=2"], "stopped after step 2 of 4, waiting for images; nothing was trained yet", 0),
     ],
 )
-def test_one_sigterm_ends_a_run_that_waits_for_its_images(images, more, words, checkpoints, drawn_shards, tmp_path):
+def test_one_sigterm_ends_a_run_that_waits_for_its_images(images, more, words, checkpoints, drawn_shards, tmp_path, warm):
     run = tmp_path / "run"
     texts = arguments(drawn_shards, run, "stream.prefetch=1", *more)
-    process = subprocess.Popen([sys.executable, "-c", SLOW.format(images=images), *texts], stderr=subprocess.PIPE, text=True)
+    process = warm.start(["-c", SLOW.format(images=images), *texts], stderr=PIPE)
     for line in process.stderr:
         if line == "waits\n":
             break
@@ -195,9 +196,9 @@ def test_one_sigterm_ends_a_run_that_waits_for_its_images(images, more, words, c
     assert len(list((run / "checkpoints").glob("*.pt")) if checkpoints else []) == checkpoints
 
 
-def test_workers_of_a_killed_run_are_gone_within_five_seconds(drawn_shards, tmp_path):
+def test_workers_of_a_killed_run_are_gone_within_five_seconds(drawn_shards, tmp_path, warm):
     texts = arguments(drawn_shards, tmp_path / "run", "stream.workers=8", "steps=4000", "stream.prefetch=4")
-    process = subprocess.Popen([sys.executable, "-m", "univip_stream", *texts], stderr=subprocess.PIPE, text=True)
+    process = warm.start(["-m", "univip_stream", *texts], stderr=PIPE)
     for line in process.stderr:
         if line.startswith("step"):
             break
@@ -212,14 +213,29 @@ def test_workers_of_a_killed_run_are_gone_within_five_seconds(drawn_shards, tmp_
         time.sleep(0.05)
 
 
-def on_small_disk(size, folder, *command):
+SMALL_DISK = """
+import ctypes, subprocess, sys
+from pathlib import Path
+from univip_stream.cli import cli
+size, folder, *words = sys.argv[1:]
+NEW_MOUNTS = 0x00020000
+if ctypes.CDLL(None).unshare(NEW_MOUNTS):
+    sys.exit("unshare: refused")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + size, "tmpfs", folder]).returncode:
+    sys.exit("mount: refused")
+Path(folder, "other").write_bytes(bytes(4096))
+try:
+    cli.main(words, prog_name="univip-stream")
+finally:
+    print("", *(path for path in Path(folder).rglob("*") if path.is_file()), sep="\\n")
+"""
+
+
+def on_small_disk(warm, size, folder, *words):
     """What a command says whose output folder is a disk of so many bytes, and the files that it leaves there."""
-    script = (
-        f'mount -t tmpfs -o size={size} tmpfs "$0" && head -c 4096 /dev/zero > "$0/other" && '
-        '{ "$@"; rc=$?; echo; find "$0" -type f; exit $rc; }'
-    )
-    done = subprocess.run(["unshare", "-m", "bash", "-c", script, str(folder), *command], capture_output=True, text=True)
-    if done.returncode and ("unshare" in done.stderr or "mount:" in done.stderr):
+    done = warm.run(["-c", SMALL_DISK, size, folder, *words])
+    if done.returncode and ("unshare:" in done.stderr or "mount:" in done.stderr):
         pytest.skip("needs the right to mount a file system, which is not given here")
     return done, [Path(line).relative_to(folder) for line in done.stdout.splitlines() if line.startswith(str(folder))]
 
@@ -232,11 +248,11 @@ def on_small_disk(size, folder, *command):
         ("4k", "config.json", "it takes about"),
     ],
 )
-def test_a_full_disk_is_said_with_the_file_and_nothing_half_written_is_left(size, file, wanted, drawn_shards, tmp_path):
+def test_a_full_disk_is_said_with_the_file_and_nothing_half_written_is_left(size, file, wanted, drawn_shards, tmp_path, warm):
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = [sys.executable, "-m", "univip_stream", *arguments(drawn_shards, folder / "run", "stream.workers=0")]
-    done, left = on_small_disk(size, folder, *command)
+    words = arguments(drawn_shards, folder / "run", "stream.workers=0", "method.backbone=resnet18")
+    done, left = on_small_disk(warm, size, folder, *words)
     assert done.returncode == 1
     assert f"error: no room to write {folder / 'run' / file} (No space left on device)" in done.stderr
     assert wanted in done.stderr

@@ -27,7 +27,7 @@ def image(drawn_folder):
 @pytest.fixture(scope="module")
 def univip_run(tmp_path_factory, drawn_shards):
     small = [
-        "method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=24",
+        "method.backbone=test_resnet", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=24",
         "views.instances=3", "stream.batch_size=4", "stream.workers=0", "steps=1", "optim.lr=0.01",
     ]  # fmt: skip
     folder = tmp_path_factory.mktemp("explained") / "run"

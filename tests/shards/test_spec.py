@@ -97,7 +97,7 @@ def test_a_set_named_in_part_is_noted_wherever_it_is_read(drawn_shards, run_fold
         assert done.exit_code == 0, done.output
         return done.output
 
-    train = ["--recipe", "cpu-demo", "--backbone", "resnet18", "--batch-size", "4", "--workers", "0", "--steps", "1"]
+    train = ["--recipe", "cpu-demo", "--backbone", "test_resnet", "--batch-size", "4", "--workers", "0", "--steps", "1"]
     train += ["--set", "views.scene_size=32", "--set", "views.instances=0", "--set", "method.hidden=16", "--device", "cpu"]
     assert note in said("train", "--shards", part, "--out", str(tmp_path / "run"), *train)
     embed = ["--workers", "0", "--image-size", "32", "--device", "cpu"]

@@ -1,0 +1,77 @@
+"""Which tests are long: they begin first where several processes share the suite, and `make test-fast` leaves them out.
+
+Left out are those that start or train something, by what they and their fixtures and helpers name. Nobody has to mark them. A test
+that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such tests.
+"""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
+
+import pytest
+
+STARTS = frozenset(
+    {
+        "subprocess", "multiprocessing", "warm", "Cluster", "attached",  # processes, Ray
+        "s3_server", "web_server", "odd_server", "page_at",  # servers, browsers
+        "pretrain",
+    }
+)  # fmt: skip
+LONG = 3
+"""Seconds from which a test that is not slow is named at the end of a run."""
+FIRST = (
+    "test_documentation",
+    "test_walk",
+    "test_kill",
+    "test_detection",
+    "test_disturbed",
+    "test_strange_shards",
+    "test_train",
+)
+"""Files that take longest, so that none of them is what everybody waits for at the end."""
+TESTS = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist, which deals files out in this order
+        items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    known: dict[FunctionType, bool] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            fixtures = item._fixtureinfo.name2fixturedefs.values()
+            functions = [item.function, *(fixture.func for several in fixtures for fixture in several)]
+            if any(_starts(function, known) for function in functions):
+                item.add_marker("slow")
+
+
+def _starts(function: object, known: dict[FunctionType, bool]) -> bool:
+    function = inspect.unwrap(function) if callable(function) else function
+    if not isinstance(function, FunctionType) or TESTS not in Path(function.__code__.co_filename).parents:
+        return False
+    if function not in known:
+        known[function] = False  # until it is known, for those that call each other
+        names = set(_names(function.__code__))
+        known[function] = not STARTS.isdisjoint(names) or any(
+            _starts(function.__globals__.get(name), known) for name in names
+        )
+    return known[function]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """What a function's code and those within it name: globals, attributes, parameters."""
+    yield from (*code.co_names, *code.co_varnames)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    seconds: dict[str, float] = {}
+    for report in terminalreporter.getreports(""):
+        if isinstance(report, pytest.TestReport) and "slow" not in report.keywords:
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0) + report.duration
+    if long := sorted((took, name) for name, took in seconds.items() if took > LONG):
+        terminalreporter.section("not marked slow, and slow")
+        for took, name in reversed(long):
+            terminalreporter.write_line(f"{took:5.1f} s  {name}")

@@ -1,0 +1,244 @@
+"""Commands as forks of a process that has imported everything: without the four seconds that importing torch takes each.
+
+They are processes like any other, which can be signalled, killed and waited for. What a test says of the start itself
+(closed streams, variables, limits, launchers) starts an interpreter of its own.
+
+`python warm.py SOCKET` is that process. It computes nothing, so that no thread is lost in a fork, and ends with whoever began it.
+"""
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import types
+from pathlib import Path
+
+PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
+LARGEST = 1 << 20
+"""Bytes of a request: words, and the variables of the environment."""
+
+SHIM = """#!{python} -IS
+import array, json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+    server.connect({place!r})
+    asked = [["univip-stream", *sys.argv[1:]], os.getcwd(), dict(os.environ), False]
+    server.sendmsg([json.dumps(asked).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+    server.recv(100)
+    status = int(server.recv(100))
+sys.exit(status if status >= 0 else 128 - status)
+"""
+"""`univip-stream` for shells: what it is called with begins as a fork, and it leaves as that leaves."""
+
+
+class Warm:
+    """The process that commands are forked from, and how they are begun. Made by the fixture `warm`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = str(folder / "socket")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self._process = subprocess.Popen([sys.executable, __file__, self.place], stdin=PIPE, stdout=PIPE)
+        assert self._process.stdout.readline() == b"ready\n"
+        shim = folder / "bin" / "univip-stream"
+        shim.parent.mkdir()
+        shim.write_text(SHIM.format(python=sys.executable, place=self.place))
+        shim.chmod(0o755)
+        self.bin = shim.parent
+        """To be put into PATH: holds a `univip-stream` that begins warm."""
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def start(self, words, *, stdout=None, stderr=None, cwd=None, env=None, start_new_session=False):
+        """As `subprocess.Popen([sys.executable, *words], text=True, ...)`; words begin with -m univip_stream or -c CODE."""
+        return Started(self.place, [*map(str, words)], stdout, stderr, cwd, env, start_new_session)
+
+    def run(self, words, *, timeout=250, **more):
+        """As `subprocess.run([sys.executable, *words], capture_output=True, text=True, ...)`."""
+        with contextlib.ExitStack() as files:
+            out, err = (files.enter_context(open(os.memfd_create(name), "w+", errors="replace")) for name in ("out", "err"))
+            process = self.start(words, stdout=out, stderr=err, **more)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(words, process.returncode, out.read(), err.read())
+
+    def ranks(self, count, words, *, timeout=120):
+        """(statuses, what all said on stderr) of so many ranks that find each other as under torchrun."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        said = open(os.memfd_create("said"), "w+", errors="replace")  # noqa: SIM115
+        jobs = []
+        for rank in range(count):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env = os.environ | {name: str(value) for name, value in place.items()}
+            jobs.append(self.start(words, stdout=DEVNULL, stderr=said, env=env))
+        until = time.monotonic() + timeout
+        try:
+            statuses = [job.wait(max(0.0, until - time.monotonic())) for job in jobs]
+        finally:
+            for job in jobs:
+                job.kill()
+        with said:
+            said.seek(0)
+            return statuses, said.read()
+
+
+class Started:
+    """A command that runs: what the tests use of `subprocess.Popen`."""
+
+    def __init__(self, place, words, stdout, stderr, cwd, env, start_new_session):
+        self.args, self.returncode, self.stderr = words, None, None
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.connect(place)
+        opened = [os.open(os.devnull, os.O_RDONLY)]
+        for asked, inherited in ((stdout, 1), (stderr, 2)):
+            if asked == PIPE:
+                assert inherited == 2, "one pipe, so that none fills unread"
+                read, write = os.pipe()
+                self.stderr = open(read, errors="replace")  # noqa: SIM115
+                opened.append(write)
+            elif asked == DEVNULL:
+                opened.append(os.open(os.devnull, os.O_WRONLY))
+            else:
+                opened.append(os.dup(inherited if asked is None else asked.fileno()))
+        request = json.dumps([words, str(cwd or Path.cwd()), dict(os.environ if env is None else env), start_new_session])
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", opened))
+        self._server.sendmsg([request.encode()], [rights])
+        for file in opened:
+            os.close(file)
+        self.pid = int(self._server.recv(100))
+
+    def poll(self):
+        return self._left(0)
+
+    def wait(self, timeout=None):
+        if self._left(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _left(self, timeout):
+        if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
+            self.returncode = int(self._server.recv(100))
+            self._server.close()
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """(None, what it said on a piped stderr)."""
+        said, until = [], None if timeout is None else time.monotonic() + timeout
+        while self.stderr is not None:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([self.stderr], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout, "".join(said))
+            piece = os.read(self.stderr.fileno(), 1 << 16)
+            said.append(piece.decode(errors="replace"))
+            if not piece:
+                self.stderr.close()
+                break
+        self.wait(None if until is None else max(0.0, until - time.monotonic()) + 1)
+        return None, "".join(said)
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def serve(place):
+    """Begin a fork for each request and tell its process and then its status; returns the words within the fork."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(place)
+    listener.listen(64)
+    print("ready", flush=True)
+    running = {}
+    while True:
+        readable = select.select([0, listener], [], [], 0.02 if running else None)[0]
+        for child in list(running):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                with running.pop(child) as asker, contextlib.suppress(OSError):  # it may have left
+                    asker.send(str(os.waitstatus_to_exitcode(status)).encode())
+        if 0 in readable:  # closed: whoever began this has ended
+            os._exit(0)
+        if listener in readable:
+            asker, _ = listener.accept()
+            request, files, _, _ = socket.recv_fds(asker, LARGEST, 3)
+            words, folder, variables, session = json.loads(request)
+            child = os.fork()
+            if child == 0:
+                for number, file in enumerate(files):
+                    os.dup2(file, number)
+                for own in (listener, asker, *running.values()):
+                    own.close()
+                for file in files:
+                    os.close(file)
+                if session:
+                    os.setsid()
+                # Those of this process remember what it was begun with, and would seek in what cannot.
+                sys.stdin = open(0, closefd=False)  # noqa: SIM115
+                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+                sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+                os.chdir(folder)
+                os.environ.clear()
+                os.environ.update(variables)
+                return words
+            for file in files:
+                os.close(file)
+            asker.send(str(child).encode())
+            running[child] = asker
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent / "cli"))
+    from crashes import imported
+
+    imported()
+    importlib.import_module("timm")
+    gc.collect()
+    gc.freeze()  # what is here stays, and is not copied into each fork by a look at it
+    words = serve(sys.argv[1])
+    # From here on this is the command: it finds modules where it would.
+    here = [] if words[0] == "univip-stream" else [os.getcwd()]
+    sys.path[:] = [*here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path[2:]]
+    try:
+        if words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(words[1], "<string>", "exec"), sys.modules["__main__"].__dict__)
+        else:
+            assert words[0] == "univip-stream" or words[:2] == ["-m", "univip_stream"], words
+            sys.argv = ["univip-stream", *words[1 if words[0] == "univip-stream" else 2 :]]
+            from univip_stream.cli import main
+
+            main()
+        status = 0
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # As an interpreter leaves, but that it takes all modules apart, which costs as much as the rest.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
