@@ -205,7 +205,7 @@ def test_features_that_do_not_fit_are_refused_in_words(run, few, drawn_shards, d
         done = CliRunner().invoke(cli, command(run, shards, path, tmp_path / "out.parquet"))
         assert (done.exit_code, words in done.output) == (1, True), done.output
     done = CliRunner().invoke(cli, command(run, few, features, tmp_path))
-    assert (done.exit_code, "expected the name of a file" in done.output) == (1, True), done.output
+    assert (done.exit_code, "expected a file" in done.output) == (2, True), done.output
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

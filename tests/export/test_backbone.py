@@ -221,5 +221,5 @@ def test_the_command_writes_and_says_how_to_read(run_folder, tmp_path):
     assert 'timm.create_model("test_resnet", num_classes=0)' in done.output
     timm.create_model("test_resnet", num_classes=0).load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True))
     wrong = CliRunner().invoke(cli, ["export", "backbone", str(run_folder), "--format", "timm", "--out", str(tmp_path)])
-    assert wrong.exit_code == 1
-    assert "expected the name of a file" in wrong.output
+    assert wrong.exit_code == 2
+    assert "expected a file" in wrong.output
