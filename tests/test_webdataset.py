@@ -1,5 +1,6 @@
 """webdataset's pipelines over our shards: the samples that `ShardDataset` gives, shared out among workers and nodes."""
 
+import gc
 import shutil
 import tarfile
 
@@ -14,6 +15,13 @@ from univip_stream.webdataset import pipeline
 
 # webdataset itself leaves the tars that it opened to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What webdataset left open is collected here, and not in another test."""
+    yield
+    gc.collect()
 
 
 def keys(dataset, workers=0):

@@ -161,7 +161,7 @@ def test_what_cannot_be_probed_is_said(run, coloured, labelled_folder, tmp_path)
         (["--train", tmp_path / "alone", "--val", tmp_path / "alone"], 1, "one class"),
         (["--train", train, "--val", val, "--rate", "0"], 2, "expected a number above 0"),
         (["--train", train, "--val", val, "--protocol", "none"], 2, "byol"),
-        (["--train", train, "--val", val, "--out", tmp_path], 2, "is a directory"),
+        (["--train", train, "--val", val, "--out", tmp_path], 2, "is a folder; expected a file"),
     ]
     for arguments, status, words in cases:
         done = call("eval", "linear", run, *arguments)
