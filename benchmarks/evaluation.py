@@ -19,7 +19,7 @@ import torch
 
 from univip_stream.evaluation.linear import PROTOCOLS, linear
 from univip_stream.evaluation.subject import Subject
-from univip_stream.methods import MethodConfig
+from univip_stream.methods import UniVIPConfig
 from univip_stream.networks import build_backbone
 from univip_stream.pretrain import PretrainConfig
 from univip_stream.probe.features import extract
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = PretrainConfig(method=MethodConfig(backbone="resnet50"))
+    config = PretrainConfig(method=UniVIPConfig(backbone="resnet50"))
     subject = Subject(run="drawn", backbone=build_backbone("resnet50").eval(), config=config, size=args.size)
     device = torch.device("cpu")
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +22,8 @@ import pyarrow.parquet as pq
 import torch
 
 from univip_stream.distributed import ALONE
-from univip_stream.methods import METHODS, build_method, method_class
+from univip_stream.methods import METHODS, build_method, build_plan, method_class
+from univip_stream.methods.orl.pairs import pairs_table, regions_of
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
@@ -31,7 +31,6 @@ from univip_stream.pretrain.settings import with_settings
 from univip_stream.pretrain.update import Updates
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream
-from univip_stream.stream.pairs import pairs_table, regions_of
 
 
 def drawn_shards(folder: Path) -> Path:
@@ -60,24 +59,22 @@ class Trained:
     """One method, ready to step."""
 
     def __init__(self, name: str, shards: str, pairs: Path, args: argparse.Namespace, scratch: Path):
-        wants = method_class(name).wants
-        settings = [f"{key}={json.dumps(value)}" for key, value in wants.settings.items()]
+        settings = [f"{key}={json.dumps(value)}" for key, value in method_class(name).settings.items()]
         settings += [
             f"method.name={name}",
             f"method.backbone={args.backbone}",
             f"stream.batch_size={args.batch_size}",
             "stream.workers=0",
         ]
-        settings += [f"views.pairs={pairs}"] if wants.patches else []
+        settings += [f"views.pairs={pairs}"] if name == "orl" else []
         config = with_settings(recipe("coco"), settings)
-        # As in training: instances that nobody looks at are not cut out.
-        views = config.views if wants.crops else replace(config.views, instance_crops=False)
-        stream = Stream(shards, views, config.augment, config.stream)
-        method = build_method(config.method, instances=config.views.instances).to(memory_format=torch.channels_last)
+        plan = build_plan(config.method, config.views, config.augment)
+        stream = Stream(shards, plan, config.stream)
+        method = build_method(config.method, plan).to(memory_format=torch.channels_last)
         self.batches = itertools.repeat(next(iter(stream)))
         self.updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=1, precision=torch.float32,
-            config=config.augment, instances=config.views.instances, device=torch.device("cpu"), place=ALONE, run=scratch,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=scratch,
         )  # fmt: skip
         self.trained = sum(parameter.numel() for parameter in method.online_parameters())
         self.inputs: list[int] = []

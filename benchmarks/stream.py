@@ -27,8 +27,10 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from univip_stream.augment import AugmentConfig, augment
+from univip_stream.augment import AugmentConfig
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.mining import MiningConfig, mine
+from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig
 from univip_stream.stream.cut import cut
@@ -108,14 +110,12 @@ def usual(shards: str, blur: Callable[[int], Callable[[Image.Image], Image.Image
 
 def ours(index: ShardIndex, batches: int, *, on_cpu: bool = False, **settings: object) -> Iterator[int]:
     config = StreamConfig(batch_size=BATCH, workers=1, prefetch=1, **settings)
-    stream = Stream(index, ViewConfig(), AugmentConfig(), config, reuse=True)
+    stream = Stream(index, UniVIPPlan(ViewConfig(), AugmentConfig()), config, reuse=True)
     iterator = iter(stream)
     for _ in range(batches):
         batch = next(iterator)
         if on_cpu:
-            for view in range(2):
-                augment(batch.scenes[view], batch.scene_draws[view], AugmentConfig())
-            augment(batch.instances.flatten(0, 1), batch.instance_draws[0].flatten(0, 1), AugmentConfig())
+            inputs_on(torch.device("cpu"), batch, AugmentConfig())
         yield BATCH
     iterator.close()
 

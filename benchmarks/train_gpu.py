@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from univip_stream.distributed import ALONE
-from univip_stream.methods import build_method
+from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
@@ -42,13 +42,14 @@ def main() -> None:
     device = torch.device(args.device)
     settings = [f"stream.batch_size={args.batch_size}", f"stream.workers={args.workers}", *args.set]
     config = with_settings(recipe("coco"), settings)
-    stream = Stream(args.shards, config.views, config.augment, config.stream, reuse=True)
-    method = build_method(config.method, instances=config.views.instances)
+    plan = build_plan(config.method, config.views, config.augment)
+    stream = Stream(args.shards, plan, config.stream, reuse=True)
+    method = build_method(config.method, plan)
     method.to(device, memory_format=torch.channels_last)
     model = torch.compile(method) if config.compile else method
     updates = Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=1,
-        precision=pick_precision(config.precision, device)[0], config=config.augment, instances=config.views.instances,
+        precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
         device=device, place=ALONE, run=Path(tempfile.mkdtemp()),
     )  # fmt: skip
     real = iter(stream)

@@ -24,11 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from univip_stream.methods import MethodConfig, UniVIP
+from univip_stream.augment import AugmentConfig
+from univip_stream.methods import UniVIP, UniVIPConfig
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.pretrain.config import OptimConfig
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.train import pick_precision
 from univip_stream.transport import sinkhorn
+from univip_stream.views import ViewConfig
 
 K = 4
 
@@ -106,7 +109,7 @@ def our_step(start: UniVIP, scenes: Tensor, instances: Tensor, layout: torch.mem
 
     def step() -> None:
         with torch.autocast("cpu", kind, enabled=kind != torch.float32):
-            losses = method(scenes, instances)
+            losses = method({"scenes": scenes, "instances": instances[0]})
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -117,7 +120,7 @@ def our_step(start: UniVIP, scenes: Tensor, instances: Tensor, layout: torch.mem
 
 def compare_steps(backbone: str, batch: int, rounds: int) -> None:
     torch.manual_seed(0)
-    start = UniVIP(MethodConfig(backbone=backbone), K)
+    start = UniVIP(UniVIPConfig(backbone=backbone), UniVIPPlan(ViewConfig(instances=K), AugmentConfig()))
     # As the trainer has them: cut as H x W x 3, so channels_last without a copy.
     scenes = torch.randn(2, batch, 224, 224, 3).permute(0, 1, 4, 2, 3)
     instances = torch.randn(1, batch, K, 96, 96, 3).permute(0, 1, 2, 5, 3, 4)
@@ -126,9 +129,9 @@ def compare_steps(backbone: str, batch: int, rounds: int) -> None:
 
     with torch.no_grad():
         theirs = float(straightforward(copy.deepcopy(start), plain, plain_instances[0], joint=True))
-        ours = float(copy.deepcopy(start)(plain, plain_instances)["loss"])
+        ours = float(copy.deepcopy(start)({"scenes": plain, "instances": plain_instances[0]})["loss"])
         with torch.autocast("cpu", torch.bfloat16):
-            low = float(copy.deepcopy(start)(plain, plain_instances)["loss"])
+            low = float(copy.deepcopy(start)({"scenes": plain, "instances": plain_instances[0]})["loss"])
     print(f"loss: straightforward {theirs:.6f}, ours {ours:.6f} (differ by {abs(ours - theirs):.1e}, expected under 1e-4), "
           f"in bf16 {low:.4f} (by {abs(low - theirs):.1e}, expected under 5e-2)")  # fmt: skip
     assert abs(ours - theirs) < 1e-4

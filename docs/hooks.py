@@ -88,7 +88,7 @@ def _row(setting: Setting) -> str:
     others = "".join(f"<br>{recipe}: `{value}`" for recipe, value in setting.recipes.items())
     cells = [
         f"`{setting.key}`{' (c)' * setting.may_change}",
-        setting.meaning,
+        f"{', '.join(f'`{name}`' for name in setting.methods)}: {setting.meaning}" if setting.methods else setting.meaning,
         f"`{setting.default}`{others}",
         setting.allowed.replace("<", "&lt;"),
         setting.source,

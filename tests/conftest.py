@@ -21,6 +21,8 @@ from warm import Warm
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# The tests' own servers are asked directly, also behind a proxy.
+os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1,localhost")))
 
 
 class _LibrariesFirst(MetaPathFinder):
@@ -85,8 +87,8 @@ def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) ->
     """Pairs of regions of the drawn shards: each image with the next and the third after it, two or three pairs each."""
     import pyarrow.parquet as pq
 
+    from univip_stream.methods.orl.pairs import pairs_table
     from univip_stream.shards import expand_shards, open_index
-    from univip_stream.stream.pairs import pairs_table
 
     index = open_index(expand_shards(str(drawn_shards)))
     rows = []

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from univip_stream.cli import COMMANDS, cli
+from univip_stream.cli.trouble import told
 
 COMMAND = str(Path(sys.executable).parent / "univip-stream")
 
@@ -51,3 +54,29 @@ def test_quiet_mining_says_only_its_result(drawn_folder, tmp_path):
     done = subprocess.run([COMMAND, *arguments, "--quiet", "--json"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            "error: out of GPU memory (CUDA out",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "smaller --batch-size or --image-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory (Default"),
+        (MemoryError(), "error: out of memory; fewer --workers"),
+    ],
+)
+def test_memory_that_is_full_is_said_by_every_command(error, words):
+    """Training has a sentence of its own, with its settings; this is for those that judge, embed and retrieve."""
+
+    @click.command()
+    @click.pass_context
+    def judge(ctx):
+        with told(ctx):
+            raise error
+
+    done = CliRunner().invoke(judge, [])
+    assert done.exit_code == 1
+    assert words in done.output

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "univip_stream"
 LAYERS = [
     {"cli", "__main__"},
     {"pretrain", "mining", "evaluation", "export", "report"},
-    {"methods", "stream", "sources", "probe", "record"},
-    {"losses", "transport", "networks", "views", "augment", "proposals"},
+    {"methods", "stream", "webdataset", "sources", "probe", "record"},
+    {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
     {"boxes", "shards", "images", "depth", "formats", "schedules", "checkpoint", "distributed", "workers", "cluster"},
     {"errors", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
 ]

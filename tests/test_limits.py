@@ -69,7 +69,17 @@ def test_images_that_nobody_mined_are_measured_by_the_setting(large):
 
 
 @pytest.mark.parametrize(
-    "command", [["eval", "knn"], ["eval", "linear"], ["eval", "finetune"], ["eval", "detect"], ["embed"], ["explain"]]
+    "command",
+    [
+        ["eval", "knn"],
+        ["eval", "linear"],
+        ["eval", "finetune"],
+        ["eval", "detect"],
+        ["embed"],
+        ["explain"],
+        ["inspect"],
+        ["retrieve"],
+    ],
 )
 def test_every_command_that_reads_images_has_the_option(command):
     assert "--max-pixels" in CliRunner().invoke(cli, [*command, "--help"]).output

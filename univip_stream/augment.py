@@ -135,20 +135,24 @@ def augment(
         keep_uint8: give the augmented pictures as uint8, not normalised, to look at.
 
     Returns:
-        float32, normalised; or uint8.
+        float32, normalised; or uint8. On a CPU contiguous, elsewhere in the input's memory layout.
 
     """
     with torch.no_grad(), torch.autocast(images_NCSS.device.type, enabled=False):
-        x = torch.empty(images_NCSS.shape, dtype=torch.float32, device=images_NCSS.device)
-        if x.device.type == "cpu":
+        if images_NCSS.device.type == "cpu":
+            x = torch.empty(images_NCSS.shape, dtype=torch.float32)
             # One image fits the cache, and up to 104 pixels a side PyTorch does not share its operations among threads,
             # whose waiting for each other costs more than the work wherever the loader's workers want the cores too.
             for n, row in enumerate(draws_NP.tolist()):
                 x_1CSS = x[n : n + 1].copy_(images_NCSS[n : n + 1]).div_(255)
                 _finish(x_1CSS, _change_one(x_1CSS, row, config), config, keep_uint8)
         else:
-            x.copy_(images_NCSS).div_(255)
-            _finish(x, _change_all(x, draws_NP, config), config, keep_uint8)
+            changed = _change_all(
+                images_NCSS.to(torch.float32, memory_format=torch.contiguous_format).div_(255), draws_NP, config
+            )
+            # The last pass writes each pixel anyway, and where convolutions want it: as the input lay.
+            x = torch.empty_like(images_NCSS, dtype=torch.float32)
+            _finish(x, changed, config, keep_uint8)
         return x.to(torch.uint8) if keep_uint8 else x
 
 

@@ -203,6 +203,11 @@ def agree(number: int, place: Place, what: str) -> None:
         )
 
 
+def said_by_the_first(text: str, place: Place) -> str:
+    """Rank 0's text, for every process."""
+    return text if place.world_size == 1 else _from_the_first(text if place.is_first else None)
+
+
 def _from_the_first(text: str | None) -> str:
     """What rank 0 says, told to every process."""
     said = [text]

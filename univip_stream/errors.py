@@ -63,6 +63,8 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError):
         if error.errno is None or error.strerror is None:
             return str(error) or type(error).__name__
+        if "usable temporary directory" in error.strerror:
+            return f"{error.strerror[:1].lower()}{error.strerror[1:]}; make room there, or set TMPDIR to another folder"
         if "AF_UNIX path too long" in str(error):
             return too_long_for_sockets()
         # Arrow puts the system's words behind its own, the number twice.
@@ -88,6 +90,11 @@ def too_long_for_sockets() -> str:
         f"the temporary folder's name is too long for sockets ({tempfile.gettempdir()}); set TMPDIR, and for Ray RAY_TMPDIR, to "
         "a shorter one, such as /tmp"
     )
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 shard`, `2 shards`; `many` where the plural is not with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def _here() -> bool:

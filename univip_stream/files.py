@@ -4,14 +4,16 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from univip_stream.errors import InputError
 
@@ -45,13 +47,50 @@ def no_room_in_words(path: Path, wanted: int | None = None) -> Iterator[None]:
         if full is None:
             raise
         takes = "" if wanted is None else f"; it takes about {said_size(wanted)}"
-        free = ""
+        free = "; the limit is the file system's, or `ulimit -f`" if full.errno == errno.EFBIG else ""
         with contextlib.suppress(OSError):
-            free = f", and the disk of {path.parent} has {said_size(shutil.disk_usage(path.parent).free)} free"
+            free += f", and the disk of {path.parent} has {said_size(shutil.disk_usage(path.parent).free)} free"
         raise NoRoomError(
             f"no room to write {path} ({full.strerror}){takes}{free}. Make room, then run the same command again: nothing half "
             "written is left, and what was there before is whole"
         ) from error
+
+
+class Scratch(io.FileIO):
+    """A file without a name in the temporary folder: gone with the process, however that ends.
+
+    It has no buffer, so whatever does not fit is told where it is written, and nothing is left to be written when it is let go.
+
+    Raises:
+        OSError: there is no temporary folder that can be written to.
+
+    """
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            super().__init__(os.dup(file.fileno()), "r+b")
+
+    def write(self, data: Any) -> int:
+        """Write all of it.
+
+        Raises:
+            NoRoomError: the temporary folder is full.
+
+        """
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            folder = tempfile.gettempdir()
+            raise NoRoomError(
+                f"no room for temporary files in {folder} ({os.strerror(error.errno)}); make room there, or set TMPDIR to a folder "
+                "on another disk"
+            ) from error
+        return size
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -107,13 +146,18 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
     """A folder to fill, which appears under `path` when it is complete; `path` is nothing or an empty folder before.
 
     When the body raises, what was written is removed.
+
+    Raises:
+        NoRoomError: the disk is full.
+
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}"
     temporary.mkdir()
     try:
-        yield temporary
-        sync_folder(temporary)
-        temporary.replace(path)
+        with no_room_in_words(path):
+            yield temporary
+            sync_folder(temporary)
+            temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,11 @@ class Recorder:
                 raise
         self._board.scalars({name: value for name, value in values.items() if name != "step"}, values["step"])
 
-    def pictures(self, scenes: Tensor, instances: Tensor | None, config: AugmentConfig, step: int) -> None:
-        """Show normalised views, float (2, B, 3, S, S) and (A, B, K, 3, I, I), in TensorBoard: a row an image."""
+    def pictures(self, pictures: Mapping[str, Tensor], config: AugmentConfig, step: int) -> None:
+        """Show normalised pictures, float (B, N, 3, S, S) by name, in TensorBoard: a row an image."""
         if not self._board.open:
             return
-        rows = {"scenes": scenes.transpose(0, 1)}
-        if instances is not None:
-            rows["instances"] = instances.transpose(0, 1).flatten(1, 2)
-        for name, shown in rows.items():
+        for name, shown in pictures.items():
             grid = shown.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # 3, B * S, views * S
             mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
             self._board.picture(name, (grid * std + mean).clamp(0, 1), step)

@@ -3,7 +3,7 @@
 The printed algorithm has three errata that are mended here (docs/method.md): its containment test is reversed, its count
 must start again at each try, and its order (x, y, h, w) mixes the axes.
 
-Shape letters: N boxes of the image, K instances, T tries. Boxes are x, y, w, h in pixels of the image.
+Shape letters: N boxes of the image, K instances, T tries, C crops. Boxes are x, y, w, h in pixels of the image.
 """
 
 import math
@@ -58,9 +58,6 @@ class ViewConfig:
     """Which view's chances of blur and solarization an instance is augmented with: in-order takes the first view's (and the
     second view's for a second augmentation), either draws one of the two for every augmentation of every instance. Source:
     ours; UniVIP does not say."""
-    instance_crops: bool = True
-    """Cut the instances out as images of their own. False gives their boxes alone, to methods that look at boxes in the
-    views."""
     whole_first: bool = False
     """Make the first view the whole image. Source: SoCo."""
     third_size: int = 0
@@ -221,21 +218,41 @@ def _choose(
 
 def pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
     """int32, T x 2 x 4: the pairs of views that `draw_views` tries, when it is given a generator in the same state."""
-    crops_T24 = _random_crops(rng, 2 * tries, width, height, config).reshape(tries, 2, 4)
+    crops_T24 = random_crops(rng, 2 * tries, width, height, config.crop_scale, config.crop_ratio).reshape(tries, 2, 4)
     if config.whole_first:
         crops_T24[:, 0] = 0, 0, width, height
     return crops_T24
 
 
-def _random_crops(rng: np.random.Generator, count: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
-    """int32, count x 4: random resized crops, distributed as torchvision's RandomResizedCrop.get_params gives them."""
+def random_crops(
+    rng: np.random.Generator,
+    count: int,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Int32[np.ndarray, "C 4"]:
+    """Random resized crops, distributed as torchvision's RandomResizedCrop.get_params gives them.
+
+    Args:
+        rng: where chance comes from.
+        count: C.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        scale: smallest and largest area as a share of the image's.
+        ratio: least and greatest width over height.
+
+    Returns:
+        x, y, w, h in pixels of the image.
+
+    """
     numbers = rng.random((count, _CROP_TRIES, 2))
-    low, high = config.crop_scale
+    low, high = scale
     area = width * height * (low + (high - low) * numbers[..., 0])
-    log_low, log_high = np.log(config.crop_ratio)
-    ratio = np.exp(log_low + (log_high - log_low) * numbers[..., 1])
-    w = np.round(np.sqrt(area * ratio)).astype(np.int64)
-    h = np.round(np.sqrt(area / ratio)).astype(np.int64)
+    log_low, log_high = np.log(ratio)
+    shape = np.exp(log_low + (log_high - log_low) * numbers[..., 1])
+    w = np.round(np.sqrt(area * shape)).astype(np.int64)
+    h = np.round(np.sqrt(area / shape)).astype(np.int64)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)
     rows = np.arange(count)
@@ -245,13 +262,13 @@ def _random_crops(rng: np.random.Generator, count: int, width: int, height: int,
     y = (places[:, 1] * (height - h + 1)).astype(np.int64)
     crops = np.stack([x, y, w, h], axis=1)
     if not fitting.all():
-        crops[~fitting] = _central_crop(width, height, config)
+        crops[~fitting] = _central_crop(width, height, ratio)
     return crops.astype(np.int32)
 
 
-def _central_crop(width: int, height: int, config: ViewConfig) -> tuple[int, int, int, int]:
+def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
     """The largest central crop of an allowed shape: torchvision's answer where no random one fits."""
-    low, high = config.crop_ratio
+    low, high = ratio
     w, h = width, height
     if width / height < low:
         h = max(1, min(height, round(width / low)))

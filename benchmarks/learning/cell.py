@@ -37,15 +37,16 @@ STOPPED = 75
 """Exit status of a training that was asked to stop and saved."""
 
 
-def prepare(name: str, work: Path, imagenette: Path | None) -> Path:
-    """Make and mine a set, once, whoever asks first; return its shards."""
+def prepare(name: str, work: Path, imagenette: Path | None, proposals: str | None = None) -> Path:
+    """Make and mine a set, once, whoever asks first; return its shards, those of other proposals beside them."""
     images = SETS[name].images
     with held(work / f".{images}.lock", wait=True):
         folder = data.make(images, work, imagenette)
-        shards = work / images / "shards"
+        shards = work / images / ("shards" if proposals is None else f"shards-{proposals}")
         if not (shards / "manifest.json").exists():
             mine = [*_PACKAGE, "mine", "--inline", "--src", str(folder), "--out", str(shards), "--num-shards", "8"]
-            subprocess.run([*mine, "--min-scale", "64" if images == "drawn" else "32"], check=True)
+            mine += ["--min-scale", "64" if images == "drawn" else "32"]
+            subprocess.run([*mine, *(["--proposals", proposals] if proposals is not None else [])], check=True)
     if name != images:
         with held(work / f".{name}.lock", wait=True):
             data.make(name, work, imagenette)
@@ -54,24 +55,33 @@ def prepare(name: str, work: Path, imagenette: Path | None) -> Path:
 
 def run(cell: Cell, work: Path, imagenette: Path | None, results: Path, commit: str, lightly: Path | None = None) -> int:
     """Bring a cell to its end; 0, or the exit status of what failed or was stopped."""
-    shards = prepare(cell.set, work, imagenette)
+    row = ROWS[cell.row]
+    shards = prepare(cell.set, work, imagenette, row.proposals)
     folder = work / "runs" / cell.name
     spent = folder.parent / f"{folder.name}.spent.json"
     folder.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(spent.read_text()) if spent.exists() else {"wall_s": 0.0, "cpu_s": 0.0, "sittings": 0}
-    if ROWS[cell.row].by_lightly and lightly is None:
+    if row.by_lightly and lightly is None:
         print(f"{cell.name}: left out, --lightly names no Python that has lightly (by_lightly.py says how)", file=sys.stderr)
         return 0
-    method = ROWS[cell.row].method
+    first = None if row.after is None else Cell(set=cell.set, row=row.after, seed=cell.seed)
+    if first is not None and not (results / f"{first.name}.json").exists():
+        print(f"{cell.name}: left out until {first.name} is finished", file=sys.stderr)
+        return 0
     command = [
         *_PACKAGE, "train", "--shards", str(shards), "--out", str(folder), "--recipe", "cpu-demo", "--seed", str(cell.seed),
-        *(["--method", method] if method else []), *[word for text in cell.settings for word in ("--set", text)],
+        *(["--method", row.method] if row.method else []), *[word for text in cell.settings for word in ("--set", text)],
         "--set", "record_every=10", "--set", "checkpoint_every=100", "--quiet",
     ]  # fmt: skip
-    if ROWS[cell.row].by_lightly:
+    if row.by_lightly:
         command = [str(lightly), str(Path(__file__).with_name("by_lightly.py")), *_for_lightly(cell, work, folder)]
     began, used = time.time(), _cpu_of_children()
-    status = _training(command)
+    status = 0
+    if first is not None:
+        pairs = folder.parent / f"{folder.name}.pairs.parquet"
+        status = _pairs(work / "runs" / first.name, shards, pairs)
+        command += ["--set", f"views.pairs={pairs}"]
+    status = status or _training(command)
     before["wall_s"] += time.time() - began
     before["cpu_s"] += _cpu_of_children() - used
     before["sittings"] += 1
@@ -104,6 +114,18 @@ def _for_lightly(cell: Cell, work: Path, folder: Path) -> list[str]:
         cell.seed,
     )  # fmt: skip
     return [str(work / SETS[cell.set].images / "images"), str(folder), *map(str, numbers)]
+
+
+def _pairs(run: Path, shards: Path, out: Path) -> int:
+    """Write the pairs of regions that a run finds, unless they are there; the exit status of what failed, else 0."""
+    features = out.with_name(f"{out.name}.features.parquet")
+    embed = [*_PACKAGE, "embed", str(run), str(shards), "--out", str(features), "--workers", "0", "--quiet"]
+    retrieve = [*_PACKAGE, "retrieve", str(run), str(shards), "--features", str(features), "--out", str(out)]
+    for command in () if out.exists() else (embed, [*retrieve, "--image-size", "32", "--workers", "0", "--quiet"]):
+        if status := _training(command):
+            return status
+    features.unlink(missing_ok=True)
+    return 0
 
 
 _child: list["subprocess.Popen[bytes]"] = []

@@ -7,8 +7,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-CHOSEN: tuple[str, ...] = ()
-"""Of the rows of `tuning`, the best by its kNN: for every row of the sets of real images. Empty until that is known."""
+CHOSEN: tuple[str, ...] = ("optim.lr=0.01", "ema=0.996")
+"""Of the rows of `tuning`, the best by its kNN: for every row of the sets of real images."""
 SEEDS = (0, 1, 2)
 """Of weights, order, views and augmentations; the images stay."""
 
@@ -30,6 +30,10 @@ class Row:
     """Trained by lightly's own parts, `by_lightly.py`."""
     longer: float = 1.0
     """Times the set's epochs."""
+    after: str | None = None
+    """The row whose run of the same seed finds the pairs of regions to train on (ORL's first stage)."""
+    proposals: str | None = None
+    """As after --proposals, for shards of its own; None for the set's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,10 @@ ROWS: dict[str, Row] = {
     "densecl": Row(method="densecl", settings=("method.queue=4096",), says="DenseCL, 4,096 keys"),
     "scrl": Row(method="scrl", says="SCRL"),
     "soco": Row(method="soco", settings=("views.third_size=32",), says="SoCo, third view at 32 px"),
+    "orl": Row(method="orl", after="byol", says="ORL, pairs of regions found by the BYOL above, which comes on top"),
+    "K+two, true boxes": Row(
+        settings=(_K, _TWO), proposals="ground-truth", says="and where the photographs are, not mined boxes: an upper bound"
+    ),
 }
 """Name -> what it is. A row that says "and" is K+two with one thing changed."""
 
@@ -98,9 +106,12 @@ _CHOICES = (
     "K", "two", "K+two, either", "K, either", "K, eps .05", "K, eps .02", "K+two, eps .05", "K+two, eps .02", "K, plan",
     "K+two, plan", "K+two, 2-2cos", "byol, 2-2cos", "K+two, kaiming", "byol, kaiming",
 )  # fmt: skip
-_TUNED = {f"lr {lr}, ema {ema}": (f"optim.lr={lr}", f"ema={ema}") for lr in (0.03, 0.1, 0.3) for ema in (0.97, 0.99)}
+_TRIED = [(lr, ema) for lr in (0.03, 0.1, 0.3) for ema in (0.97, 0.99)]
+_BEYOND = [(0.01, 0.97), (0.01, 0.99), (0.01, 0.996), (0.03, 0.996)]
+"""Round the best of those, 0.03 and 0.99, which lay in a corner."""
+_TUNED = {f"lr {lr}, ema {ema}": (f"optim.lr={lr}", f"ema={ema}") for lr, ema in _TRIED + _BEYOND}
 ROWS |= {name: Row(settings=(*_BYOL, *settings), says="BYOL, to choose by") for name, settings in _TUNED.items()}
-_OTHERS = ("simclr", "moco-v2", "densecl", "scrl", "soco")
+_OTHERS = ("simclr", "moco-v2", "densecl", "scrl", "soco", "orl")
 
 _REAL = ("stream.batch_size=64", "views.min_scale=32", "optim.warmup_epochs=1")
 
@@ -142,6 +153,7 @@ SETS: dict[str, ImageSet] = {
             "K+two, no scene",
             "K+two, naive",
             "K+two, any views",
+            "K+two, true boxes",
             "byol, longer",
             "byol by lightly",
             *_OTHERS,
@@ -185,9 +197,10 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Of everything that the protocol says of this cell."""
-        said: list[object] = [self.set, self.row, self.seed, ROWS[self.row].method, self.settings, SETS[self.set].probe]
-        if ROWS[self.row].by_lightly:
-            said.append("lightly")
+        row = ROWS[self.row]
+        said: list[object] = [self.set, self.row, self.seed, row.method, self.settings, SETS[self.set].probe]
+        said += ["lightly"] if row.by_lightly else []
+        said += [told for told in (row.after, row.proposals) if told is not None]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 

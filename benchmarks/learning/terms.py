@@ -3,17 +3,18 @@
 Letters: B images, K instances an image.
 """
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from univip_stream.methods import build_plan
 from univip_stream.methods.base import UNIVIP_TERMS
 from univip_stream.methods.univip import UniVIP
+from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.pretrain.load import load_method
-from univip_stream.pretrain.update import views_on
 from univip_stream.stream import Stream
 
 BATCHES = 4
@@ -34,11 +35,13 @@ def explain(run: Path, shards: Path) -> dict[str, float]:
     if config.method.name not in ("univip", "byol"):
         return {}
     stream = Stream(
-        str(shards), config.views, config.augment, replace(config.stream, batch_size=64, seed=_SEED, workers=0),
+        str(shards), build_plan(config.method, config.views, config.augment),
+        replace(config.stream, batch_size=64, seed=_SEED, workers=0),
     )  # fmt: skip
     found: dict[str, list[float]] = {}
-    for scenes, instances in _views(stream, config.augment):
-        losses = method(scenes, instances)
+    for batch in itertools.islice(stream, BATCHES):
+        inputs = inputs_on(torch.device("cpu"), batch, config.augment)
+        losses = method(inputs)
         parameters = list(method.backbone.parameters())
         for term in UNIVIP_TERMS:
             if losses[term].requires_grad:
@@ -47,8 +50,8 @@ def explain(run: Path, shards: Path) -> dict[str, float]:
                 )
                 norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
                 found.setdefault(f"gradient_{term.removeprefix('loss_')}", []).append(float(norm))
-        if isinstance(method, UniVIP) and instances is not None:
-            plan, cosines, *_ = method.transport(scenes, instances)
+        if isinstance(method, UniVIP) and "instances" in inputs:
+            plan, cosines, *_ = method.transport(inputs)
             K = plan.shape[-1]
             found.setdefault("own_mass", []).append(float(_own(plan).sum(-1).mean() / config.method.mass))
             found.setdefault("own_cosine", []).append(float(_own(cosines).mean()))
@@ -56,12 +59,6 @@ def explain(run: Path, shards: Path) -> dict[str, float]:
                 float((cosines.sum((-2, -1)) - _own(cosines).sum(-1)).mean()) / (K * (K - 1))
             )
     return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def _views(stream: Stream, augment: object) -> Iterator[tuple[Tensor, Tensor | None]]:
-    batches = iter(stream)
-    for _ in range(BATCHES):
-        yield views_on(torch.device("cpu"), next(batches), augment)  # type: ignore[arg-type]
 
 
 def _own(pairs: Tensor) -> Tensor:

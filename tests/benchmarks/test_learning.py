@@ -29,7 +29,8 @@ ALL = [
 
 
 def config(cell: grid.Cell):
-    return with_settings(recipe("cpu-demo"), cell.settings)
+    method = grid.ROWS[cell.row].method
+    return with_settings(recipe("cpu-demo"), [*([f"method.name={method}"] if method else []), *cell.settings])
 
 
 def test_every_cell_has_a_name_of_its_own_and_settings_that_training_takes():

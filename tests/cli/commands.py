@@ -129,6 +129,7 @@ TABLE: dict[str, Walked] = {
     "export backbone": Walked(
         {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"}
     ),
+    "export card": Walked({"run": ["{run}"], "out": ["{out}.md"]}, inputs={"run": ("/",)}, outputs={"out": ".md"}),
     "export boxes": Walked(
         {"shards": ["{shards}"], "format": ["coco"], "out": ["{out}.json"]},
         inputs={"shards": SHARDS, "annotations": (".json",)},

@@ -3,7 +3,7 @@
 Of the writes of one file only some are tried.
 
 By hand, for all of it (about a quarter of an hour): `python tests/cli/crashes.py FOLDER [COMMAND ...]`, with PYTHONPATH at the
-repository and at tests/. It needs strace. The ordinary suite does a few points (test_disturbed.py).
+repository, at tests/ and at pipelines/. It needs strace. The ordinary suite does a few points (test_disturbed.py).
 
 A command runs in a fork of a process that has imported everything, and strace attaches to it before it begins: so a point costs
 what the command costs, not what importing torch does.

@@ -146,7 +146,7 @@ def test_json_of_other_tools_is_read_and_what_has_no_box_is_counted(drawn, tmp_p
     known = changed(drawn, tmp_path, empty)
     assert known.facts()["left_out"] == {"without a bbox": 1, "with a bbox of no area": 1}
     assert known.facts()["objects"] == 1
-    assert "1 objects are without a bbox, and left out" in known.notes[1]
+    assert "1 object left out: without a bbox" in known.notes[1]
     assert perfect(known) == pytest.approx(1)
 
 
@@ -239,7 +239,7 @@ def test_a_size_of_the_other_frame_is_said_and_the_picture_is_upright_all_the_sa
     done = command(run, tmp_path, tmp_path / "out.json", "--iterations", 1)
     assert done.exit_code == 0, done.output
     assert (
-        "1 images have the width and height of the stored picture, such as a.jpg (96 x 64 there, 64 x 96 upright)"
+        "1 image has the width and height of the stored picture, such as a.jpg (96 x 64 there, 64 x 96 upright)"
         in done.stderr
     )
     assert "if they lie wrong, use --box-frame stored" in done.stderr

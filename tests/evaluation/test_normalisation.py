@@ -167,6 +167,13 @@ def test_a_file_of_before_has_imagenets_and_a_damaged_one_is_said(run, tmp_path)
     old = {name: value for name, value in facts.items() if name not in ("mean", "std")}
     save_file(weights, tmp_path / "old.safetensors", metadata=old)
     assert load_backbone(tmp_path / "old.safetensors")[1].augment.mean == (0.485, 0.456, 0.406)
+    assert open_subject(run / "backbone.safetensors").size == open_subject(run).size == 32
+    save_file(weights, tmp_path / "older.safetensors", metadata={n: v for n, v in old.items() if n != "scene_size"})
+    assert open_subject(tmp_path / "older.safetensors").size == 224
+    for wrong in ("half", "0", "9" * 5000):
+        save_file(weights, tmp_path / "wrong.safetensors", metadata=facts | {"scene_size": wrong})
+        with pytest.raises(InputError, match="expected a number of pixels"):
+            load_backbone(tmp_path / "wrong.safetensors")
     for wrong in ("[1, 2]", "half", "[0.5, 0.5, 0]"):
         save_file(weights, tmp_path / "wrong.safetensors", metadata=facts | {"std": wrong})
         with pytest.raises(InputError, match="expected three numbers each"):

@@ -18,9 +18,9 @@ from univip_stream.cli import cli
 from univip_stream.evaluation import retrieval
 from univip_stream.evaluation.retrieval import Retrieval, nearest
 from univip_stream.evaluation.subject import open_subject
+from univip_stream.methods.orl.pairs import Pairs
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards import expand_shards, open_index
-from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
 
 CPU = torch.device("cpu")
@@ -205,7 +205,7 @@ def test_features_that_do_not_fit_are_refused_in_words(run, few, drawn_shards, d
         done = CliRunner().invoke(cli, command(run, shards, path, tmp_path / "out.parquet"))
         assert (done.exit_code, words in done.output) == (1, True), done.output
     done = CliRunner().invoke(cli, command(run, few, features, tmp_path))
-    assert (done.exit_code, "expected the name of a file" in done.output) == (1, True), done.output
+    assert (done.exit_code, "expected a file" in done.output) == (2, True), done.output
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -19,7 +19,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
 from univip_stream.export.backbone import FORMATS, detectron2_name, export_backbone
-from univip_stream.methods import MethodConfig
+from univip_stream.methods import UniVIPConfig
 from univip_stream.networks import build_backbone
 from univip_stream.pretrain import PretrainConfig
 
@@ -32,7 +32,7 @@ def trained(name="resnet18", **settings):
         if isinstance(norm, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(norm.running_mean, std=0.1)
             torch.nn.init.uniform_(norm.running_var, 0.5, 2)
-    return backbone.eval(), PretrainConfig(method=MethodConfig(backbone=name, **settings))
+    return backbone.eval(), PretrainConfig(method=UniVIPConfig(backbone=name, **settings))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
@@ -221,5 +221,5 @@ def test_the_command_writes_and_says_how_to_read(run_folder, tmp_path):
     assert 'timm.create_model("test_resnet", num_classes=0)' in done.output
     timm.create_model("test_resnet", num_classes=0).load_state_dict(torch.load(tmp_path / "b.pth", weights_only=True))
     wrong = CliRunner().invoke(cli, ["export", "backbone", str(run_folder), "--format", "timm", "--out", str(tmp_path)])
-    assert wrong.exit_code == 1
-    assert "expected the name of a file" in wrong.output
+    assert wrong.exit_code == 2
+    assert "expected a file" in wrong.output

@@ -304,7 +304,7 @@ def test_cocos_json_is_of_the_upright_picture_or_of_the_stored_pixels_and_both_c
     assert json.loads((tmp_path / "default.json").read_text()) == found["upright"]
     if orientation == 6:
         told = run(*back, "--box-frame", "upright", "--out", tmp_path / "contrary")  # of stored.json
-        assert "have the width and height of the stored picture" in told["notes"][0]
+        assert "has the width and height of the stored picture" in told["notes"][0]
     done = CliRunner().invoke(
         cli,
         [

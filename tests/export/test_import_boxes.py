@@ -129,7 +129,7 @@ def test_cocos_list_of_results_is_ranked_by_its_scores(coco, tmp_path):
     assert found[51] == [[0, 0, 70, 70]]
     assert told["entries_without_image"] == ["4711"]
     assert len(told["images_without_entry"]) == 6
-    assert told["notes"] == ["1 objects of the annotations are without a bbox, and left out"]
+    assert told["notes"] == ["1 object of the annotations left out: without a bbox"]
     # Elsewhere the file that says the ids can be given; without one, nothing tells whose boxes these are.
     (tmp_path / "photos").mkdir()
     for path in (coco / "train2017").iterdir():

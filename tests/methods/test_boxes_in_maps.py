@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import MethodConfig, ScenePlan, build_method
 from univip_stream.methods.maps import early_map, last_map, last_stage, pool_boxes
 from univip_stream.methods.regression import regression_loss
+from univip_stream.views import ViewConfig
 
 B, K, S, T = 3, 2, 64, 32
+
+PLAN = ScenePlan(ViewConfig(), AugmentConfig())
+"""These methods ask nothing of it."""
 
 
 def bilinear(plane: Tensor, y: float, x: float) -> float:
@@ -80,7 +85,7 @@ def built(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     torch.manual_seed(0)
     pair = []
     for _ in range(2):
-        method = build_method(MethodConfig(name=name, backbone="resnet18", hidden=12, width=6), instances=K).double()
+        method = build_method(MethodConfig(name=name, backbone="resnet18", hidden=12, width=6), PLAN).double()
         pair.append(method)
         rng = torch.Generator().manual_seed(5)
         method.load_state_dict(pair[0].state_dict())
@@ -120,7 +125,7 @@ def both_ways(q1: Tensor, q2: Tensor, t1: Tensor, t2: Tensor) -> float:
 def test_scrl_is_its_equation():
     method, twin = built("scrl")
     scenes, _, boxes = views()
-    result = method(scenes, boxes=boxes[:2])
+    result = method({"scenes": scenes, "boxes": boxes[:2].transpose(0, 1)})
     with torch.no_grad():
         q, t = [], []
         for view in range(2):
@@ -136,7 +141,7 @@ def test_scrl_is_its_equation():
 def test_soco_is_its_equation():
     method, twin = built("soco")
     scenes, third, boxes = views()
-    result = method(scenes, boxes=boxes, third=third)
+    result = method({"scenes": scenes, "boxes": boxes.transpose(0, 1), "third": third[None]})
     with torch.no_grad():
         q, t = [], []
         for view, image in enumerate((*scenes, third)):
@@ -154,4 +159,4 @@ def test_soco_is_its_equation():
 
 def test_soco_asks_for_a_resnet():
     with pytest.raises(UsageError, match="soco needs a ResNet"):
-        build_method(MethodConfig(name="soco", backbone="convnext_atto", hidden=8, width=4), instances=K)
+        build_method(MethodConfig(name="soco", backbone="convnext_atto", hidden=8, width=4), PLAN)

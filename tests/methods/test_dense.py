@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import ScenePlan, build_method
+from univip_stream.methods.densecl import DenseCLConfig
 from univip_stream.methods.maps import last_map
 from univip_stream.networks import build_backbone
+from univip_stream.views import ViewConfig
 
-SMALL = MethodConfig(name="densecl", backbone="resnet18", hidden=12, width=6, queue=9, dense_weight=0.3, temperature=0.4)
+PLAN = ScenePlan(ViewConfig(), AugmentConfig())
+SMALL = DenseCLConfig(name="densecl", backbone="resnet18", hidden=12, width=6, queue=9, dense_weight=0.3, temperature=0.4)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -27,8 +31,8 @@ def contrast(query: Tensor, positive: Tensor, queue: Tensor, t: float) -> float:
 
 def test_densecl_is_its_equations():
     torch.manual_seed(0)
-    method = build_method(SMALL, instances=0).double()
-    twin = build_method(SMALL, instances=0).double()
+    method = build_method(SMALL, PLAN).double()
+    twin = build_method(SMALL, PLAN).double()
     twin.load_state_dict(method.state_dict())
     with torch.no_grad():  # so that target and online differ
         for model in (method, twin):
@@ -36,7 +40,7 @@ def test_densecl_is_its_equations():
             for parameter in (*model.target.parameters(), *model.dense_target.parameters()):
                 parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=rng))
     scenes = torch.randn(2, 3, 3, 64, 64, dtype=torch.float64)
-    result = method(scenes)
+    result = method({"scenes": scenes})
 
     f, g = last_map(twin.online.backbone, scenes[0]), last_map(twin.target.backbone, scenes[1])
     dense_f, dense_g = twin.dense(f), twin.dense_target(g)
@@ -70,4 +74,4 @@ def test_the_last_maps_mean_is_the_feature(name):
 
 def test_a_backbone_without_maps_is_refused():
     with pytest.raises(UsageError, match="densecl needs the feature maps of a convolutional backbone"):
-        build_method(MethodConfig(name="densecl", backbone="vit_tiny_patch16_224", hidden=8, width=4, queue=4), instances=0)
+        build_method(DenseCLConfig(name="densecl", backbone="vit_tiny_patch16_224", hidden=8, width=4, queue=4), PLAN)

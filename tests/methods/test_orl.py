@@ -9,8 +9,10 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import iou, nearby_box, validate_boxes
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import MethodConfig, ScenePlan, build_method
+from univip_stream.views import ViewConfig
 
 B = 3
 
@@ -27,7 +29,7 @@ def byol(q: Tensor, z: Tensor) -> float:
 def test_orl_is_byol_of_three_pairs_with_a_predictor_each(joint_views):
     config = MethodConfig(name="orl", backbone="resnet18", hidden=12, width=6, joint_views=joint_views)
     torch.manual_seed(0)
-    method, twin = (build_method(config, instances=0).double() for _ in range(2))
+    method, twin = (build_method(config, ScenePlan(ViewConfig(), AugmentConfig())).double() for _ in range(2))
     rng = torch.Generator().manual_seed(5)
     for parameter in method.target.parameters():  # so that target and online differ
         parameter.data.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=rng))
@@ -35,7 +37,7 @@ def test_orl_is_byol_of_three_pairs_with_a_predictor_each(joint_views):
     scenes = torch.randn(2, B, 3, 64, 64, generator=rng, dtype=torch.float64)
     patches = torch.randn(4, B, 3, 32, 32, generator=rng, dtype=torch.float64)
 
-    result = method(scenes, patches=patches)
+    result = method({"scenes": scenes, "patches": patches})
     expected = {}
     with torch.no_grad():
         for name, predictor, (one, two) in (

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.distributed import Place, in_parallel, joined, place_from_environment
-from univip_stream.methods import METHODS, MethodConfig, build_method
+from univip_stream.methods import METHODS, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.views import ViewConfig
 
 B, K, S, T = 4, 2, 32, 16
 NAMES = sorted(METHODS.keys() - {"univip", "byol"})  # these two: tests/pretrain/test_distributed.py
@@ -16,8 +18,12 @@ NAMES = sorted(METHODS.keys() - {"univip", "byol"})  # these two: tests/pretrain
 def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     """What two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
-    config = MethodConfig(name=name, backbone="resnet10t", hidden=16, width=8, queue=6)
-    method = build_method(config, instances=K).double()
+    kind = METHODS[name].Settings
+    own = {"queue": 6, "small_views": 3, "small_size": T}
+    config = kind(name=name, backbone="resnet10t", hidden=16, width=8, **{key: own[key] for key in own if hasattr(kind, key)})
+    views = ViewConfig(scene_size=S, instance_size=S, instances=K, third_size=T, pairs="pairs.parquet")
+    plan = build_plan(config, views, AugmentConfig())
+    method = build_method(config, plan).double()
     model: torch.nn.Module = method
     if place.world_size > 1:
         synchronise_batchnorm(method, "cpu")
@@ -27,17 +33,15 @@ def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     left = {}
     for step in range(2):
         rng = torch.Generator().manual_seed(step)
-        scenes = torch.randn(2, B, 3, S, S, generator=rng).double() * torch.linspace(0.5, 2, B)[:, None, None, None]
-        instances = torch.randn(1, B, K, 3, S, S, generator=rng).double() if method.wants.crops else None
-        extras = {}
-        if method.wants.boxes:
-            near = torch.rand(2 + method.wants.third, B, K, 2, generator=rng) * 8
-            extras["boxes"] = torch.cat([near, near + 8], -1)[:, mine]
-        if method.wants.third:
-            extras["third"] = torch.randn(B, 3, T, T, generator=rng).double()[mine]
-        if method.wants.patches:
-            extras["patches"] = torch.randn(4, B, 3, S, S, generator=rng).double()[:, mine]
-        model(scenes[:, mine], None if instances is None else instances[:, mine], **extras)["loss"].backward()
+        batch = {}
+        for cut, form in plan.cuts.items():  # pictures that differ from image to image in strength, too
+            pictures = torch.randn(*form.layout(B), 3, form.size, form.size, generator=rng).double()
+            batch[cut] = (pictures * torch.linspace(0.5, 2, B)[:, None, None, None])[:, mine]
+            assert not form.together
+        if "boxes" in plan.facts:
+            near = torch.rand(B, *plan.facts["boxes"][:-1], 2, generator=rng) * 8
+            batch["boxes"] = torch.cat([near, near + 8], -1)[mine]
+        model(batch)["loss"].backward()
         left |= {f"gradient {step} {key}": p.grad.clone() for key, p in method.named_parameters() if p.requires_grad}
         optimizer.step()
         optimizer.zero_grad()

@@ -15,19 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.distributed import Place, in_parallel, joined
-from univip_stream.methods import Method, MethodConfig, build_method
+from univip_stream.methods import Method, UniVIPConfig, build_method
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.views import ViewConfig
 
 B, K = 12, 2
 # It has torch's normalisations, one- and two-dimensional, and timm's, which brings its activation with it.
-SMALL = MethodConfig(backbone="mobilenetv3_small_050", hidden=32, width=16)
+SMALL = UniVIPConfig(backbone="mobilenetv3_small_050", hidden=32, width=16)
 
 
 def two_steps(place: Place, synchronised: bool) -> dict[str, torch.Tensor]:
     """Everything two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
-    method: Method = build_method(SMALL, instances=K).double()
+    method: Method = build_method(SMALL, UniVIPPlan(ViewConfig(instances=K), AugmentConfig())).double()
     model: torch.nn.Module = method
     if place.world_size > 1:
         if synchronised:
@@ -39,8 +42,8 @@ def two_steps(place: Place, synchronised: bool) -> dict[str, torch.Tensor]:
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
         scenes = torch.randn(2, B, 3, 32, 32, generator=generator).double() * torch.linspace(0.5, 2, B)[:, None, None, None]
-        instances = torch.randn(1, B, K, 3, 32, 32, generator=generator).double()
-        model(scenes[:, mine], instances[:, mine])["loss"].backward()
+        instances = torch.randn(B, K, 3, 32, 32, generator=generator).double()
+        model({"scenes": scenes[:, mine], "instances": instances[mine]})["loss"].backward()
         left |= {f"gradient {step} {name}": p.grad.clone() for name, p in method.named_parameters() if p.requires_grad}
         optimizer.step()
         optimizer.zero_grad()

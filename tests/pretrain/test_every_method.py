@@ -16,7 +16,7 @@ from univip_stream.pretrain import load_backbone
 
 UNLIKE = ("images_per_second", "data_wait", "memory_bytes")
 NEW = sorted(METHODS.keys() - {"univip", "byol"})
-SMALL = ["method.backbone=test_resnet", "method.hidden=16", "method.width=8", "method.queue=10", "views.scene_size=32",
+SMALL = ["method.backbone=test_resnet", "method.hidden=16", "method.width=8", "views.scene_size=32",
          "views.instance_size=32", "views.min_scale=32", "stream.batch_size=4", "stream.workers=0", "precision=fp32",
          "record_every=1", "checkpoint_every=2", "steps=3"]  # fmt: skip
 
@@ -33,8 +33,13 @@ def records(run):
 
 
 def small(name, pairs):
-    wants = METHODS[name].wants
-    return ["views.third_size=16"] * wants.third + [f"views.pairs={pairs}"] * wants.patches
+    return {
+        "moco-v2": ["method.queue=10"],
+        "densecl": ["method.queue=10"],
+        "soco": ["views.third_size=16"],
+        "orl": [f"views.pairs={pairs}"],
+        "multicrop": ["method.small_size=16", "method.small_views=3"],
+    }.get(name, [])
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -74,7 +79,7 @@ def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, dra
 
 
 def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_shards, tmp_path):
-    done = train(drawn_shards, tmp_path / "run", "moco-v2", "method.temperature=0.5", "steps=1")
+    done = train(drawn_shards, tmp_path / "run", "moco-v2", "method.temperature=0.5", "method.queue=10", "steps=1")
     assert done.exit_code == 0, done.output
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["views"]["crop_scale"] == [0.2, 1.0]
@@ -85,40 +90,38 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
     assert records(tmp_path / "run")[0]["momentum"] == 0.999
 
 
+SCENES = {"scenes": (2, 4, 3, 32, 32)}
 VIEWS = {
-    # overlapping views, where instances come from and how many; whether they are cut out, given as boxes; the third view; patches
-    "univip": (True, "mined", 4, True, False, 0, False),
-    "byol": (False, "mined", 0, False, False, 0, False),
-    "simclr": (False, "mined", 0, False, False, 0, False),
-    "moco-v2": (False, "mined", 0, False, False, 0, False),
-    "densecl": (False, "mined", 0, False, False, 0, False),
-    "scrl": (True, "naive", 10, False, True, 0, False),
-    "soco": (True, "mined", 4, False, True, 112, False),
-    "orl": (False, "mined", 0, False, False, 0, True),
+    # overlapping views, where regions come from and how many; what forward is given
+    "univip": (True, "mined", 4, SCENES | {"instances": (4, 4, 3, 32, 32)}),
+    "byol": (False, "mined", 0, SCENES),
+    "simclr": (False, "mined", 0, SCENES),
+    "moco-v2": (False, "mined", 0, SCENES),
+    "densecl": (False, "mined", 0, SCENES),
+    "scrl": (True, "naive", 10, SCENES | {"boxes": (4, 2, 10, 4)}),
+    "soco": (True, "mined", 4, SCENES | {"boxes": (4, 3, 4, 4), "third": (1, 4, 3, 112, 112)}),
+    "orl": (False, "mined", 0, SCENES | {"patches": (4, 4, 3, 32, 32)}),
+    "multicrop": (False, "mined", 0, {"large": (2, 4, 3, 32, 32), "small": (6, 4, 3, 96, 96)}),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_fresh_run_has_the_views_of_the_methods_paper(name, drawn_shards, drawn_pairs, tmp_path, monkeypatch):
-    overlap, regions, instances, crops, boxes, third, patches = VIEWS[name]
+    overlap, regions, instances, shapes = VIEWS[name]
     given = {}
     kind = METHODS[name]
 
-    def heard(self, scenes, instances=None, **extras):
-        given.update(extras, scenes=scenes, **({} if instances is None else {"instances": instances}))
-        return real(self, scenes, instances, **extras)
+    def heard(self, batch):
+        given.update(batch)
+        return real(self, batch)
 
     real = kind.forward
     monkeypatch.setattr(kind, "forward", heard)
-    done = train(drawn_shards, tmp_path / "run", name, "steps=1", *[f"views.pairs={drawn_pairs}"] * patches)
+    pairs = [f"views.pairs={drawn_pairs}"] if name == "orl" else []
+    done = train(drawn_shards, tmp_path / "run", name, "steps=1", *pairs)
     assert done.exit_code == 0, done.output
     views = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["views"]
     assert (views["overlap"], views["regions"], views["instances"]) == (overlap, regions, instances)
-    shapes = {"scenes": (2, 4, 3, 32, 32)}
-    shapes |= {"instances": (1, 4, instances, 3, 32, 32)} if crops else {}
-    shapes |= {"boxes": (3 if third else 2, 4, instances, 4)} if boxes else {}
-    shapes |= {"third": (4, 3, third, third)} if third else {}
-    shapes |= {"patches": (4, 4, 3, 32, 32)} if patches else {}
     assert {what: tuple(tensor.shape) for what, tensor in given.items()} == shapes
 
 
@@ -148,7 +151,8 @@ def test_byol_is_row_a_of_table_7_to_the_bit_unless_other_views_are_asked_for(dr
     [
         ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
         ("soco", "views.third_size=0", "soco looks at a third view, and views.third_size is 0"),
-        ("univip", "views.instance_crops=false", "univip looks at instances as images of their own"),
+        ("multicrop", "method.small_size=4", "method.small_size is 4; expected 8 to 4096 pixels"),
+        ("byol", "method.epsilon=0.1", "there is no setting 'method.epsilon'"),
         ("orl", "steps=1", "views.pairs names no file of them; `univip-stream retrieve` makes one"),
     ],
 )

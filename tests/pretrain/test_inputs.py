@@ -11,13 +11,15 @@ import torch
 from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import inside
 from univip_stream.errors import InputError
-from univip_stream.methods import Wants
+from univip_stream.methods.scenes import BoxPlan, boxes_in_view
+from univip_stream.methods.soco import SoCoPlan
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.pretrain import pretrain
-from univip_stream.pretrain.inputs import boxes_in_view, extras_on
+from univip_stream.pretrain.inputs import inputs_on
+from univip_stream.pretrain.load import load_method
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
-from univip_stream.pretrain.update import views_on
 from univip_stream.stream import Stream, StreamConfig
 from univip_stream.views import ViewConfig, draw_views, jitter_boxes
 
@@ -26,7 +28,6 @@ PLAIN = AugmentConfig(
     jitter_p=0.0, grey_p=0.0, blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
 """Flips, and nothing else."""
-FLIPS = torch.tensor([False, True])
 
 
 def red_box(image: np.ndarray) -> np.ndarray:
@@ -65,28 +66,28 @@ def assert_red_in(image: torch.Tensor, box: list[float]) -> bool:
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_coloured_box_lands_where_its_coordinates_say(red_shards, overlap):
-    views = ViewConfig(scene_size=S, third_size=T, instances=1, instance_crops=False, overlap=overlap, crop_scale=(0.2, 0.9))
-    stream = Stream(str(red_shards), views, PLAIN, StreamConfig(batch_size=8, workers=0))
+    views = ViewConfig(scene_size=S, third_size=T, instances=1, overlap=overlap, crop_scale=(0.2, 0.9))
+    stream = Stream(str(red_shards), SoCoPlan(views, PLAIN), StreamConfig(batch_size=8, workers=0))
     seen = {False: 0, True: 0}
     for batch in islice(stream, 4):
-        scenes, instances = views_on(torch.device("cpu"), batch, PLAIN)
-        extras = extras_on(torch.device("cpu"), batch, Wants(boxes=True, third=True), PLAIN)
-        assert instances is None
-        assert extras["boxes"].shape == (3, 8, 1, 4)
-        assert extras["third"].shape == (8, 3, T, T)
+        inputs = inputs_on(torch.device("cpu"), batch, PLAIN)
+        assert inputs.keys() == {"scenes", "third", "boxes"}
+        assert inputs["boxes"].shape == (8, 3, 1, 4)
+        assert inputs["third"].shape == (1, 8, 3, T, T)
         for b in (batch.filled == 0).nonzero().flatten().tolist():
-            for view, image in enumerate([*scenes[:, b], extras["third"][b]]):
-                draws = batch.third_draws[b] if view == 2 else batch.scene_draws[view, b]
-                seen[bool(draws[0])] += assert_red_in(image, extras["boxes"][view, b, 0].tolist())
+            for view, image in enumerate([*inputs["scenes"][:, b], inputs["third"][0, b]]):
+                draws = batch.draws["third"][0, b] if view == 2 else batch.draws["scenes"][view, b]
+                seen[bool(draws[0])] += assert_red_in(image, inputs["boxes"][b, view, 0].tolist())
     assert min(seen.values()) > 8  # boxes were seen mirrored and not
 
 
 def test_boxes_in_view_is_the_plain_sum():
-    window = torch.tensor([[10, 20, 100, 50]] * 2, dtype=torch.int32)
-    boxes = torch.tensor([[[30.0, 30, 40, 20], [0, 0, 20, 30]]] * 2)
+    window = np.array([10, 20, 100, 50], np.int32)
+    boxes = np.array([[30.0, 30, 40, 20], [0, 0, 20, 30]], np.float32)
     plain = [[40.0, 40.0, 120.0, 120.0], [0.0, 0.0, 20.0, 40.0]]
     mirrored = [[80.0, 40.0, 160.0, 120.0], [180.0, 0.0, 200.0, 40.0]]
-    assert boxes_in_view(boxes, window, FLIPS, 200).tolist() == [plain, mirrored]
+    assert boxes_in_view(boxes, window, False, 200).tolist() == plain
+    assert boxes_in_view(boxes, window, True, 200).tolist() == mirrored
 
 
 def test_the_whole_image_is_the_first_view_when_asked(rng):
@@ -114,26 +115,29 @@ def test_jittered_boxes_move_by_shares_of_their_sides_and_stay_inside(rng):
 
 
 def test_what_is_drawn_for_some_methods_changes_nothing_for_others(red_shards):
-    def first(**changes):
-        views = ViewConfig(scene_size=S, instance_size=T, instances=2, **changes)
-        return next(iter(Stream(str(red_shards), views, AugmentConfig(), StreamConfig(batch_size=8, workers=0))))
+    def first(plan, **changes):
+        views = ViewConfig(scene_size=S, instance_size=T, instances=2, third_size=T, **changes)
+        return next(iter(Stream(str(red_shards), plan(views, AugmentConfig()), StreamConfig(batch_size=8, workers=0))))
 
-    plain, more, less = first(), first(third_size=T, box_jitter=0.2), first(instance_crops=False)
-    for name in ("scenes", "scene_draws", "scene_boxes", "instance_boxes", "filled"):
-        assert torch.equal(getattr(plain, name), getattr(more, name)), name
-        assert torch.equal(getattr(plain, name), getattr(less, name)), name
-    assert torch.equal(plain.instance_draws, more.instance_draws)
-    assert less.instances.shape[1] == 0
-    assert not torch.equal(more.view_boxes, plain.view_boxes)
+    crops, third, jittered = first(UniVIPPlan), first(SoCoPlan), first(SoCoPlan, box_jitter=0.2)
+    boxes = first(lambda *both: BoxPlan(*both, method="scrl"))
+    for what in ("pixels", "draws", "windows"):
+        for other in (third, jittered, boxes):
+            assert torch.equal(getattr(crops, what)["scenes"], getattr(other, what)["scenes"])
+    assert torch.equal(crops.filled, jittered.filled)
+    assert (crops.pixels.keys(), boxes.pixels.keys()) == ({"scenes", "instances"}, {"scenes"})
+    assert torch.equal(boxes.facts["boxes"], third.facts["boxes"][:, :2])
+    assert not torch.equal(jittered.facts["boxes"][:, 0], third.facts["boxes"][:, 0])
+    assert torch.equal(jittered.facts["boxes"][:, 1], third.facts["boxes"][:, 1])
 
 
 def test_third_views_and_jitter_come_the_same_from_workers_into_memory_used_again(red_shards):
-    views = ViewConfig(scene_size=S, third_size=T, instances=2, instance_crops=False, box_jitter=0.1, whole_first=True)
+    views = ViewConfig(scene_size=S, third_size=T, instances=2, box_jitter=0.1, whole_first=True)
     given = []
     for workers in (0, 2):
         config = StreamConfig(batch_size=8, workers=workers)
-        stream = Stream(str(red_shards), views, AugmentConfig(), config, reuse=True)
-        given.append([(b.third.clone(), b.third_draws, b.view_boxes) for b in islice(stream, 6)])
+        stream = Stream(str(red_shards), SoCoPlan(views, AugmentConfig()), config, reuse=True)
+        given.append([(b.pixels["third"].clone(), b.draws["third"], b.facts["boxes"]) for b in islice(stream, 6)])
     for one, other in zip(*given, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -145,8 +149,15 @@ def test_a_run_from_before_a_setting_existed_continues(red_shards, tmp_path):
     pretrain(config, str(red_shards), tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     facts = json.loads(path.read_text())
-    del facts["config"]["views"]["third_size"], facts["config"]["method"]["queue"]
+    del facts["config"]["views"]["third_size"], facts["config"]["method"]["loss_scale"]
+    # Once every run had all methods' settings.
+    facts["config"]["method"] |= {"queue": 65536, "epsilon": 0.1}
+    facts["config"]["views"] |= {"instance_crops": True}
     path.write_text(json.dumps(facts))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000001.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"config": json.dumps(facts["config"])}, checkpoint)
     assert pretrain(config, str(red_shards), tmp_path / "run") == {}
-    with pytest.raises(InputError, match=r"method\.queue 65536 there, 4 here"):
-        pretrain(with_settings(config, ["method.queue=4"]), str(red_shards), tmp_path / "run")
+    assert load_method(tmp_path / "run")[1] == config
+    with pytest.raises(InputError, match=r"method\.loss_scale 1\.0 there, 2\.0 here"):
+        pretrain(with_settings(config, ["method.loss_scale=2"]), str(red_shards), tmp_path / "run")

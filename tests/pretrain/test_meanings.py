@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from univip_stream.cli import cli
 from univip_stream.errors import UsageError
+from univip_stream.methods import METHODS
 from univip_stream.pretrain import RECIPES, PretrainConfig
 from univip_stream.pretrain.meanings import group_meanings, settings_of
 from univip_stream.pretrain.recipes import recipe
@@ -19,7 +20,9 @@ def told(*settings):
 
 
 def test_every_setting_is_told_once_with_a_whole_sentence():
-    assert sorted(setting.key for setting in EVERY) == sorted(flat(PretrainConfig()))
+    for name, kind in METHODS.items():
+        mine = [setting.key for setting in EVERY if not setting.methods or name in setting.methods]
+        assert sorted(mine) == sorted(flat(PretrainConfig(method=kind.Settings(name=name))))
     for setting in EVERY:
         text = setting.meaning
         # "Of the gradient." is no sentence to somebody who sees no code around it.
@@ -34,7 +37,7 @@ def test_every_setting_is_told_once_with_a_whole_sentence():
 def test_a_recipes_other_values_are_told_and_can_be_set(name):
     values, config = flat(recipe(name)), PretrainConfig()
     for setting in EVERY:
-        if setting.key == "recipe":
+        if setting.key == "recipe" or (setting.methods and recipe(name).method.name not in setting.methods):
             continue
         text = setting.recipes.get(name, setting.default)
         assert (name in setting.recipes) == (values[setting.key] != flat(config)[setting.key])
@@ -64,7 +67,9 @@ def test_help_in_the_terminal_needs_no_other_option():
     assert done.exit_code == 0
     lines = done.output.splitlines()
     for setting in EVERY:
-        assert sum(line.split()[:1] == [setting.key] for line in lines) == 1
+        same = [other for other in EVERY if other.key == setting.key]
+        assert sum(line.startswith(f"  {setting.key}  [default: ") for line in lines) == len(same)
+        assert len(same) == 1 or not set.intersection(*(set(other.methods) for other in same))
     assert "    Smallest and largest area of a view as a share of the image's." in done.output
     assert max(map(len, lines)) <= 120
 

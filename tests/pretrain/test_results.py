@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import pytest
 from click.testing import CliRunner
 
 from univip_stream.cli import cli
-from univip_stream.pretrain.results import PAPER
+from univip_stream.pretrain.results import PAPER, records_of
 
 
 def test_scores_stand_beside_the_papers(run_folder, tmp_path):
@@ -44,3 +45,24 @@ def test_the_papers_rows_are_those_of_tables_1_2_and_4():
     names = ("linear", "detect bbox", "detect segm")
     found = {" ".join(row): tuple(round(100 * PAPER[row].get(name, 0), 1) for name in names) for row in PAPER}
     assert found == tables
+
+
+@pytest.mark.parametrize(("key", "value"), [("optim.lr", "high"), ("stream.batch_size", True), ("seed", [1])])
+def test_a_setting_that_somebody_changed_to_no_number_is_said(key, value, run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    *groups, name = key.split(".")
+    place = facts["config"][groups[0]] if groups else facts["config"]
+    place[name] = value
+    (tmp_path / "run" / "config.json").write_text(json.dumps(facts))
+    done = CliRunner().invoke(cli, ["results", str(tmp_path / "run")])
+    assert done.exit_code == 1
+    assert "cannot be read as a run" in done.output
+    assert "and no number" in done.output
+
+
+def test_blank_lines_among_the_metrics_are_nothing(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(b"\r\n\n")
+    assert records_of(tmp_path / "run") == records_of(run_folder)

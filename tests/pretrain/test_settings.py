@@ -4,12 +4,15 @@ import json
 import pytest
 import torch
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig, build_method
+from univip_stream.methods import UniVIPConfig, build_method
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.pretrain import RECIPES, PretrainConfig
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import flat, from_dict, to_dict, with_settings
+from univip_stream.views import ViewConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +55,9 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
     config = recipe("imagenet-200")
     for decay in (0.0, 1e-6):
         torch.manual_seed(0)
-        method = build_method(MethodConfig(backbone="resnet10t", hidden=32, width=16), instances=2)
+        method = build_method(
+            UniVIPConfig(backbone="resnet10t", hidden=32, width=16), UniVIPPlan(ViewConfig(instances=2), AugmentConfig())
+        )
         before = {name: value.clone() for name, value in method.named_parameters()}
         optimizer = build_optimizer(method, dataclasses.replace(config.optim, weight_decay=decay))
         for parameter in method.online_parameters():
@@ -67,6 +72,19 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
         torch.testing.assert_close(before[bias] - after[bias], torch.full_like(before[bias], 4.8))
 
 
+def test_another_method_has_its_own_settings_and_keeps_what_both_have():
+    before = recipe("cpu-demo")
+    after = with_settings(before, ["method.temperature=0.5", "method.hidden=7", "method.name=simclr"])  # in whatever order
+    theirs = {"method.name": "simclr", "method.temperature": 0.5, "method.hidden": 7}
+    assert flat(after) == {key: value for key, value in flat(before).items() if key in flat(after)} | theirs
+    assert flat(before).keys() - flat(after).keys() == {
+        f"method.{name}"
+        for name in ("scene", "scene_instance", "instance", "epsilon", "iterations", "mass", "through_plan", "loss_scale")
+    }
+    with pytest.raises(UsageError, match=r"there is no setting 'method\.temperature'"):
+        with_settings(before, ["method.temperature=0.5"])
+
+
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
@@ -74,7 +92,7 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
         ("optim.lr=1", "optim.lr", 1.0),
         ("steps=100", "steps", 100),
         ("epochs=null", "epochs", None),
-        ("method.name=byol", "method.name", "byol"),
+        ("method.name=univip", "method.name", "univip"),
         ("views.crop_scale=[0.2, 1]", "views.crop_scale", [0.2, 1.0]),
         ("channels_last=false", "channels_last", False),
         ("views.instances=2", "views.instances", 2),

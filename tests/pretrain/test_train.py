@@ -1,5 +1,6 @@
 """The loop, on real shards: it learns, resumes to the bit, stops safely and says what is wrong."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from warm import DEVNULL, PIPE
 from univip_stream.cli import cli
 from univip_stream.distributed import ALONE
 from univip_stream.errors import InputError
-from univip_stream.methods import build_method
+from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain import load_backbone, pretrain
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.recipes import recipe
@@ -177,7 +178,7 @@ def test_two_trainings_do_not_share_a_folder(drawn_shards, tmp_path, warm):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: {"step": 1}, "does not fit this run: KeyError: 'method'"),
+        (lambda state: {"step": 1}, "does not fit this run: 'method' is missing in it"),
         (lambda state: state | {"step": "1"}, "no checkpoint of a run"),
         (lambda state: state | {"step": -1}, "no checkpoint of a run"),
         (lambda state: state | {"step": 10**9}, "does not fit this run"),
@@ -209,14 +210,13 @@ def test_a_killed_run_leaves_no_workers(drawn_shards, tmp_path, warm):
         time.sleep(0.1)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(drawn_shards, tmp_path, warm):
-    """At a rate that the settings refuse: a smaller one does it too, only later."""
-    run = tmp_path / "burst"
-    code = "from univip_stream.pretrain import settings; settings._MOST = 1e39; from univip_stream.cli import main; main()"
-    _, _, *words = command(drawn_shards, run, "optim.lr=1e38", "optim.warmup_epochs=0", "steps=1", LARGER)
-    done = warm.run(["-c", code, *words])
-    assert done.returncode == 1
-    assert "the weights are no longer finite" in done.stderr
+def test_weights_that_are_no_numbers_are_not_saved(drawn_shards, tmp_path):
+    run, config = tmp_path / "burst", tiny("optim.warmup_epochs=0", "steps=1")
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, lr=1e38, weight_decay=1e3)
+    )  # --set refuses it
+    with pytest.raises(InputError, match="the weights are no longer finite"):
+        pretrain(config, str(drawn_shards), run)
     assert not list((run / "checkpoints").glob("*.pt"))
     assert not (run / "backbone.safetensors").exists()
 
@@ -241,18 +241,18 @@ def test_finished_is_finished(undisturbed, drawn_shards):
 def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monkeypatch):
     from univip_stream.pretrain import update as module
 
-    real = module.views_on
+    real = module.inputs_on
 
     def seen(run, accumulate):
         """(keys, scenes, instances) of each part of each step, as the networks got them."""
         parts = []
 
-        def heard(device, batch, config):
-            scenes, instances = real(device, batch, config)
-            parts.append((list(batch.keys), scenes.clone(), instances.clone()))
-            return scenes, instances
+        def heard(device, batch, config, **how):
+            inputs = real(device, batch, config, **how)
+            parts.append((list(batch.keys), inputs["scenes"].clone(), inputs["instances"].clone()))
+            return inputs
 
-        monkeypatch.setattr(module, "views_on", heard)
+        monkeypatch.setattr(module, "inputs_on", heard)
         pretrain(tiny(f"accumulate={accumulate}", "steps=2"), str(drawn_shards), tmp_path / run)
         assert len(records(tmp_path / run)) == 2
         return parts
@@ -264,7 +264,7 @@ def test_gradient_accumulation_sees_the_same_images(drawn_shards, tmp_path, monk
         of_step = parts[2 * step : 2 * step + 2]
         assert [key for part in of_step for key in part[0]] == keys
         assert torch.equal(torch.cat([part[1] for part in of_step], dim=1), scenes)
-        assert torch.equal(torch.cat([part[2] for part in of_step], dim=1), instances)
+        assert torch.equal(torch.cat([part[2] for part in of_step]), instances)
     assert set(whole[0][0]) != set(whole[1][0])
 
 
@@ -274,14 +274,15 @@ def test_gradient_accumulation_of_copies_is_one_step_on_one_of_them(drawn_shards
     from univip_stream.stream import Stream
 
     config = tiny()
-    (batch,) = itertools.islice(Stream(str(drawn_shards), config.views, config.augment, config.stream), 1)
+    plan = build_plan(config.method, config.views, config.augment)
+    (batch,) = itertools.islice(Stream(str(drawn_shards), plan, config.stream), 1)
     weights = []
     for accumulate in (1, 2):
         torch.manual_seed(0)
-        method = build_method(config.method, instances=config.views.instances)
+        method = build_method(config.method, plan)
         updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=accumulate, precision=torch.float32,
-            config=config.augment, instances=config.views.instances, device=torch.device("cpu"), place=ALONE, run=tmp_path,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=tmp_path,
         )  # fmt: skip
         updates.gradient(itertools.repeat(batch), 0)
         losses, _ = updates.look(threading.Event())
@@ -309,21 +310,21 @@ def test_every_ablation_trains_and_switches_exactly_its_terms(settings, terms, d
 def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(drawn_shards, tmp_path, monkeypatch):
     from univip_stream.pretrain import update as module
 
-    real = module.views_on
+    real = module.inputs_on
     calls = []
 
-    def poisoned(device, batch, config):
-        scenes, instances = real(device, batch, config)
+    def poisoned(device, batch, config, **how):
+        inputs = real(device, batch, config, **how)
         calls.append(batch.keys)
-        return (scenes * float("nan"), instances) if len(calls) == 3 else (scenes, instances)
+        return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 3 else inputs
 
-    monkeypatch.setattr(module, "views_on", poisoned)
+    monkeypatch.setattr(module, "inputs_on", poisoned)
     run = tmp_path / "run"
     with pytest.raises(InputError, match="the loss of step 3 is nan, before its update"):
         pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
     assert json.loads((run / "not-finite-step-3-rank-0.json").read_text())["keys"] == calls[2]
     assert [row["step"] for row in records(run)] == [1, 2]
-    monkeypatch.setattr(module, "views_on", real)
+    monkeypatch.setattr(module, "inputs_on", real)
     pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
     assert len(records(run)) == 8
 
@@ -403,15 +404,15 @@ def test_a_gpu_is_looked_at_now_and_then_and_what_went_wrong_between_is_still_fo
     pretrain(seldom, str(drawn_shards), tmp_path / "calm")
     assert losses(tmp_path / "calm") == [row for row in losses(undisturbed) if row[0] in (4, 8)]
 
-    real = update.views_on
+    real = update.inputs_on
     calls = []
 
-    def poisoned(device, batch, config):
-        scenes, instances = real(device, batch, config)
+    def poisoned(device, batch, config, **how):
+        inputs = real(device, batch, config, **how)
         calls.append(batch.keys)
-        return (scenes * float("nan"), instances) if len(calls) == 2 else (scenes, instances)
+        return inputs | {"scenes": inputs["scenes"] * float("nan")} if len(calls) == 2 else inputs
 
-    monkeypatch.setattr(update, "views_on", poisoned)
+    monkeypatch.setattr(update, "inputs_on", poisoned)
     run = tmp_path / "run"
     with pytest.raises(InputError, match="the loss of step 2 is nan, seen 2 steps later"):
         pretrain(seldom, str(drawn_shards), run)
@@ -483,4 +484,4 @@ def test_a_network_that_the_recipes_rates_were_not_made_for_is_warned_of(drawn_s
     said.clear()
     pretrain(tiny("steps=1"), str(drawn_shards), tmp_path / "resnet", say=said.append)
     assert not [line for line in said if line.startswith("warning")]
-    assert any("12 images; a batch of 4; 1 steps" in line for line in said)
+    assert any("12 images; a batch of 4; 1 step," in line for line in said)

@@ -20,6 +20,7 @@ from servers import BUCKET, s3_server
 
 from univip_stream.augment import AugmentConfig, augment
 from univip_stream.cli import cli
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.report.build import look
 from univip_stream.report.page import render
 from univip_stream.shards.cache import Cache
@@ -83,22 +84,27 @@ def test_views_and_crops_are_those_of_a_training_with_the_same_seed(drawn_shards
     report = look(drawn_shards, samples=100, seed=3)
     assert len(report.picked) == len(report.index) == 12
     by_key = {report.index.text("key", picked.sample): picked.shown for picked in report.picked}
-    stream = Stream(str(drawn_shards), ViewConfig(), AugmentConfig(), StreamConfig(batch_size=12, seed=3, workers=0))
+    stream = Stream(
+        str(drawn_shards), UniVIPPlan(ViewConfig(), AugmentConfig()), StreamConfig(batch_size=12, seed=3, workers=0)
+    )
     batch = next(iter(stream))
     assert len(set(batch.keys)) == 12
     for b, key in enumerate(batch.keys):
         shown = by_key[key]
         for view, cut in enumerate(shown.scenes):
-            assert np.array_equal(cut.before, batch.scenes[view, b].permute(1, 2, 0).numpy())
+            assert np.array_equal(cut.before, batch.pixels["scenes"][view, b].permute(1, 2, 0).numpy())
             after = augment(
-                batch.scenes[view, b : b + 1], batch.scene_draws[view, b : b + 1], AugmentConfig(), keep_uint8=True
+                batch.pixels["scenes"][view, b : b + 1],
+                batch.draws["scenes"][view, b : b + 1],
+                AugmentConfig(),
+                keep_uint8=True,
             )
             assert torch.equal(torch.from_numpy(cut.after), after[0].permute(1, 2, 0))
-        assert np.array_equal(shown.views.scenes, batch.scene_boxes[:, b])
-        assert np.array_equal(shown.views.instances, batch.instance_boxes[b])
-        after = augment(batch.instances[b], batch.instance_draws[0, b], AugmentConfig(), keep_uint8=True)
+        assert np.array_equal(shown.views.scenes, batch.windows["scenes"][:, b])
+        assert np.array_equal(shown.views.instances, batch.windows["instances"][b])
+        after = augment(batch.pixels["instances"][b], batch.draws["instances"][b], AugmentConfig(), keep_uint8=True)
         for k, cut in enumerate(shown.instances):
-            assert np.array_equal(cut.before, batch.instances[b, k].permute(1, 2, 0).numpy())
+            assert np.array_equal(cut.before, batch.pixels["instances"][b, k].permute(1, 2, 0).numpy())
             assert torch.equal(torch.from_numpy(cut.after), after[k].permute(1, 2, 0))
         assert sum(rank is None for rank in shown.ranks) == batch.filled[b]
     assert report.filled == int(batch.filled.sum())

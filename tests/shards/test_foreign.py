@@ -111,13 +111,14 @@ def test_the_stream_draws_boxes_for_images_without(tmp_path, cache):
     from itertools import islice
 
     from univip_stream.augment import AugmentConfig
+    from univip_stream.methods.univip import UniVIPPlan
     from univip_stream.stream import Stream, StreamConfig
     from univip_stream.views import ViewConfig
 
     shard = write_tar(tmp_path / "0.tar", [member(f"{n}.jpg", jpeg(n, 320, 240)) for n in range(4)])
     views = ViewConfig(scene_size=32, instance_size=16, instances=3)
     config = StreamConfig(batch_size=4, workers=0, cache=str(tmp_path / "cache"))
-    [batch] = islice(Stream(str(shard), views, AugmentConfig(), config), 1)
+    [batch] = islice(Stream(str(shard), UniVIPPlan(views, AugmentConfig()), config), 1)
     assert batch.filled.tolist() == [3, 3, 3, 3]
 
 

@@ -6,8 +6,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from univip_stream.cli import cli
 from univip_stream.shards import open_index
 from univip_stream.shards.cache import Cache
 from univip_stream.sources import list_sources
@@ -59,6 +61,21 @@ def test_masks_alone_beside_images_make_a_tar_one_of_samples(both):
     found, left_out, _ = both([(f"{n}.{end}", picture(n, "PNG")) for n in range(2) for end in ("png", "depth.png")])
     assert [name for name, _ in found] == ["0.png", "1.png"]
     assert left_out == {"masks or second images of a sample (.depth.png)": 2}
+
+
+def test_a_mask_beside_an_image_whose_ending_has_two_parts_too_makes_a_tar_one_of_samples(both):
+    found, left_out, _ = both(
+        [(f"{n}.{end}", picture(n, "PNG")) for n in range(2) for end in ("rgb.png", "segmentation.png")]
+    )
+    assert [name for name, _ in found] == ["0.rgb.png", "1.rgb.png"]
+    assert left_out == {"masks or second images of a sample (.segmentation.png)": 2}
+
+
+def test_images_in_pairs_make_a_tar_one_of_samples(both):
+    """What has no name of its own may be a mask too: mining is not to take what training leaves out."""
+    found, left_out, _ = both([(f"{n}.{end}", picture(n, "PNG")) for n in range(3) for end in ("jpg", "png")])
+    assert [name for name, _ in found] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert left_out == {"masks or second images of a sample (.png)": 3}
 
 
 def test_an_ending_of_two_parts_is_an_image_where_no_other_is(both):
@@ -128,3 +145,17 @@ def test_an_index_made_for_a_low_limit_is_made_anew_for_a_higher_one(both, tmp_p
     with pytest.raises(Exception, match="images too large"):
         open_index([shard], cache, max_pixels=100)
     assert len(open_index([shard], cache, max_pixels=1000)) == 1
+
+
+def test_inspect_leaves_out_what_is_larger_than_it_is_told(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, side in (("a.png", 24), ("b.png", 48)):
+            file = io.BytesIO()
+            Image.new("RGB", (side, side)).save(file, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(file.getvalue())
+            tar.addfile(info, io.BytesIO(file.getvalue()))
+    for limit, images in ((1000, 1), (10_000, 2)):
+        words = ["inspect", str(tmp_path / "0.tar"), "--max-pixels", str(limit), "--cache", str(tmp_path / "cache"), "--json"]
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert json.loads(done.stdout)["samples"] == images, done.output

@@ -11,7 +11,9 @@ from PIL import Image
 
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
+from univip_stream.evaluation.detection.data import read_coco
 from univip_stream.probe.labelled import ImageSource
+from univip_stream.sources.published_files import listed_images, read_published
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_an_object_without_a_box_is_left_out_counted_and_said(empty, photos, tmp
     rows, report = of_truth(tmp_path / "out", folder, content)
     assert [row["candidates"] for row in rows] == [[[0, 20, 100, 90]], [], [[20, 20, 100, 90]], [[30, 20, 100, 90]]]
     assert report.manifest["boxes_left_out"] == {"without a bbox": 1}
-    assert report.notes == ["1 objects of the annotations are without a bbox, and left out"]
+    assert report.notes == ["1 object of the annotations left out: without a bbox"]
 
 
 def test_ids_may_be_whole_floats(photos, tmp_path):
@@ -163,7 +165,7 @@ def test_a_size_of_the_other_frame_is_said(upside_down, tmp_path):
     folder, content = upside_down
     _, report = of_truth(tmp_path / "upright", folder, content)
     [note] = report.notes
-    assert "1 images have the width and height of the stored picture" in note
+    assert "1 image has the width and height of the stored picture" in note
     assert "phone/a.jpg (320 x 240 there, 240 x 320 upright)" in note
     assert "--box-frame stored" in note
     _, report = of_truth(tmp_path / "stored", folder, content, box_frame="stored")
@@ -173,7 +175,7 @@ def test_a_size_of_the_other_frame_is_said(upside_down, tmp_path):
     assert "of the upright picture" in report.notes[0]
     content["images"][0] |= {"width": 2400, "height": 3200}
     _, report = of_truth(tmp_path / "larger", folder, content)
-    assert "1 images are of another size than the annotations say" in report.notes[0]
+    assert "1 image is of another size than the annotations say" in report.notes[0]
 
 
 def test_the_frame_is_a_part_of_the_job_and_a_set_of_before_goes_on_in_the_stored_one(upside_down, tmp_path):
@@ -212,3 +214,103 @@ def test_protocols_take_the_images_of_a_part_that_are_there(photos):
     found = ImageSource(str(folder))
     assert len(found) == 4
     assert found[0].key == "photos/scene00.jpg"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_json_may_be_of_any_unicode_encoding_for_every_reader(encoding, photos, tmp_path):
+    """Windows tools write UTF-8 with a mark, PowerShell UTF-16; `json.loads` reads them, and so must the streaming reader."""
+    _, content = photos
+    path = tmp_path / "boxes.json"
+    path.write_bytes(json.dumps(content).encode(encoding))
+    assert [image.file_name for image in listed_images((str(path),))] == [image["file_name"] for image in content["images"]]
+    path.write_bytes(json.dumps([{"image_id": 10, "bbox": [1, 2, 3, 4], "score": 0.5}]).encode(encoding))
+    assert len(read_published(str(path), "coco")) == 1
+
+
+@pytest.mark.parametrize("lost", ["id", "file_name"])
+def test_an_image_without_id_or_name_does_not_vanish(lost, photos, tmp_path):
+    folder, content = photos
+    del content["images"][1][lost]
+    with pytest.raises(InputError, match="1 of its 4 images have no file_name or no id"):
+        of_truth(tmp_path / "out", folder, content)
+
+
+def test_objects_of_no_image_and_crowds_are_counted_and_said(photos, tmp_path):
+    folder, content = photos
+    things = content["annotations"]
+    del things[0]["image_id"]
+    things[1]["image_id"] = 999
+    things[2]["iscrowd"] = 1
+    rows, report = of_truth(tmp_path / "out", folder, content)
+    assert [len(row["candidates"]) for row in rows] == [0, 0, 0, 1]
+    assert report.manifest["boxes_left_out"] == {
+        "crowds": 1, "of an image that it does not list": 1, "without an image_id": 1,
+    }  # fmt: skip
+    assert report.notes == [
+        "1 object of the annotations left out: crowds",
+        "1 object of the annotations left out: of an image that it does not list",
+        "1 object of the annotations left out: without an image_id",
+    ]
+
+
+def test_a_crowd_is_said_by_a_number(photos, tmp_path):
+    """ "0" is no crowd, though Python takes any text for true; nobody is to lose a box by it."""
+    folder, content = photos
+    content["annotations"][1]["iscrowd"] = "0"
+    with pytest.raises(InputError, match="iscrowd '0'; expected 0 or 1"):
+        of_truth(tmp_path / "out", folder, content)
+    with pytest.raises(InputError, match="iscrowd '0'; expected 0 or 1"):
+        read_coco(written(folder, content), folder)
+
+
+def test_two_images_of_one_id_are_an_error_as_in_detection(photos, tmp_path):
+    folder, content = photos
+    content["images"][1]["id"] = content["images"][0]["id"]
+    with pytest.raises(InputError, match=r"two images with the id 10, scene00\.jpg and scene01\.jpg"):
+        of_truth(tmp_path / "out", folder, content)
+
+
+def test_boxes_with_nothing_inside_their_image_are_counted_and_said(photos, tmp_path):
+    folder, content = photos
+    content["annotations"][0]["bbox"] = [5000, 20, 100, 90]
+    content["annotations"][1]["bbox"] = [-200, 20, 100, 90]
+    rows, report = of_truth(tmp_path / "out", folder, content)
+    assert [len(row["candidates"]) for row in rows] == [0, 0, 1, 1]
+    assert report.notes == ["2 boxes left out: outside their image, such as one of photos/scene00.jpg"]
+
+
+def test_captions_are_no_boxes(photos, tmp_path):
+    folder, content = photos
+    content["annotations"] = [{"id": at, "image_id": 10 + at, "caption": "a bar"} for at in range(4)]
+    with pytest.raises(InputError, match="has no object with a bbox"):
+        of_truth(tmp_path / "out", folder, content)
+
+
+@pytest.mark.parametrize("said", ["10", 10.5, [10]])
+def test_ids_that_export_cannot_use_are_said(said, photos, tmp_path):
+    _, content = photos
+    content["images"][0]["id"] = said
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"the image 'scene00.jpg' with the id .*expected a whole number"):
+        list(listed_images((str(path),)))
+    content["images"][0]["id"] = 10.0
+    path.write_text(json.dumps(content))
+    assert next(listed_images((str(path),))).image_id == 10
+
+
+def test_boxes_of_added_images_are_compared_with_those_images(photos, tmp_path):
+    """The manifest lists the shards of before too; what was read of the annotations is of the new ones alone."""
+    folder, content = photos
+    last = folder / content["images"][3]["file_name"]
+    data = last.read_bytes()
+    last.unlink()
+    of_truth(tmp_path / "out", folder, {**content, "images": content["images"][:3]})
+    last.write_bytes(data)
+    content["images"][3].update(width=999)
+    _, report = of_truth(tmp_path / "out", folder, content, add=True, num_shards=None)
+    assert report.mined == 1
+    assert [note for note in report.notes if "another size" in note] == [
+        "1 image is of another size than the annotations say, such as photos/scene03.jpg (999 x 240 there, 320 x 240 upright); "
+        "its boxes may not fit: expected the annotations of these very images"
+    ]

@@ -137,3 +137,15 @@ def test_classes_lost_to_a_stray_image_and_folders_met_twice_are_said(tmp_path):
 
 def test_heic_and_jpeg_xl_are_images_by_their_names(tmp_path):
     assert len(list_sources([touch(tmp_path / "phone", "a.HEIC", "b.heif", "c.hif", "d.jxl")])) == 4
+
+
+def test_a_source_within_another_is_an_error(tmp_path):
+    """Every image of it would be in the set twice, once by either name."""
+    touch(tmp_path / "coco", "train/a.jpg", "val/b.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "coco" / "val")
+    for inner in (tmp_path / "coco" / "train", tmp_path / "link"):
+        with pytest.raises(InputError, match=r"lies in .*twice"):
+            list_sources([tmp_path / "coco", inner])
+    assert len(list_sources([tmp_path / "coco" / "train", tmp_path / "coco" / "val"])) == 2
+    touch(tmp_path / "coco" / ".kept", "c.jpg")  # of a hidden folder the outer one has nothing
+    assert len(list_sources([tmp_path / "coco", tmp_path / "coco" / ".kept"])) == 3

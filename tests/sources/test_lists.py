@@ -85,6 +85,15 @@ def test_a_wrong_line_is_named(lines, words, tmp_path):
         list_sources([tmp_path / "list.txt"])
 
 
+def test_an_image_named_by_a_whole_and_by_a_relative_path_is_one(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "list.txt").write_text(f"a.jpg\n{tmp_path}/a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    for location in (tmp_path / "list.txt", "list.txt", f"../{tmp_path.name}/list.txt"):
+        with pytest.raises(InputError, match=r"line 2 names .* which line 1 names already"):
+            list_sources([location])
+
+
 def test_a_wrong_table_is_said(tmp_path):
     path = tmp_path / "list.parquet"
     pq.write_table(pa.table({"file": ["a.jpg"]}), path)

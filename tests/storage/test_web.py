@@ -56,6 +56,42 @@ def test_headers_go_to_the_server_that_is_named_and_to_no_other(server):
     assert "Bearer" not in repr(WebOptions(headers=(("Authorization", "Bearer s"),)))
 
 
+def test_the_proxy_of_the_environment_is_asked_and_no_proxy_obeyed(server, monkeypatch):
+    """Clusters have no other way out. A proxy is asked for the whole address; ours does not reach any server itself."""
+    with odd_server(lambda handler: handler.reply(200, b"by proxy")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy")
+        assert image(f"{server.url}/a.jpg") == b"by proxy"
+        assert image("http://images.invalid/a.jpg") == b"by proxy"
+        assert proxy.asked[-1].path == "http://images.invalid/a.jpg"
+        assert storage.size_of("http://images.invalid/a.jpg") == len(b"by proxy")
+        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+        assert image(f"{server.url}/a.jpg") == DATA
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("http://127.0.0.1:1", "no connection to the proxy 127.0.0.1:1 .*http_proxy"),
+        ("socks5://127.0.0.1:1", "a proxy of the kind socks5://; expected http://host:port in http_proxy"),
+        ("http://[::1", "a proxy of the kind http://; expected http://host:port"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_said(proxy, words, monkeypatch):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(OSError, match=words):
+        image("http://images.invalid/a.jpg")
+
+
+def test_a_reason_is_one_line(server):
+    """The parser's words draw an arrow below the place, over four lines; a row of the index has one."""
+    server.answer = lambda handler: handler.reply(200, DATA, Content_Length="abc")
+    with pytest.raises(OSError, match="does not answer as web servers do") as caught:
+        image(f"{server.url}/a.jpg")
+    assert "\n" not in str(caught.value)
+
+
 def test_retry_after_is_obeyed_and_the_server_left_alone_meanwhile(server):
     """Three images a second, as a limited server has it: all are had, and hardly more requests are made than images."""
     served = []

@@ -9,6 +9,7 @@ from test_stream import VIEWS, assert_same
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig, reader
 from univip_stream.stream.decoded import Decoded
@@ -30,7 +31,7 @@ def decoded_now(monkeypatch):
 
 def batches(shards, count, **changes):
     config = StreamConfig(batch_size=4, seed=5, **({"workers": 0} | changes))
-    return list(islice(Stream(str(shards), VIEWS, AugmentConfig(), config), count))
+    return list(islice(Stream(str(shards), UniVIPPlan(VIEWS, AugmentConfig()), config), count))
 
 
 def test_the_second_epoch_decodes_nothing_and_nothing_else_changes(drawn_shards, tmp_path, decoded_now):

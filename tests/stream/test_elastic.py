@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from univip_stream.augment import AugmentConfig
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig
 from univip_stream.views import ViewConfig
@@ -45,8 +46,7 @@ def uneven(tmp_path_factory):
 def stream_of(folder, *, world_size=1, rank=0, workers=0, start_step=0):
     return Stream(
         str(folder),
-        ViewConfig(scene_size=8, instance_size=8, instances=2, min_scale=8),
-        AugmentConfig(),
+        UniVIPPlan(ViewConfig(scene_size=8, instance_size=8, instances=2, min_scale=8), AugmentConfig()),
         StreamConfig(batch_size=BATCH, seed=9, workers=workers, prefetch=1, window=3, cache=str(folder / "cache")),
         rank=rank,
         world_size=world_size,
@@ -59,11 +59,11 @@ def marks(batch):
     found = []
     for b, key in enumerate(batch.keys):
         parts = (
-            batch.scenes[:, b],
-            batch.instances[b],
-            batch.scene_draws[:, b],
-            batch.instance_draws[:, b],
-            batch.scene_boxes[:, b],
+            batch.pixels["scenes"][:, b],
+            batch.pixels["instances"][b],
+            batch.draws["scenes"][:, b],
+            batch.draws["instances"][b],
+            batch.windows["scenes"][:, b],
         )
         digest = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts))
         found.append(f"{key}:{digest.hexdigest()[:12]}")

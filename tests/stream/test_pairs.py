@@ -12,9 +12,11 @@ import torch
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
+from univip_stream.methods.orl.method import ORLPlan
+from univip_stream.methods.orl.pairs import Pairs, pairs_table
+from univip_stream.methods.scenes import ScenePlan
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig
-from univip_stream.stream.pairs import Pairs, pairs_table
 from univip_stream.stream.reader import Reader
 from univip_stream.views import ViewConfig
 
@@ -23,16 +25,15 @@ I = 32  # noqa: E741 - the legend's letter: side of a patch
 
 def stream_of(shards, pairs, *, batch_size=4, workers=0, rank=0, world_size=1, start_step=0, reuse=False, **more):
     views = ViewConfig(scene_size=16, instance_size=I, instances=0, overlap=False, pairs=pairs and str(pairs))
+    plan = (ORLPlan if pairs else ScenePlan)(views, AugmentConfig())
     config = StreamConfig(batch_size=batch_size, seed=3, workers=workers, antialias=False, **more)
-    return Stream(
-        str(shards), views, AugmentConfig(), config, rank=rank, world_size=world_size, start_step=start_step, reuse=reuse
-    )
+    return Stream(str(shards), plan, config, rank=rank, world_size=world_size, start_step=start_step, reuse=reuse)
 
 
 def marks(batches):
     """What every image became, by its position."""
     return {
-        int(position): (batch.keys[b], batch.patches[b].clone(), batch.patch_draws[b])
+        int(position): (batch.keys[b], batch.pixels["patches"][:, b].clone(), batch.draws["patches"][:, b])
         for batch in batches
         for b, position in enumerate(batch.positions)
     }
@@ -86,9 +87,9 @@ def test_patches_are_the_same_for_any_ranks_workers_memory_and_start(drawn_shard
 
 def test_pairs_change_nothing_else(drawn_shards, drawn_pairs):
     for plain, paired in islice(zip(stream_of(drawn_shards, None), stream_of(drawn_shards, drawn_pairs), strict=True), 3):
-        for name in ("scenes", "scene_draws", "scene_boxes"):
-            assert torch.equal(getattr(plain, name), getattr(paired, name))
-        assert plain.patches.shape == (4, 0, 3, I, I)
+        for what in ("pixels", "draws", "windows"):
+            assert torch.equal(getattr(plain, what)["scenes"], getattr(paired, what)["scenes"])
+        assert (plain.pixels.keys(), paired.pixels.keys()) == ({"scenes"}, {"scenes", "patches"})
 
 
 def test_a_bad_neighbour_is_named_and_its_pair_is_the_region_twice(drawn_shards, drawn_pairs, tmp_path):
@@ -176,7 +177,7 @@ def test_what_is_no_file_of_pairs_of_these_shards_is_refused_in_words(drawn_shar
         ("others", "holds no pairs of these shards but of others; `univip-stream retrieve` makes them"),
         ("less", "is no file of pairs"),
         ("text", "cannot be read as pairs of regions"),
-        ("none", "cannot be read as pairs of regions"),
+        ("none", "there is no such file of pairs; `univip-stream retrieve` makes one"),
     ):
         with pytest.raises(InputError, match=words):
             Pairs(tmp_path / f"{name}.parquet", index)

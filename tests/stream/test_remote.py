@@ -16,6 +16,7 @@ from servers import BUCKET, s3_server, web_server
 from univip_stream import ShardDataset, storage
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.shards.cache import Cache, FetchError
 from univip_stream.stream import Stream, StreamConfig
@@ -43,7 +44,7 @@ def web(drawn_shards):
 
 def batches(shards, count, **changes):
     settings = {"batch_size": 4, "seed": 5, "workers": 0} | changes
-    return list(islice(Stream(shards, VIEWS, AugmentConfig(), StreamConfig(**settings)), count))
+    return list(islice(Stream(shards, UniVIPPlan(VIEWS, AugmentConfig()), StreamConfig(**settings)), count))
 
 
 def keys(found):
@@ -92,7 +93,7 @@ def test_a_bucket_gives_the_batches_of_the_folder(bucket, drawn_shards, tmp_path
     remote = batches(f"{bucket}/<000..002>.tar", 7, workers=workers, cache=str(tmp_path))
     for one, other in zip(remote, batches(str(drawn_shards), 7), strict=True):
         assert one.keys == other.keys
-        assert torch.equal(one.scenes, other.scenes)
+        assert torch.equal(one.pixels["scenes"], other.pixels["scenes"])
     assert len(files_in(tmp_path)) == 6
 
 
@@ -121,7 +122,9 @@ def test_a_cache_of_one_shard_is_enough_and_stays_bounded(bucket, drawn_shards, 
     limit = max(path.stat().st_size for path in drawn_shards.glob("*.tar"))
     seen = []
     stream = Stream(
-        bucket, VIEWS, AugmentConfig(), StreamConfig(batch_size=4, seed=5, workers=2, cache=str(tmp_path), cache_bytes=limit)
+        bucket,
+        UniVIPPlan(VIEWS, AugmentConfig()),
+        StreamConfig(batch_size=4, seed=5, workers=2, cache=str(tmp_path), cache_bytes=limit),
     )
     for batch in islice(stream, 6):
         seen.append(batch.keys)
@@ -171,7 +174,7 @@ def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
         batch_size=4, seed=5, workers=1, window=1, cache=str(tmp_path), cache_bytes=limit, on_bad_sample="skip"
     )
     with web_server(drawn_shards) as server:
-        stream = iter(Stream(server.url, VIEWS, AugmentConfig(), settings))
+        stream = iter(Stream(server.url, UniVIPPlan(VIEWS, AugmentConfig()), settings))
         next(stream)
         server.failures = 1_000_000  # a forked worker holds the listening socket: closing it here would hang, not refuse
         with pytest.raises(FetchError, match=r"/00\d\.tar cannot be fetched, after 4 tries"):

@@ -13,6 +13,7 @@ from univip_stream import augment as augmentation
 from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import inside
 from univip_stream.errors import InputError, UsageError
+from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.stream import Stream, StreamConfig
 from univip_stream.views import ViewConfig
@@ -24,8 +25,7 @@ def batches(shards, count, *, rank=0, world_size=1, start_step=0, parts=1, **cha
     settings = {"batch_size": 4, "seed": 5, "workers": 0} | changes
     stream = Stream(
         shards,
-        VIEWS,
-        AugmentConfig(),
+        UniVIPPlan(VIEWS, AugmentConfig()),
         StreamConfig(**settings),
         rank=rank,
         world_size=world_size,
@@ -36,16 +36,12 @@ def batches(shards, count, *, rank=0, world_size=1, start_step=0, parts=1, **cha
 
 
 def assert_same(one, other):
-    for name in (
-        "scenes",
-        "instances",
-        "scene_draws",
-        "instance_draws",
-        "scene_boxes",
-        "instance_boxes",
-        "filled",
-        "positions",
-    ):
+    for what in ("pixels", "draws", "windows"):
+        ours, theirs = getattr(one, what), getattr(other, what)
+        assert ours.keys() == theirs.keys() == {"scenes", "instances"}
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), (what, name)
+    for name in ("filled", "positions"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     assert one.keys == other.keys
 
@@ -53,19 +49,19 @@ def assert_same(one, other):
 def test_a_batch_is_what_its_boxes_say(drawn_shards):
     index = open_index(expand_shards(drawn_shards))
     [batch] = batches(str(drawn_shards), 1)
-    assert batch.scenes.shape == (2, 4, 3, 32, 32)
-    assert batch.instances.shape == (4, 3, 3, 16, 16)
-    assert batch.scenes.dtype == batch.instances.dtype == torch.uint8
+    assert batch.pixels["scenes"].shape == (2, 4, 3, 32, 32)
+    assert batch.pixels["instances"].shape == (4, 3, 3, 16, 16)
+    assert batch.pixels["scenes"].dtype == batch.pixels["instances"].dtype == torch.uint8
     assert batch.positions.tolist() == [0, 1, 2, 3]
     keys = index.key.to_pylist()
     for b in range(4):
         sample = keys.index(batch.keys[b])
-        first, second = batch.scene_boxes[:, b].numpy()
+        first, second = batch.windows["scenes"][:, b].numpy()
         low = np.maximum(first[:2], second[:2])
         overlap = np.concatenate([low, np.minimum(first[:2] + first[2:], second[:2] + second[2:]) - low])
-        assert inside(batch.instance_boxes[b].numpy(), overlap).all()
+        assert inside(batch.windows["instances"][b].numpy(), overlap).all()
         mined = {tuple(box) for box in index.boxes_of(sample)}
-        taken = [tuple(box) in mined for box in batch.instance_boxes[b].tolist()]
+        taken = [tuple(box) in mined for box in batch.windows["instances"][b].tolist()]
         assert sum(taken) == 3 - batch.filled[b]
 
 
@@ -78,7 +74,7 @@ def test_a_cut_shows_its_box(drawn_shards):
     images = {sample.key: sample.image for sample in ShardDataset(index)}
     for b in range(4):
         image = Image.fromarray(images[batch.keys[b]].permute(1, 2, 0).numpy())
-        for cut, (x, y, w, h) in zip(batch.scenes[:, b], batch.scene_boxes[:, b].tolist(), strict=True):
+        for cut, (x, y, w, h) in zip(batch.pixels["scenes"][:, b], batch.windows["scenes"][:, b].tolist(), strict=True):
             expected = image.crop((x, y, x + w, y + h)).resize((32, 32), Image.Resampling.BILINEAR)
             difference = np.abs(cut.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected))
             assert difference.mean() < 1.0
@@ -92,8 +88,8 @@ def test_ranks_and_parts_together_see_the_global_batches(drawn_shards, world_siz
     ]
     for step, batch in enumerate(whole):
         pieces = [slices[rank][step * parts + part] for part in range(parts) for rank in range(world_size)]
-        assert torch.equal(torch.cat([piece.scenes for piece in pieces], dim=1), batch.scenes)
-        assert torch.equal(torch.cat([piece.instance_draws for piece in pieces], dim=1), batch.instance_draws)
+        assert torch.equal(torch.cat([piece.pixels["scenes"] for piece in pieces], dim=1), batch.pixels["scenes"])
+        assert torch.equal(torch.cat([piece.draws["instances"] for piece in pieces]), batch.draws["instances"])
         assert sum((piece.keys for piece in pieces), []) == batch.keys
 
 
@@ -109,7 +105,7 @@ def test_workers_change_nothing(drawn_shards, workers):
 def test_memory_used_again_holds_the_two_newest_batches(drawn_shards, workers, prefetch, parts):
     alone = batches(str(drawn_shards), 24, start_step=2, parts=parts)
     config = StreamConfig(batch_size=4, seed=5, workers=workers, prefetch=prefetch)
-    stream = Stream(str(drawn_shards), VIEWS, AugmentConfig(), config, start_step=2, parts=parts, reuse=True)
+    stream = Stream(str(drawn_shards), UniVIPPlan(VIEWS, AugmentConfig()), config, start_step=2, parts=parts, reuse=True)
     given = []
     for one, other in zip(alone, islice(stream, len(alone)), strict=True):
         given.append(other)
@@ -143,7 +139,7 @@ def test_the_same_image_gets_other_views_in_another_epoch(drawn_shards):
     seen = {}
     for batch in batches(str(drawn_shards), 6):
         for b, key in enumerate(batch.keys):
-            seen.setdefault(key, []).append(batch.scene_boxes[:, b].tolist())
+            seen.setdefault(key, []).append(batch.windows["scenes"][:, b].tolist())
     assert all(len(views) == 2 and views[0] != views[1] for views in seen.values())
 
 
@@ -242,8 +238,10 @@ def test_instances_drawn_as_either_view_have_the_chances_of_both(drawn_shards):
     chances = AugmentConfig(blur_p=(1.0, 0.0), solarize_p=(0.0, 1.0))
 
     def draws(**views):
-        stream = Stream(str(drawn_shards), replace(VIEWS, **views), chances, StreamConfig(batch_size=12, seed=5, workers=0))
-        found = torch.cat([batch.instance_draws.flatten(1, 2) for batch in islice(stream, 8)], 1)
+        plan = UniVIPPlan(replace(VIEWS, **views), chances)
+        stream = Stream(str(drawn_shards), plan, StreamConfig(batch_size=12, seed=5, workers=0))
+        names = [name for name in plan.cuts if name != "scenes"]
+        found = torch.cat([torch.stack([b.draws[n].flatten(0, 1) for n in names]) for b in islice(stream, 8)], 1)
         return found[..., augmentation._SIGMA] > 0, found[..., augmentation._SOLARIZE] > 0
 
     blurred, solarised = draws()

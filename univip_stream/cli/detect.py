@@ -22,7 +22,7 @@ from univip_stream.cli.judging import (
 )
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import joined, pick_device, place_from_environment
-from univip_stream.errors import UsageError
+from univip_stream.errors import UsageError, counted
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
 from univip_stream.evaluation.detection.models import MODELS
 from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, rate_for, voc
@@ -137,7 +137,7 @@ def detect(
 
     say(
         f"{protocol.model} from {run}: {len(train)} images, {len(train.categories)} categories; batch {protocol.batch_size}, "
-        f"rate {protocol.rate:g}, {protocol.iterations} iterations; judged by {len(val)} images"
+        f"rate {protocol.rate:g}, {counted(protocol.iterations, 'iteration')}; judged by {counted(len(val), 'image')}"
     )
     for note in dict.fromkeys([*train.notes, *val.notes]):
         say(note)

@@ -8,6 +8,7 @@ KINDS = {
     "backbone": Command(
         "univip_stream.cli.export_backbone:backbone", "Weights for torchvision, timm, Detectron2, MMDetection."
     ),
+    "card": Command("univip_stream.cli.export_card:card", "A model card of a run, to be finished by you."),
     "boxes": Command("univip_stream.cli.export_boxes:boxes", "Boxes for ORL, SoCo, DETReg, Detectron2, COCO, ..."),
 }
 
@@ -18,5 +19,6 @@ def export() -> None:
 
     \b
     univip-stream export backbone runs/coco --format detectron2 --out univip.pkl
+    univip-stream export card runs/coco --out MODEL_CARD.md
     univip-stream export boxes shards/ --format coco --out boxes.json
     """

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from univip_stream.cli.judging import limit_option
 from univip_stream.cli.progress import Progress
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:
     from univip_stream.report.build import Report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, (1 << 63) - 1),
               help="Decides the random choice, and the views: those that a training with this seed sees.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), help="Where remote indexes come to.")
+@limit_option
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 def inspect(
@@ -32,6 +34,7 @@ def inspect(
     samples: int,
     seed: int,
     cache: Path | None,
+    max_pixels: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -65,7 +68,9 @@ def inspect(
             bar.total = total
             bar.add(done - bar.done)
 
-        report = look(shards, samples=samples, seed=seed, pictures=bool(html or png), cache=Cache(cache), progress=tell)
+        report = look(
+            shards, samples=samples, seed=seed, pictures=bool(html or png), cache=Cache(cache), max_pixels=max_pixels, progress=tell
+        )  # fmt: skip
     if html:
         page = render(report)
         with written_by_one(html), written_atomically(html) as file:
@@ -88,8 +93,9 @@ def _say(report: "Report") -> None:
     from univip_stream.report.charts import share, spoken
 
     index, outcomes = report.index, report.outcomes
-    counted = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
-    click.echo(f"{outcomes.images:,} images in {len(index.shards):,} shards: {counted}; {len(index.boxes):,} boxes")
+    became = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
+    where = counted(len(index.shards), "shard")
+    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(len(index.boxes), 'box', 'boxes')}")
     for found in report.distributions:
         low, high = spoken(found.low), spoken(found.high, found.unit)
         said = f"{low} to {high}, median {spoken(found.median)}" if found.total else f"no {found.of}"

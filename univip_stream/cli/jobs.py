@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from univip_stream.errors import counted
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -39,11 +41,6 @@ def stop_on_sigterm(what: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
         raise SystemExit(1) from None
-
-
-def counted(count: int, what: str) -> str:
-    """`1 shard`, `2 shards`."""
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def summary(manifest: dict[str, Any]) -> str:

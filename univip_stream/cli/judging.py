@@ -1,9 +1,10 @@
 """What the commands that judge share: options, and where a result goes."""
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -145,11 +146,20 @@ def tell(notes: Iterable[str], *, quiet: bool) -> None:
             click.echo(note, err=True)
 
 
-def cache_folder(run: Path, asked: Path | None) -> Path:
-    """Where features are kept: where the user says, in the run's folder, or for this command only."""
-    if asked is not None:
-        return asked
-    return run / "features" if run.is_dir() else Path(tempfile.mkdtemp(prefix="univip-stream-features-"))
+@contextmanager
+def cache_folder(run: Path, asked: Path | None, place: "Place") -> Iterator[Path]:
+    """Within: where features are kept: where the user says, in the run's folder, or for this command only, one for all ranks."""
+    from univip_stream.distributed import said_by_the_first
+
+    if asked is not None or run.is_dir():
+        yield run / "features" if asked is None else asked
+        return
+    made = tempfile.mkdtemp(prefix="univip-stream-features-") if place.is_first else ""
+    try:
+        yield Path(said_by_the_first(made, place))
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def print_left_out(result: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from univip_stream.boxes import FRAMES, BoxFilter
-from univip_stream.cli.jobs import counted, stop_on_sigterm, summary, where_options
+from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.cli.web import parse_web, web_options
-from univip_stream.errors import UsageError
+from univip_stream.errors import UsageError, counted
 from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.adding import Addition

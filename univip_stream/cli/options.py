@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from univip_stream.errors import InputError, in_words
+from univip_stream.errors import InputError, UsageError, in_words
 
 MOST = (1 << 31) - 1
 """What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
@@ -123,7 +123,7 @@ class LocalPath(click.Path):
         text = os.fspath(value)
         if param is not None and ctx is not None:
             _ordinary(ctx, param, text)
-            if param.name in _WRITTEN and self.file_okay and not (self.dir_okay is False and os.path.isdir(text)):
+            if param.name in _WRITTEN and self.file_okay:
                 _can_be_written(ctx, param, Path(os.fsdecode(text)))
         if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
             raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
@@ -137,7 +137,7 @@ _WRITTEN = ("out", "html")
 def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> None:
     try:
         if path.is_dir():
-            raise InputError(f"{param.opts[0]}: {path} is a folder; expected the name of a file")
+            raise UsageError(f"{param.opts[0]} {path} is a folder; expected a file")
         folder = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
     except OSError as error:
         raise InputError(f"{param.opts[0]}: {in_words(error)}") from error

@@ -85,10 +85,11 @@ def knn(
     def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
         where = pick_device(device, place)
-        return knn_on(
-            subject, *sources, KnnConfig(k=k, temperature=temperature), cache=cache_folder(run, cache),
-            batch_size=batch_size, workers=reading_workers(workers), device=where, place=place, max_failures=max_failures,
-        )  # fmt: skip
+        with cache_folder(run, cache, place) as folder:
+            return knn_on(
+                subject, *sources, KnnConfig(k=k, temperature=temperature), cache=folder, batch_size=batch_size,
+                workers=reading_workers(workers), device=where, place=place, max_failures=max_failures,
+            )  # fmt: skip
 
     def both(place: Place) -> dict[str, Any]:
         result = judged(place)
@@ -170,10 +171,11 @@ def linear(
 
     def judged(place: Place) -> dict[str, Any]:
         try:
-            return linear_on(
-                subject, *sources, chosen, cache=cache_folder(run, cache), out=out, seed=seed, workers=reading_workers(workers),
-                device=pick_device(device, place), place=place, max_failures=max_failures, progress=progress, say=say,
-            )  # fmt: skip
+            with cache_folder(run, cache, place) as folder:
+                return linear_on(
+                    subject, *sources, chosen, cache=folder, out=out, seed=seed, workers=reading_workers(workers),
+                    device=pick_device(device, place), place=place, max_failures=max_failures, progress=progress, say=say,
+                )  # fmt: skip
         finally:
             for line in bar:
                 line.__exit__(None, None, None)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import MOST_LISTED, alone, max_failures_option, reading_workers, run_argument, tell
+from univip_stream.cli.judging import (
+    MOST_LISTED,
+    alone,
+    limit_option,
+    max_failures_option,
+    reading_workers,
+    run_argument,
+    tell,
+)
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
@@ -35,6 +43,7 @@ from univip_stream.shards import expand_shards, open_index
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @max_failures_option("")
+@limit_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, and what was left out, as JSON.")
 def retrieve(
@@ -50,6 +59,7 @@ def retrieve(
     workers: int | None,
     device: str,
     max_failures: str,
+    max_pixels: int,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +76,7 @@ def retrieve(
     univip-stream retrieve runs/byol shards-96/ --features features.parquet --out pairs.parquet
     univip-stream train --method orl --shards shards-96/ --set views.pairs=pairs.parquet --out runs/orl
     """
-    index = open_index(expand_shards(shards))
+    index = open_index(expand_shards(shards), max_pixels=max_pixels)
     tell(index.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()

@@ -186,7 +186,7 @@ def _configuration(
         "stream.decoded_cache": caches[1],
     }
     texts = [f"{key}={value}" for key, value in said.items() if value is not None]
-    of_method = [f"{key}={json.dumps(value)}" for key, value in method_class(method).wants.settings.items()] if method else []
+    of_method = [f"{key}={json.dumps(value)}" for key, value in method_class(method).settings.items()] if method else []
     if epochs is not None:
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()

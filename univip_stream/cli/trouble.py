@@ -57,7 +57,13 @@ def _no_memory(error: RuntimeError) -> str | None:
     text = str(error)
     if not any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
         return None
-    return f"out of memory ({text.splitlines()[0][:200]}); fewer --workers, smaller batches or images need less"
+    said = text.splitlines()[0][:200]
+    if "CUDA" in text:
+        return (
+            f"out of GPU memory ({said}); a smaller --batch-size or --image-size needs less, and --device cpu none of it; "
+            "`nvidia-smi` shows who else uses it"
+        )
+    return f"out of memory ({said}); fewer --workers, smaller batches or images need less"
 
 
 def _leave(ctx: click.Context, message: str, status: int = 1) -> None:

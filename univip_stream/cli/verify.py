@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.jobs import counted, where_options
+from univip_stream.cli.jobs import where_options
 from univip_stream.cli.progress import Progress
+from univip_stream.errors import counted
 from univip_stream.mining.runner import Place, run
 from univip_stream.shards.manifest import MANIFEST, being_added, read_manifest
 from univip_stream.shards.spec import expand_shards

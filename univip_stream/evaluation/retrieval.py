@@ -39,12 +39,12 @@ from univip_stream.evaluation.embedding import load_features
 from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, stop_if_too_many
 from univip_stream.files import sha256_of, written_atomically
+from univip_stream.methods.orl.pairs import pairs_table, regions_of
 from univip_stream.probe.crops import one_thread
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import FetchError
 from univip_stream.shards.format import UNREADABLE
 from univip_stream.stream.cut import cut
-from univip_stream.stream.pairs import pairs_table, regions_of
 from univip_stream.stream.reader import Reader
 from univip_stream.workers import loaded
 

@@ -188,7 +188,7 @@ def export_boxes(
     place = Path(out)
     _check_place(place, format)
     listed = list(listed_images(annotations))
-    ids = {image.file_name: image.image_id for image in listed if isinstance(image.image_id, int)}
+    ids = {image.file_name: image.image_id for image in listed if image.image_id is not None}
     found = Shards(shards, ids)
     job = Job(
         shards=found, format=format, choice=_choice(found, format, overrides or {}), out=place, annotations=listed,

@@ -1,5 +1,6 @@
 """Boxes for repositories that read numpy arrays: DETReg, SiameseDETR, Detectron2."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def write_detreg(job: "Job") -> None:
     """`{stem}.npy`: float32 N x 4, x1, y1, x2, y2."""
-    _write_folder(job, lambda file, corners: np.save(file, corners.astype(np.float32), allow_pickle=False))
+    _write_folder(job, _save_detreg)
 
 
 def write_siamesedetr(job: "Job") -> None:
@@ -25,6 +26,12 @@ def write_siamesedetr(job: "Job") -> None:
     Mining has no scores: they fall from 1 in the order of the boxes. Only `box` is read.
     """
     _write_folder(job, _save_siamesedetr)
+
+
+def _save_detreg(file: BinaryIO, corners: np.ndarray) -> None:
+    array = io.BytesIO()  # to a real file numpy writes past Python, and of a full disk it says only two numbers
+    np.save(array, corners.astype(np.float32), allow_pickle=False)
+    file.write(array.getbuffer())
 
 
 def _save_siamesedetr(file: BinaryIO, corners: np.ndarray) -> None:

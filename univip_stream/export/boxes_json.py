@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +12,7 @@ import numpy as np
 from univip_stream import __version__
 from univip_stream.errors import InputError
 from univip_stream.export.boxes_rows import Fact
-from univip_stream.files import written_atomically
+from univip_stream.files import Scratch, written_atomically
 from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import path_below, path_of
 
@@ -45,7 +44,7 @@ def write_orl(job: "Job") -> None:
     sources = job.shards.sources
     job.written.left_out = [line for line in job.written.left_out if order.said(path_below(line[0], sources)) not in order]
     # Shards and annotations have orders of their own: what is written waits on disk until its turn.
-    with tempfile.TemporaryFile() as waiting, written_atomically(job.out) as file:
+    with Scratch() as waiting, written_atomically(job.out) as file:
         places: dict[int, tuple[int, int]] = {}
         for fact, candidates in job.rows():
             at = order.get(job.named(fact))
@@ -61,7 +60,6 @@ def write_orl(job: "Job") -> None:
             data = json.dumps(boxes.tolist()).encode()
             places[at] = (waiting.tell(), len(data))
             waiting.write(data)
-        waiting.flush()
         file.write(b'{"bbox": [')
         for at, image in enumerate(job.annotations):
             file.write(b", " if at else b"")

@@ -1,19 +1,20 @@
-"""What every method shares: its settings, what it wants of the stream, its networks and the form of a step.
+"""What every method shares: settings, networks, and the form of a step.
 
-Letters: A augmentations of an instance, B batch, K instances an image, V views, S, I and T side of scene, instance and third
-view, D width, N vectors.
+Letters: B batch, V views, S side of a view, D width, N vectors.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
+from univip_stream.methods.scenes import ScenePlan
 from univip_stream.networks import (
     Backbone,
     build_backbone,
@@ -24,29 +25,15 @@ from univip_stream.networks import (
     update_ema,
     views_in_batch,
 )
+from univip_stream.plan import Plan
 from univip_stream.schedules import ema_momentum
 from univip_stream.shapes import Float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wants:
-    """What a method wants of the stream beside the two scene views."""
-
-    crops: bool = False
-    """The instances as images of their own: `instances` of `forward`. Where `views.instances` is 0 there are none."""
-    boxes: bool = False
-    """The instances' boxes in pixels of each view, after crop, resize and flip: `boxes` of `forward`."""
-    third: bool = False
-    """A third view, the second's window at `views.third_size` pixels a side: `third` of `forward`."""
-    patches: bool = False
-    """A region twice, then a region and its like in another image, from `views.pairs`: `patches` of `forward`."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """The paper's views, augmentations and heads, as dotted settings: `--method NAME` lays them over the recipe."""
+from univip_stream.views import ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Settings of a method; the defaults are the paper's, or `docs/method.md`'s where the paper is silent."""
+    """Settings that every method has. A method with more of its own adds fields in a subclass, its `Settings`."""
 
     name: str = "univip"
     """The method: a name of `--method`'s list, or a class of your own as module:Class."""
@@ -63,50 +50,41 @@ class MethodConfig:
     """Width of the hidden layer of projector and predictor, in numbers. Source: BYOL."""
     width: int = 256
     """Width of projections and predictions, in numbers. Source: BYOL."""
-    scene: bool = True
-    """Train the scene-scene term, Eq. 3. Source: UniVIP, section 3.2."""
-    scene_instance: bool = True
-    """Train the scene-instance term, Eq. 6; only univip has it. Source: UniVIP, section 3.3."""
-    instance: bool = True
-    """Train the instance-instance term, Eq. 11; only univip has it. Source: UniVIP, section 3.4."""
-    epsilon: float = 0.1
-    """Entropic regularisation of the optimal transport, in units of its cost: larger makes plans more even. Source: OTA (Ge
-    et al. 2021); UniVIP names no number."""
-    iterations: int = 50
-    """Sinkhorn iterations of the optimal transport. Source: OTA (Ge et al. 2021); UniVIP names no number."""
-    mass: float = 1.0
-    """Sum of a transport plan, and so the weight of Eq. 11; the number of instances, K, would count every instance once.
-    Source: ours; docs/method.md says why."""
-    through_plan: bool = False
-    """Let the gradient of Eq. 11 pass through the transport plan too. Source: DeepEMD does; OTA, which Eq. 7 follows, does
-    not."""
-    loss_scale: float = 1.0
-    """What the loss of univip and byol is multiplied by. 1 is the paper's -cos; 2 has the gradient of BYOL's 2 - 2 cos.
-    Source: UniVIP, Eq. 2."""
     init: Literal["library", "kaiming"] = "library"
     """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads. Source: kaiming is
     ORL's."""
-    temperature: float = 0.2
-    """What the contrastive losses (simclr, moco-v2, densecl) divide similarities by. Source: MoCo v2."""
-    queue: int = 65536
-    """How many keys of earlier batches moco-v2 and densecl keep as negatives. Source: MoCo v2."""
-    dense_weight: float = 0.5
-    """Share of densecl's dense loss; its global loss has the rest. Source: DenseCL's lambda."""
     joint_views: bool = False
     """Run both scene views as one forward pass, batch statistics still kept per view: fewer and larger kernels, but every
     batch normalisation copies its output once more. False runs a pass for each view."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "width", "iterations", "queue"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("epsilon", "mass", "temperature", "loss_scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
+        self.at_least_one("hidden", "width")
         if self.init not in ("library", "kaiming"):
             raise UsageError(f"method.init is {self.init!r}; expected library or kaiming")
-        if not 0 <= self.dense_weight <= 1:
-            raise UsageError(f"method.dense_weight is {self.dense_weight}; expected a share, 0 to 1")
+
+    @staticmethod
+    def class_of(values: Mapping[str, Any]) -> type["MethodConfig"]:
+        """The class of the settings that `values` are: that of the method they name.
+
+        Raises:
+            UsageError: there is no such method.
+
+        """
+        from univip_stream.methods.registry import method_class  # which knows the methods, which know this module
+
+        return method_class(values["name"]).Settings if isinstance(values.get("name"), str) else MethodConfig
+
+    def at_least_one(self, *names: str) -> None:
+        """Raise UsageError where one of these settings is less than 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
+
+    def above_zero(self, *names: str) -> None:
+        """Raise UsageError where one of these settings is not above 0, or is infinite."""
+        for name in names:
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
 
 
 class Encoder(nn.Module):
@@ -132,22 +110,34 @@ class Encoder(nn.Module):
 
 
 class Method(nn.Module, ABC):
-    """A method: its networks, its loss, and what it wants of the stream. A subclass is built with (config, instances).
+    """A method: what it looks at, its settings, its networks and its loss. Built with (config, plan).
 
     It must have the network that is exported as `online.backbone`, or say by `backbone` where it is. All state (queues,
     counters) is in buffers: then it is saved, restored and moved with the weights. `docs/how-to/custom-method.md` adds one.
     """
 
-    wants: ClassVar[Wants] = Wants()
-    """Of the stream."""
+    Settings: ClassVar[type[MethodConfig]] = MethodConfig
+    """The class of its settings, `--set method...`."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """The paper's views, augmentations and heads, as dotted settings: `--method NAME` lays them over the recipe."""
     terms: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that `forward` returns beside `loss`, for the metrics: `loss_...`."""
 
     online: Encoder
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
+    def __init__(self, config: MethodConfig, plan: Plan) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def plan(cls, config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
+        """What it looks at: here the two scene views alone.
+
+        Raises:
+            UsageError: settings that it cannot look with.
+
+        """
+        return ScenePlan(views, augment)
 
     @property
     def backbone(self) -> Backbone:
@@ -172,16 +162,16 @@ class Method(nn.Module, ABC):
             update_ema(target, online, momentum)
 
     @abstractmethod
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of one batch, 0-dimensional: the metrics of a step.
 
         `loss` carries the gradient; `terms` are what it is made of. `feature_std`, detached, tells collapse: about 1 for
         features spread over the sphere, 0 where all images have the same.
 
-        A method that wants them takes more arguments by name: `boxes`, float32 (V, B, K, 4), x1, y1, x2, y2 in pixels of each
-        view, the two scenes and then the third; `third`, (B, 3, T, T); `patches`, (4, B, 3, I, I).
+        Args:
+            batch: the plan's cuts, augmented and normalised, float32 (N, B, 3, S, S) or, where a cut's pictures are together,
+                (B, N, 3, S, S); and its facts, float32 (B, ...). Each under its name.
+
         """
 
     def encode(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:
@@ -203,8 +193,8 @@ class Bootstrap(Method):
     statistics; no gradient reaches it.
     """
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: MethodConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         self.online = Encoder(config)
         self.predictor = projector(config.width, config.hidden, config.width)
         if config.init == "kaiming":

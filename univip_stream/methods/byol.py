@@ -5,23 +5,40 @@ are BYOL's and ORL's own numbers. Algorithm 1's overlapping views would make it 
 a choice of their own, `--set method.name=byol`, which changes the method alone, or `--method byol --set views.overlap=true`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from univip_stream.losses import scene_loss
-from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, Wants, feature_std, losses_by_term
-from univip_stream.shapes import Float
+from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, feature_std, losses_by_term
+
+
+@dataclass(frozen=True, kw_only=True)
+class BYOLConfig(MethodConfig):
+    """Settings of BYOL."""
+
+    loss_scale: float = 1.0
+    """What the loss is multiplied by. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
+    Eq. 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.above_zero("loss_scale")
 
 
 class BYOL(Bootstrap):
     """The scene term alone, on two random views. Instances are ignored where there are some."""
 
-    wants = Wants(settings={"views.overlap": False, "views.instances": 0})
+    Settings = BYOLConfig
+    settings: ClassVar[dict[str, object]] = {"views.overlap": False, "views.instances": 0}
     terms = UNIVIP_TERMS
+    config: BYOLConfig
 
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes = batch["scenes"]
         with torch.no_grad():
             targets_2BD = self.encode(self.target, scenes)
         projections_2BD = self.encode(self.online, scenes)

@@ -13,28 +13,49 @@ Defaults, from the paper (section 3.4 and 4.1) and its code (WXinlong/DenseCL @ 
 lambda 0.5, temperature 0.2, both heads 2048-2048-128, queues of 65536, momentum 0.999, the map at full size (no grid). Its
 optimizer for COCO is SGD, learning rate 0.3 at batch 256 cosine to 0, weight decay 1e-4, 800 epochs: a recipe's own is left.
 
-Letters: A augmentations, B images, K instances, S and I sides, D width, C channels, P and R places of a map of view 1 and 2.
+Letters: B images, D width, C channels, P and R places of a map of view 1 and 2.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from univip_stream.methods.base import MethodConfig, Wants, feature_std
+from univip_stream.errors import UsageError
+from univip_stream.methods.base import feature_std
 from univip_stream.methods.contrast import Queue, info_nce, unit
 from univip_stream.methods.maps import check_maps, last_map, map_head, mean_map
-from univip_stream.methods.moco import MOCO_SETTINGS, MoCo
+from univip_stream.methods.moco import MOCO_SETTINGS, MoCo, MoCoConfig
 from univip_stream.networks import frozen_copy, per_view_batchnorm
+from univip_stream.plan import Plan
 from univip_stream.shapes import Float, Int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseCLConfig(MoCoConfig):
+    """Settings of DenseCL."""
+
+    dense_weight: float = 0.5
+    """Share of the dense loss; the global loss has the rest. Source: DenseCL's lambda."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dense_weight <= 1:
+            raise UsageError(f"method.dense_weight is {self.dense_weight}; expected a share, 0 to 1")
 
 
 class DenseCL(MoCo):
     """MoCo v2 with a dense head, a dense target head and a second queue. No boxes are looked at."""
 
-    wants = Wants(settings=MOCO_SETTINGS | {"method.dense_weight": 0.5})
+    Settings = DenseCLConfig
+    settings: ClassVar[dict[str, object]] = MOCO_SETTINGS | {"method.dense_weight": 0.5}
     terms = ("loss_global", "loss_dense")
+    config: DenseCLConfig
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: DenseCLConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         check_maps(self.backbone, "densecl", config.backbone)
         self.dense = map_head(self.backbone.width, config.hidden, config.width)
         self.dense_target = frozen_copy(self.dense)
@@ -44,9 +65,8 @@ class DenseCL(MoCo):
     def target_pairs(self) -> list[tuple[torch.nn.Module, torch.nn.Module]]:
         return [(self.target, self.online), (self.dense_target, self.dense)]
 
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes = batch["scenes"]
         map_q = last_map(self.online.backbone, scenes[0])
         query_BD, dense_q = self.online.projector(mean_map(map_q)), self.dense(map_q)
         with torch.no_grad():

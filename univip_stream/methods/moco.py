@@ -12,16 +12,20 @@ with chance 0.5, no solarization; projector 2048-2048-128 with biases and withou
 65536; momentum 0.999 all the time. Its optimizer is SGD, learning rate 0.03 at batch 256 cosine to 0, weight decay 1e-4, no
 warm-up, 200 or 800 epochs: `--set optim...`, a recipe's own is left.
 
-Letters: A augmentations, B images, K instances, S and I sides, D width.
+Letters: B images, D width.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from univip_stream.methods.base import Encoder, Method, MethodConfig, Wants, feature_std
+from univip_stream.methods.base import Encoder, Method, MethodConfig, feature_std
 from univip_stream.methods.contrast import Queue, info_nce
 from univip_stream.networks import frozen_copy, per_view_batchnorm
-from univip_stream.shapes import Float
+from univip_stream.plan import Plan
 
 MOCO_SETTINGS = {
     "views.overlap": False,
@@ -39,13 +43,30 @@ MOCO_SETTINGS = {
 """Views, augmentations and heads of MoCo v2's code."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig(MethodConfig):
+    """Settings of MoCo v2."""
+
+    temperature: float = 0.2
+    """What similarities are divided by. Source: MoCo v2."""
+    queue: int = 65536
+    """How many keys of earlier batches are kept as negatives. Source: MoCo v2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least_one("queue")
+        self.above_zero("temperature")
+
+
 class MoCo(Method):
     """An encoder, its moving average, and a queue of the latter's keys. No boxes are looked at."""
 
-    wants = Wants(settings=MOCO_SETTINGS)
+    Settings = MoCoConfig
+    settings: ClassVar[dict[str, object]] = MOCO_SETTINGS
+    config: MoCoConfig
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: MoCoConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         self.online = Encoder(config, lambda width: moco_head(width, config.hidden, config.width))
         per_view_batchnorm(self)
         self.target = frozen_copy(self.online)
@@ -58,9 +79,8 @@ class MoCo(Method):
         """The same all the time."""
         return base
 
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes = batch["scenes"]
         queries_BD = self.online(scenes[0])
         with torch.no_grad():
             keys_BD = self.target(scenes[1])

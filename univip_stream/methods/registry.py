@@ -1,24 +1,30 @@
 """From a method's name to the method, and what a class of somebody's own is told when it does not fit."""
 
+import dataclasses
 import importlib
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
-from univip_stream.methods.base import Method, MethodConfig, Wants
+from univip_stream.methods.base import Method, MethodConfig
 from univip_stream.methods.byol import BYOL
 from univip_stream.methods.densecl import DenseCL
 from univip_stream.methods.moco import MoCo
+from univip_stream.methods.multicrop import MultiCrop
 from univip_stream.methods.orl import ORL
 from univip_stream.methods.scrl import SCRL
 from univip_stream.methods.simclr import SimCLR
 from univip_stream.methods.soco import SoCo
 from univip_stream.methods.univip import UniVIP
+from univip_stream.plan import Plan, check_plan
 from univip_stream.suggest import did_you_mean
+from univip_stream.views import ViewConfig
 
 METHODS: dict[str, type[Method]] = {
     "univip": UniVIP,
@@ -29,8 +35,9 @@ METHODS: dict[str, type[Method]] = {
     "scrl": SCRL,
     "soco": SoCo,
     "orl": ORL,
+    "multicrop": MultiCrop,
 }
-"""Name -> class, called with the settings and the number of instances K an image."""
+"""Name -> class."""
 
 
 def method_class(name: str) -> type[Method]:
@@ -65,29 +72,56 @@ def method_class(name: str) -> type[Method]:
     terms = found.terms
     if not isinstance(terms, tuple) or not all(isinstance(term, str) and term.startswith("loss_") for term in terms):
         raise UsageError(f"method {name}: terms is {terms!r}; expected a tuple of names that begin with loss_")
-    if not isinstance(found.wants, Wants):
-        raise UsageError(f"method {name}: wants is {_kind(found.wants)}; expected univip_stream.methods.Wants(...)")
+    if not isinstance(found.settings, Mapping):
+        raise UsageError(f"method {name}: settings is {_kind(found.settings)}; expected a dictionary of dotted settings")
+    kind = found.Settings
+    if not (isinstance(kind, type) and issubclass(kind, MethodConfig) and dataclasses.is_dataclass(kind)):
+        raise UsageError(f"method {name}: Settings is {_kind(kind)}; expected a dataclass that inherits MethodConfig")
     return found
 
 
-def build_method(config: MethodConfig, *, instances: int) -> Method:
-    """Build the method that `config` names, for K = `instances` an image (0: no instances).
+def build_plan(config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
+    """What the method that `config` names looks at.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot look with these settings; it says why.
+
+    """
+    kind = method_class(config.name)
+    if config.name in METHODS:
+        return kind.plan(config, views, augment)
+    try:
+        plan = kind.plan(config, views, augment)
+    except InputError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"method {config.name}: its plan failed: {type(error).__name__}: {error}{_place_of(error)}"
+        ) from error
+    check_plan(plan, f"method {config.name}: plan")
+    return plan
+
+
+def build_method(config: MethodConfig, plan: Plan) -> Method:
+    """Build the method that `config` names, for what it looks at.
 
     Raises:
         UsageError: there is none of that name, or it cannot be built; it says why.
 
     """
     kind = method_class(config.name)
+    if not isinstance(config, kind.Settings):
+        raise UsageError(f"the settings of {config.name} are a {type(config).__name__}; expected a {kind.Settings.__name__}")
     if config.name in METHODS:
-        return kind(config, instances)
+        return kind(config, plan)
     try:
-        method = kind(config, instances)
+        method = kind(config, plan)
         backbone = method.backbone
     except InputError:
         raise
     except Exception as error:
         raise UsageError(
-            f"method {config.name} cannot be built with (config, instances): {type(error).__name__}: {error}{_place_of(error)}"
+            f"method {config.name} cannot be built with (config, plan): {type(error).__name__}: {error}{_place_of(error)}"
         ) from error
     if not isinstance(getattr(backbone, "trunk", None), nn.Module):
         raise UsageError(f"method {config.name}: its backbone is {_kind(backbone)}; expected what build_backbone gives")

@@ -13,48 +13,51 @@ weight decay 1e-6, 256 images a GPU, warm-up 10 epochs: a recipe's own is left.
 Differences: sides are of the image's pixels, not of the smaller view's, and uniform, not by its grid; an image whose views do
 not overlap does not drop out, because the stream draws views that do. The augmentations are BYOL's.
 
-Letters: A augmentations, B images, K boxes an image, V views, S and I sides, D width, C channels, N boxes of a view (B K).
+Letters: B images, K boxes an image, S side, D width, C channels, N boxes of a view (B K).
 """
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, Wants, feature_std
+from univip_stream.augment import AugmentConfig
+from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, feature_std
 from univip_stream.methods.maps import check_maps, last_map, pool_boxes
 from univip_stream.methods.regression import symmetric_loss
+from univip_stream.methods.scenes import BoxPlan
+from univip_stream.plan import Plan
 from univip_stream.shapes import Float
+from univip_stream.views import ViewConfig
 
 
 class SCRL(Bootstrap):
     """BYOL's networks; projector and predictor see boxes, never whole images. The shards' boxes are not looked at."""
 
-    wants = Wants(
-        boxes=True,
-        settings={
-            "views.overlap": True,
-            "views.regions": "naive",
-            "views.instances": 10,
-            "views.min_scale": 32,
-            "views.max_aspect": 100.0,
-            "views.max_iou": 0.5,
-            "views.crop_scale": (0.2, 1.0),
-            "method.hidden": 4096,
-            "method.width": 256,
-            "ema": 0.97,
-        },
-    )
+    settings: ClassVar[dict[str, object]] = {
+        "views.overlap": True,
+        "views.regions": "naive",
+        "views.instances": 10,
+        "views.min_scale": 32,
+        "views.max_aspect": 100.0,
+        "views.max_iou": 0.5,
+        "views.crop_scale": (0.2, 1.0),
+        "method.hidden": 4096,
+        "method.width": 256,
+        "ema": 0.97,
+    }
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: MethodConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         check_maps(self.backbone, "scrl", config.backbone)
 
-    def forward(  # type: ignore[override]  # a method that wants boxes is given them
-        self,
-        scenes: Float[Tensor, "2 B 3 S S"],
-        instances: Float[Tensor, "A B K 3 I I"] | None = None,
-        *,
-        boxes: Float[Tensor, "V B K 4"],
-    ) -> dict[str, Tensor]:
+    @classmethod
+    def plan(cls, config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
+        return BoxPlan(views, augment, method="scrl")
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes, boxes = batch["scenes"], batch["boxes"].unbind(1)
         with torch.no_grad():
             targets_2ND = torch.stack([project_boxes(self.target, scenes[v], boxes[v]) for v in range(2)])
         projections_2ND = torch.stack([project_boxes(self.online, scenes[v], boxes[v]) for v in range(2)])

@@ -8,38 +8,54 @@ strength 1 (0.8, 0.8, 0.8, 0.2) with chance 0.8, grey 0.2, blur with chance 0.5 
 2048-2048-128 with batch normalisation after both layers; temperature 0.1. Its optimizer is LARS, learning rate 0.3 x batch /
 256, weight decay 1e-6, batch 4096, warm-up 10 epochs, for 100 epochs or more: `--set optim...`, a recipe's own is left.
 
-Letters: A augmentations, B images, K instances, S and I sides, D width.
+Letters: B images, D width.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from univip_stream.methods.base import Encoder, Method, MethodConfig, Wants, feature_std
+from univip_stream.methods.base import Encoder, Method, MethodConfig, feature_std
 from univip_stream.methods.contrast import nt_xent
 from univip_stream.networks import per_view_batchnorm
-from univip_stream.shapes import Float
+from univip_stream.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(MethodConfig):
+    """Settings of SimCLR."""
+
+    temperature: float = 0.1
+    """What similarities are divided by. Source: SimCLR."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.above_zero("temperature")
 
 
 class SimCLR(Method):
     """One network, no target. No boxes are looked at."""
 
-    wants = Wants(
-        settings={
-            "views.overlap": False,
-            "views.instances": 0,
-            "augment.brightness": 0.8,
-            "augment.contrast": 0.8,
-            "augment.saturation": 0.8,
-            "augment.hue": 0.2,
-            "augment.blur_p": (0.5, 0.5),
-            "augment.solarize_p": (0.0, 0.0),
-            "method.hidden": 2048,
-            "method.width": 128,
-            "method.temperature": 0.1,
-        }
-    )
+    Settings = SimCLRConfig
+    settings: ClassVar[dict[str, object]] = {
+        "views.overlap": False,
+        "views.instances": 0,
+        "augment.brightness": 0.8,
+        "augment.contrast": 0.8,
+        "augment.saturation": 0.8,
+        "augment.hue": 0.2,
+        "augment.blur_p": (0.5, 0.5),
+        "augment.solarize_p": (0.0, 0.0),
+        "method.hidden": 2048,
+        "method.width": 128,
+        "method.temperature": 0.1,
+    }
+    config: SimCLRConfig
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: SimCLRConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         self.online = Encoder(config, lambda width: simclr_head(width, config.hidden, config.width))
         per_view_batchnorm(self)
 
@@ -47,10 +63,8 @@ class SimCLR(Method):
         """No target follows."""
         return 0.0
 
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
-        projections_2BD = self.encode(self.online, scenes)
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        projections_2BD = self.encode(self.online, batch["scenes"])
         loss = nt_xent(projections_2BD[0], projections_2BD[1], self.config.temperature)
         return {"loss": loss, "feature_std": feature_std(projections_2BD)}
 

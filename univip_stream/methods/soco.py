@@ -21,55 +21,77 @@ Differences: boxes are those of the shards, by UniVIP's filter; SoCo's own (side
 IoU) is `univip-stream refilter`'s to approach. All K boxes lie wholly inside view 2; too few are filled by random ones, where SoCo
 repeats some. No cutout. View 3 has view 2's window and boxes, as the paper says; the code crops it anew.
 
-Letters: A augmentations, B images, K boxes an image, V views, S, I and T sides, D width, N boxes of a view (B K).
+Letters: B images, K boxes an image, T side, D width, N boxes of a view (B K).
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, Wants, feature_std
+from univip_stream.augment import FLIP, AugmentConfig
+from univip_stream.errors import UsageError
+from univip_stream.methods.base import Bootstrap, Encoder, MethodConfig, feature_std
 from univip_stream.methods.maps import check_stages, early_map, last_stage, mean_map, pool_boxes
 from univip_stream.methods.regression import symmetric_loss
+from univip_stream.methods.scenes import BoxPlan, boxes_in_view
+from univip_stream.plan import Cut, Drawn, Look, Plan
 from univip_stream.shapes import Float
+from univip_stream.views import ViewConfig, Views
 
 POOLED = 14
 """Side of a pooled box in C4, before the last stage: Faster R-CNN's with C4, and SoCo's. Half of it in view 3."""
 
 
+class SoCoPlan(BoxPlan):
+    """Scene views and boxes, and `third`: the second view's window at another size, the third view of `boxes`."""
+
+    def __init__(self, views: ViewConfig, augment: AugmentConfig) -> None:
+        super().__init__(views, augment, method="soco")
+        if views.third_size == 0:
+            raise UsageError("soco looks at a third view, and views.third_size is 0; set it to pixels, such as 112")
+        self.cuts["third"] = Cut(count=1, size=views.third_size, setting="views.third_size")
+        self.facts = {"boxes": (3, views.instances, 4)}
+
+    def add(self, drawn: Drawn, found: Views, look: Look, rng: np.random.Generator) -> None:
+        super().add(drawn, found, look, rng)
+        window, numbers = found.scenes[1], self.numbers(rng, 1)
+        drawn.windows["third"], drawn.draws["third"] = window[None], numbers
+        regions = found.instances.astype(np.float32)
+        third = boxes_in_view(regions, window, bool(numbers[0, FLIP] > 0), self.views.third_size)
+        drawn.facts["boxes"] = np.concatenate([drawn.facts["boxes"], third[None]])
+
+
 class SoCo(Bootstrap):
     """BYOL's networks on boxes; the last stage of the backbone runs on each box by itself."""
 
-    wants = Wants(
-        boxes=True,
-        third=True,
-        settings={
-            "views.overlap": True,
-            "views.whole_first": True,
-            "views.third_size": 112,
-            "views.instances": 4,
-            "views.crop_scale": (0.5, 1.0),
-            "views.box_jitter": 0.1,
-            "views.box_jitter_p": 0.5,
-            "method.hidden": 4096,
-            "method.width": 256,
-            "ema": 0.99,
-        },
-    )
+    settings: ClassVar[dict[str, object]] = {
+        "views.overlap": True,
+        "views.whole_first": True,
+        "views.third_size": 112,
+        "views.instances": 4,
+        "views.crop_scale": (0.5, 1.0),
+        "views.box_jitter": 0.1,
+        "views.box_jitter_p": 0.5,
+        "method.hidden": 4096,
+        "method.width": 256,
+        "ema": 0.99,
+    }
     terms = ("loss_places", "loss_sizes")
 
-    def __init__(self, config: MethodConfig, instances: int = 0) -> None:
-        super().__init__(config, instances)
+    def __init__(self, config: MethodConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
         check_stages(self.backbone, "soco", config.backbone)
 
-    def forward(  # type: ignore[override]  # a method that wants boxes is given them
-        self,
-        scenes: Float[Tensor, "2 B 3 S S"],
-        instances: Float[Tensor, "A B K 3 I I"] | None = None,
-        *,
-        boxes: Float[Tensor, "V B K 4"],
-        third: Float[Tensor, "B 3 T T"],
-    ) -> dict[str, Tensor]:
-        views = [(scenes[0], POOLED), (scenes[1], POOLED), (third, POOLED // 2)]
+    @classmethod
+    def plan(cls, config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
+        return SoCoPlan(views, augment)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes, boxes = batch["scenes"], batch["boxes"].unbind(1)
+        views = [(scenes[0], POOLED), (scenes[1], POOLED), (batch["third"][0], POOLED // 2)]
         with torch.no_grad():
             t1, t2, t3 = (project_objects(self.target, view, at, size) for (view, size), at in zip(views, boxes, strict=True))
         projections_3ND = torch.stack(

@@ -1,13 +1,17 @@
 """UniVIP (paper section 3): scene-scene similarity, scene-instance affinity and instance-instance discrimination.
 
-Letters: A augmentations of an instance, B batch, K instances an image, S and I side of scene and instance, D width.
+Letters: B batch, K instances an image, S and I side of scene and instance, D width.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from univip_stream.augment import AugmentConfig, draw
 from univip_stream.errors import UsageError
 from univip_stream.losses import (
     demand,
@@ -18,10 +22,73 @@ from univip_stream.losses import (
     supply,
     transport_cost,
 )
-from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, Wants, feature_std, losses_by_term
+from univip_stream.methods.base import UNIVIP_TERMS, Bootstrap, MethodConfig, feature_std, losses_by_term
+from univip_stream.methods.scenes import ScenePlan
 from univip_stream.networks import initialise_kaiming
+from univip_stream.plan import Cut, Drawn, Look, Plan
 from univip_stream.shapes import Float
 from univip_stream.transport import sinkhorn
+from univip_stream.views import ViewConfig, Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniVIPConfig(MethodConfig):
+    """Settings of UniVIP; the defaults are the paper's, or `docs/method.md`'s where the paper is silent."""
+
+    scene: bool = True
+    """Train the scene-scene term, Eq. 3. Source: UniVIP, section 3.2."""
+    scene_instance: bool = True
+    """Train the scene-instance term, Eq. 6. Source: UniVIP, section 3.3."""
+    instance: bool = True
+    """Train the instance-instance term, Eq. 11. Source: UniVIP, section 3.4."""
+    epsilon: float = 0.1
+    """Entropic regularisation of the optimal transport, in units of its cost: larger makes plans more even. Source: OTA (Ge
+    et al. 2021); UniVIP names no number."""
+    iterations: int = 50
+    """Sinkhorn iterations of the optimal transport. Source: OTA (Ge et al. 2021); UniVIP names no number."""
+    mass: float = 1.0
+    """Sum of a transport plan, and so the weight of Eq. 11; the number of instances, K, would count every instance once.
+    Source: ours; docs/method.md says why."""
+    through_plan: bool = False
+    """Let the gradient of Eq. 11 pass through the transport plan too. Source: DeepEMD does; OTA, which Eq. 7 follows, does
+    not."""
+    loss_scale: float = 1.0
+    """What the loss is multiplied by. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
+    Eq. 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least_one("iterations")
+        self.above_zero("epsilon", "mass", "loss_scale")
+
+
+class UniVIPPlan(ScenePlan):
+    """`scenes` and, with K above 0, `instances`: the regions as pictures of their own, together.
+
+    With `views.instance_augmentations` 2 `instances_again` are the same in other augmentations, for the target network.
+    """
+
+    def __init__(self, views: ViewConfig, augment: AugmentConfig) -> None:
+        super().__init__(views, augment)
+        if views.instances:
+            cut = Cut(count=views.instances, size=views.instance_size, together=True, setting="views.instance_size")
+            self.cuts["instances"] = cut
+            if views.instance_augmentations == 2:
+                self.cuts["instances_again"] = replace(cut, again="instances")
+
+    def add(self, drawn: Drawn, found: Views, look: Look, rng: np.random.Generator) -> None:
+        views = self.views
+        if not views.instances:
+            return
+        drawn.windows["instances"] = found.instances
+        names = ("instances", "instances_again")[: views.instance_augmentations]
+        numbers: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        for _ in range(views.instances):
+            for view, name in enumerate(names):
+                numbers[name].append(
+                    draw(rng, self.augment, view if views.instance_draws == "in-order" else int(rng.integers(2)))
+                )
+        drawn.draws |= {name: np.stack(found) for name, found in numbers.items()}
 
 
 class Transport(NamedTuple):
@@ -44,12 +111,13 @@ class UniVIP(Bootstrap):
     the second; with one, both see the same crops.
     """
 
-    wants = Wants(crops=True)
+    Settings = UniVIPConfig
     terms = UNIVIP_TERMS
+    config: UniVIPConfig
 
-    def __init__(self, config: MethodConfig, instances: int) -> None:
-        super().__init__(config, instances)
-        self.instances = instances
+    def __init__(self, config: UniVIPConfig, plan: Plan) -> None:
+        super().__init__(config, plan)
+        self.instances = instances = plan.cuts["instances"].count if "instances" in plan.cuts else 0
         self.with_scene_instance = config.scene_instance and instances > 0
         self.with_instance = config.instance and instances > 0
         if not (config.scene or self.with_scene_instance or self.with_instance):
@@ -62,9 +130,12 @@ class UniVIP(Bootstrap):
         if self.aggregate is not None and config.init == "kaiming":
             initialise_kaiming(self.aggregate)
 
-    def forward(
-        self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"] | None = None
-    ) -> dict[str, Tensor]:
+    @classmethod
+    def plan(cls, config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
+        return UniVIPPlan(views, augment)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scenes = batch["scenes"]
         with torch.no_grad():
             targets = self.encode(self.target, scenes)
         projections_2BD = self.encode(self.online, scenes)
@@ -72,14 +143,13 @@ class UniVIP(Bootstrap):
         scene = scene_loss(*predictions, *targets) if self.config.scene else None
         scene_instance = discrimination = None
         if self.with_scene_instance or self.with_instance:
-            crops_ABK3II = self._checked(instances)
-            o_BKD = self._per_instance(self.predictor(self.online(crops_ABK3II[0].flatten(0, 1))))
+            o_BKD = self._of_instances(self.online, batch["instances"], predicted=True)
             if self.aggregate is not None:
                 aggregate_BD = self.aggregate(o_BKD.flatten(1))  # Eq. 4
                 scene_instance = scene_instance_loss(aggregate_BD, *targets)
             if self.with_instance:
                 with torch.no_grad():
-                    t_BKD = self._per_instance(self.target(crops_ABK3II[-1].flatten(0, 1)))
+                    t_BKD = self._of_instances(self.target, batch.get("instances_again", batch["instances"]))
                 discrimination = instance_loss(
                     o_BKD,
                     t_BKD,
@@ -94,24 +164,24 @@ class UniVIP(Bootstrap):
         return losses | {"feature_std": feature_std(projections_2BD)}
 
     @torch.no_grad()
-    def transport(self, scenes: Float[Tensor, "2 B 3 S S"], instances: Float[Tensor, "A B K 3 I I"]) -> Transport:
+    def transport(self, batch: Mapping[str, Tensor]) -> Transport:
         """The plan that `forward` weighs instances with, and what it is made of, to be looked at."""
-        crops_ABK3II = self._checked(instances)
-        targets = self.encode(self.target, scenes)
-        predictions = self.predict(self.encode(self.online, scenes))
-        o_BKD = self._per_instance(self.predictor(self.online(crops_ABK3II[0].flatten(0, 1))))
-        t_BKD = self._per_instance(self.target(crops_ABK3II[-1].flatten(0, 1)))
+        targets = self.encode(self.target, batch["scenes"])
+        predictions = self.predict(self.encode(self.online, batch["scenes"]))
+        o_BKD = self._of_instances(self.online, batch["instances"], predicted=True)
+        t_BKD = self._of_instances(self.target, batch.get("instances_again", batch["instances"]))
         cosines_BMN = instance_cosines(o_BKD, t_BKD)
         b_BM, a_BN = supply(o_BKD, *targets), demand(t_BKD, *predictions)
         c = self.config
         plan_BMN = sinkhorn(transport_cost(cosines_BMN), b_BM, a_BN, c.epsilon, c.iterations, mass=c.mass)
         return Transport(plan_BMN, cosines_BMN, b_BM, a_BN)
 
-    def _checked(self, instances: Tensor | None) -> Tensor:
-        if instances is None or instances.shape[2] != self.instances:
-            found = "none" if instances is None else instances.shape[2]
-            raise ValueError(f"the method was built for {self.instances} instances an image, the batch has {found}")
-        return instances
-
-    def _per_instance(self, vectors: Float[Tensor, "BK D"]) -> Float[Tensor, "B K D"]:
+    def _of_instances(
+        self, encoder: nn.Module, crops: Float[Tensor, "B K 3 I I"], *, predicted: bool = False
+    ) -> Float[Tensor, "B K D"]:
+        if crops.shape[1] != self.instances:
+            raise ValueError(f"the method was built for {self.instances} instances an image, the batch has {crops.shape[1]}")
+        vectors: Tensor = encoder(crops.flatten(0, 1))
+        if predicted:
+            vectors = self.predictor(vectors)
         return vectors.reshape(-1, self.instances, vectors.shape[-1])

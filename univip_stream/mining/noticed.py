@@ -3,11 +3,14 @@
 import re
 from typing import Any
 
-from univip_stream.errors import InputError
+import numpy as np
+import pyarrow.compute as pc
+
+from univip_stream.errors import InputError, counted
 from univip_stream.mining.output import Output
 from univip_stream.parquet import table_of
 from univip_stream.shards.format import HELD, index_name
-from univip_stream.sources import Listing
+from univip_stream.sources import Listing, SourceImage
 from univip_stream.sources.published import Published
 
 _TURNED = re.compile(r"EXIF orientation [5-8]")
@@ -25,7 +28,7 @@ def left_out(listing: Listing, published: Published | None) -> list[str]:
     counts = dict(listing.boxes_left_out)
     for what, count in (published.left_out if published is not None else {}).items():
         counts[what] = counts.get(what, 0) + count
-    said += [f"{count} objects of the annotations are {what}, and left out" for what, count in sorted(counts.items())]
+    said += [f"{counted(count, 'object')} of the annotations left out: {what}" for what, count in sorted(counts.items())]
     return said
 
 
@@ -39,18 +42,23 @@ def notes(
         published: where boxes were imported.
         upright: the frame that a COCO file's boxes were taken in; None where boxes come from elsewhere.
         out: of the shards.
-        shards: their entries in the manifest.
+        shards: the entries of theirs in the manifest, and of no others.
 
     """
     said = left_out(listing, published)
-    if upright is None:
+    if upright is None and published is None:
         return said
     images = iter(listing)
     contrary: list[str] = []
     other: list[str] = []
+    outside, whose = 0, ""
     for entry in shards:
         for row in _rows(out, str(entry["name"])):
             image = next(images)
+            if row["status"] in HELD and (lost := _with_area(image, published) - row["candidates"]) > 0:
+                outside, whose = outside + lost, whose or row["source"]
+            if upright is None:
+                continue
             size = image.size_said or (None if published is None else published.size_of(image))
             if size is None or row["status"] not in HELD:
                 continue
@@ -62,17 +70,21 @@ def notes(
                 swapped = size == (real[::-1] if upright else real)
                 about = contrary if swapped and row["converted"] else other
                 about.append(f"{row['source']} ({size[0]} x {size[1]} there, {real[0]} x {real[1]} upright)")
+    if outside:
+        boxes = counted(outside, "box", "boxes")
+        said.append(f"{boxes} left out: outside their image, such as one of {whose}")
     if contrary:
         this, that = ("upright", "stored") if upright else ("stored", "upright")
+        having = counted(len(contrary), "image has", "images have")
         said.append(
-            f"{len(contrary)} images have the width and height of the {that} picture in the annotations, such as {contrary[0]}, "
-            f"and their boxes are taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, "
-            f"mine with --box-frame {that} into another --out"
+            f"{having} the width and height of the {that} picture in the annotations, such as {contrary[0]}, and their boxes are "
+            f"taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, mine with --box-frame "
+            f"{that} into another --out"
         )
     if other:
         said.append(
-            f"{len(other)} images are of another size than the annotations say, such as {other[0]}; their boxes may not fit: "
-            "expected the annotations of these very images"
+            f"{counted(len(other), 'image is', 'images are')} of another size than the annotations say, such as {other[0]}; "
+            f"{'its' if len(other) == 1 else 'their'} boxes may not fit: expected the annotations of these very images"
         )
     return said
 
@@ -81,5 +93,14 @@ def _rows(out: Output, name: str) -> list[dict[str, Any]]:
     data = out.read(index_name(name))
     if data is None:
         raise InputError(f"{out.location} has no {index_name(name)} any more; was it moved while this job ran?")
-    rows: list[dict[str, Any]] = table_of(data, ["source", "status", "width", "height", "converted"]).to_pylist()
+    table = table_of(data, ["source", "status", "width", "height", "converted", "candidates"])
+    lengths = pc.fill_null(pc.list_value_length(table["candidates"]), 0)
+    rows: list[dict[str, Any]] = table.drop_columns(["candidates"]).append_column("candidates", lengths).to_pylist()
     return rows
+
+
+def _with_area(image: SourceImage, published: Published | None) -> int:
+    """How many boxes were given for an image, but for those of no area, which are counted where they are read."""
+    boxes = image.boxes if published is None else published.boxes_of(image)
+    given = np.asarray([] if boxes is None else boxes, np.int64).reshape(-1, 4)
+    return int((given[:, 2:] > 0).all(axis=1).sum())

@@ -239,11 +239,13 @@ def mine(
         return MiningReport(manifest=added.manifest, mined=0, failures=[], ignored=plan.listing.ignored, addition=added)
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
-        said = notes(plan.listing, config.published, plan.upright, plan.job.out, manifest["shards"])
+        # Those of an addition alone: the listing has no more.
+        own = [entry for entry in manifest["shards"] if entry["name"] in set(plan.job.names)]
+        said = notes(plan.listing, config.published, plan.upright, plan.job.out, own)
     return MiningReport(
         manifest=manifest,
         mined=mined,
-        failures=failures(plan.job.out, [entry for entry in manifest["shards"] if entry["name"] in set(plan.job.names)]),
+        failures=failures(plan.job.out, own),
         ignored=plan.listing.ignored,
         match=plan.match,
         addition=added,

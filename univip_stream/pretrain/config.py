@@ -5,7 +5,7 @@ from typing import Literal
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig
+from univip_stream.methods import MethodConfig, UniVIPConfig
 from univip_stream.stream import StreamConfig
 from univip_stream.views import ViewConfig
 
@@ -65,7 +65,7 @@ class PretrainConfig:
 
     recipe: str = ""
     """Name of the recipe that the settings began as. It is written by --recipe and decides nothing."""
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodConfig = field(default_factory=UniVIPConfig)
     """The method, its networks and its losses."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Which scene views and instances are cut out of an image."""

@@ -1,7 +1,7 @@
 """Load what a run saved: its configuration and its backbone."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
 from univip_stream.errors import InputError, UsageError, why
-from univip_stream.methods import Method, MethodConfig, build_method
+from univip_stream.methods import METHODS, Method, UniVIPConfig, build_method, build_plan
 from univip_stream.networks import Backbone, build_backbone
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.settings import from_dict
+from univip_stream.views import ViewConfig
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -29,7 +30,7 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
     Returns:
         The backbone, B x 3 x S x S images normalised by `augment.mean` and `augment.std` -> B x D pooled features; and the
-        run's configuration, of which a backbone.safetensors knows the network and these two.
+        run's configuration, of which a backbone.safetensors knows the network, these two and the scenes' side.
 
     Raises:
         InputError: no run there, no checkpoint yet, or a damaged one.
@@ -42,13 +43,25 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
 
 def backbone_facts(config: PretrainConfig) -> dict[str, str]:
-    """What a backbone's safetensors say of it, and `load_backbone` reads: which network it is, and what normalised its pixels."""
+    """What a backbone's safetensors say, and `load_backbone` reads: which network, what normalised its pixels, the scenes' side."""
     return {
         "backbone": config.method.backbone,
         "small_stem": str(config.method.small_stem),
         "mean": json.dumps(config.augment.mean),
         "std": json.dumps(config.augment.std),
+        "scene_size": str(config.views.scene_size),
     }
+
+
+def told_now(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration as it is written now: without settings of other methods, which every run had once."""
+    method = values.get("method")
+    if not isinstance(method, dict) or method.get("name") not in METHODS:
+        return values
+    own = {member.name for member in fields(METHODS[method["name"]].Settings)}
+    others = {member.name for kind in METHODS.values() for member in fields(kind.Settings)} - own
+    views = {name: value for name, value in values.get("views", {}).items() if name != "instance_crops"}
+    return values | {"method": {name: value for name, value in method.items() if name not in others}, "views": views}
 
 
 def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, PretrainConfig]:
@@ -60,13 +73,14 @@ def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, Pr
     """
     state = _state(Path(run))
     try:
-        config = from_dict(PretrainConfig, json.loads(state["config"]))
+        config = from_dict(PretrainConfig, told_now(json.loads(state["config"])))
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{run}: the checkpoint's configuration cannot be read ({why(error)})") from error
     torch.manual_seed(config.seed)
     # Nothing is downloaded: the weights are in the checkpoint. What a pretrained network began with is not, so `untrained` is
     # the same network with random weights.
-    method = build_method(replace(config.method, pretrained=False), instances=config.views.instances)
+    plan = build_plan(config.method, config.views, config.augment)
+    method = build_method(replace(config.method, pretrained=False), plan)
     if not untrained:
         try:
             method.load_state_dict(state["method"])
@@ -88,8 +102,8 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
         raise InputError(f"{path} cannot be read as safetensors: {why(error)}") from error
     if "backbone" not in facts:
         raise InputError(f"{path} does not say which network it is; expected a backbone.safetensors that `train` wrote")
-    method = MethodConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True")
-    config = PretrainConfig(method=method, augment=_pixels(path, facts))
+    method = UniVIPConfig(backbone=facts["backbone"], small_stem=facts.get("small_stem") == "True")
+    config = PretrainConfig(method=method, augment=_pixels(path, facts), views=_views(path, facts))
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.method.backbone, small_stem=config.method.small_stem)
     if not untrained:
@@ -110,6 +124,16 @@ def _pixels(path: Path, facts: dict[str, str]) -> AugmentConfig:
         raise InputError(
             f"{path}: its mean and std are {told}; expected three numbers each, such as [0.5, 0.5, 0.5]"
         ) from error
+
+
+def _views(path: Path, facts: dict[str, str]) -> ViewConfig:
+    """Views of the side that a file names, on which it is judged; one of before that was written has the default's."""
+    if "scene_size" not in facts:
+        return ViewConfig()
+    try:
+        return ViewConfig(scene_size=int(facts["scene_size"]))
+    except (ValueError, UsageError) as error:
+        raise InputError(f"{path}: its scene_size is {facts['scene_size']!r:.40}; expected a number of pixels") from error
 
 
 def _state(run: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from univip_stream.errors import UsageError
+from univip_stream.methods import METHODS, MethodConfig
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.recipes import RECIPES
 from univip_stream.pretrain.settings import flat, with_settings
@@ -45,6 +46,8 @@ class Setting:
     """Which values it takes."""
     may_change: bool
     """Whether a run may continue with another value."""
+    methods: tuple[str, ...]
+    """The methods that have it; none where all do."""
 
     @property
     def group(self) -> str:
@@ -85,50 +88,68 @@ def as_text(settings: list[Setting], width: int = 100) -> str:
         others = "".join(f"; {recipe} has {value}" for recipe, value in setting.recipes.items())
         lines.append(f"  {setting.key}  [default: {setting.default}{others}]")
         source = f" Source: {setting.source}" if setting.source else ""
-        text = f"{setting.meaning} Allowed: {setting.allowed}.{source}"
+        whose = f"Of {', '.join(setting.methods)}. " if setting.methods else ""
+        text = f"{whose}{setting.meaning} Allowed: {setting.allowed}.{source}"
         lines += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines).lstrip("\n")
 
 
 @functools.cache
 def _every_setting() -> tuple[Setting, ...]:
-    defaults = PretrainConfig()
-    recipes = {name: flat(make()) for name, make in RECIPES.items()}
-    found = []
-    for key, hint, text in _fields(PretrainConfig, ""):
-        meaning, _, source = text.partition("Source: ")
-        default = flat(defaults)[key]
-        others = {name: _written(values[key]) for name, values in recipes.items() if values[key] != default}
-        found.append(
-            Setting(
+    recipes = {name: make() for name, make in RECIPES.items()}
+    found: dict[tuple[str, ...], Setting] = {}
+    for name, kind in METHODS.items():
+        of_method = [f"method.name={name}"]
+        defaults = PretrainConfig(method=kind.Settings(name=name))
+        values, others = (
+            flat(defaults),
+            {recipe: flat(with_settings(config, of_method)) for recipe, config in recipes.items()},
+        )
+        for key, hint, text in _fields(PretrainConfig, kind.Settings):
+            default = values[key] if key != "method.name" else PretrainConfig().method.name
+            once = (key, text, _written(default))
+            if once in found:
+                found[once] = dataclasses.replace(found[once], methods=(*found[once].methods, name))
+                continue
+            meaning, _, source = text.partition("Source: ")
+            differ = {recipe: _written(theirs[key]) for recipe, theirs in others.items() if theirs[key] != values[key]}
+            found[once] = Setting(
                 key=key,
                 meaning=meaning.strip(),
                 source=source.strip(),
                 default=_written(default),
-                recipes={} if key == "recipe" else others,
+                recipes={} if key == "recipe" else differ,
                 allowed=_allowed(defaults, key, hint),
                 may_change=key in HARMLESS,
+                methods=(name,),
             )
-        )
-    # Those without a group last: they are fewer, and the groups are what one looks for.
-    return tuple(sorted(found, key=lambda setting: not setting.group))
+    every = [
+        dataclasses.replace(one, methods=() if len(one.methods) == len(METHODS) else one.methods) for one in found.values()
+    ]
+    # What only some methods have after what all have, and those without a group last: groups are what one looks for.
+    order = list(dict.fromkeys(one.group for one in every))
+    every.sort(key=lambda one: (not one.group, order.index(one.group), bool(one.methods)))
+    return tuple(every)
 
 
-def _fields(kind: type, path: str) -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, type, sentence) of every field below a class."""
+def _fields(kind: type, method: type[MethodConfig], path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted name, type, sentence) of every field below a class, with the settings of a method."""
     hints, sentences = typing.get_type_hints(kind), _sentences(kind)
     for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(hints[field.name], f"{path}{field.name}.")
+        hint = method if hints[field.name] is MethodConfig else hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _fields(hint, method, f"{path}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield path + field.name, hints[field.name], sentences[field.name]
+            yield path + field.name, hint, sentences[field.name]
 
 
 def _sentences(kind: type) -> dict[str, str]:
     """The text under each field of a class; Python itself keeps none of them."""
+    found: dict[str, str] = {}
+    for base in kind.__bases__:
+        found |= _sentences(base) if dataclasses.is_dataclass(base) else {}
     [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig
+from univip_stream.methods import UniVIPConfig
 from univip_stream.pretrain.config import OptimConfig, PretrainConfig
 from univip_stream.stream import StreamConfig
 from univip_stream.suggest import did_you_mean
@@ -24,7 +24,7 @@ def coco() -> PretrainConfig:
     """
     return PretrainConfig(
         recipe="coco",
-        method=MethodConfig(name="univip", backbone="resnet50"),
+        method=UniVIPConfig(backbone="resnet50"),
         views=ViewConfig(),
         augment=AugmentConfig(blur_kernel=0.14),
         stream=StreamConfig(batch_size=512, workers=8),
@@ -47,7 +47,7 @@ def imagenet_200() -> PretrainConfig:
     """
     return PretrainConfig(
         recipe="imagenet-200",
-        method=MethodConfig(name="univip", backbone="resnet50"),
+        method=UniVIPConfig(backbone="resnet50"),
         views=ViewConfig(interpolation="bicubic"),
         augment=AugmentConfig(),
         stream=StreamConfig(batch_size=4096, workers=8),
@@ -71,7 +71,7 @@ def cpu_demo() -> PretrainConfig:
     """
     return PretrainConfig(
         recipe="cpu-demo",
-        method=MethodConfig(name="univip", backbone="resnet10t", hidden=512, width=128),
+        method=UniVIPConfig(backbone="resnet10t", hidden=512, width=128),
         views=ViewConfig(scene_size=96, instance_size=96, instances=4),
         augment=AugmentConfig(),
         stream=StreamConfig(batch_size=32, workers=1),

@@ -85,6 +85,9 @@ def last_record(run: Path) -> dict[str, Any] | None:
     return records[-1] if records else None
 
 
+_NUMBERS = ("batch", "lr", "K", "tries", "seed", "step", "steps", "loss", "feature_std")
+
+
 def _row(run: Path) -> dict[str, Any]:
     try:
         facts = json.loads((run / CONFIG).read_bytes())
@@ -93,7 +96,7 @@ def _row(run: Path) -> dict[str, Any]:
         K = settings["views.instances"]
         on = _terms(settings, K, records)
         last = records[-max(1, len(records) // 10) :]
-        return {
+        row = {
             "name": run.name,
             "recipe": settings["recipe"],
             "method": settings["method.name"],
@@ -112,6 +115,10 @@ def _row(run: Path) -> dict[str, Any]:
             "feature_std": records[-1].get("feature_std") if records else None,
             "evaluations": _evaluations(run),
         }
+        for name in _NUMBERS:
+            if row[name] is not None and (isinstance(row[name], bool) or not isinstance(row[name], int | float)):
+                raise ValueError(f"its {name} is {row[name]!r:.40}, and no number")
+        return row
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} cannot be read as a run ({why(error)})") from error
 
@@ -132,7 +139,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     # A run that is being written may end in half a line.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def _evaluations(run: Path) -> dict[str, float]:

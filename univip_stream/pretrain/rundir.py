@@ -59,7 +59,7 @@ def open_run(
     place: Place,
     *,
     shards: str | list[str],
-    pairs: str | None = None,
+    fingerprint: str | None = None,
 ) -> int | None:
     """Write `config.json` into a new run folder, or check that the run there is this one; keep other trainings out.
 
@@ -72,7 +72,7 @@ def open_run(
         steps: updates of the whole run.
         place: this process; the first writes.
         shards: as for `check_run`.
-        pairs: SHA-256 of the file of pairs, where the method uses one.
+        fingerprint: of what the plan draws from beside the shards (`Plan.fingerprint`).
 
     Returns:
         What `hold` gives; None for a process that is not the first.
@@ -97,7 +97,7 @@ def open_run(
                 old = _among_ours(facts["shards"], index)
                 more = f"; its own are the first of these: --shards with {old[0]} to {old[-1]} continues it" if old else ""
                 differences.append(f"other shards ({facts['shards']['images']} images there, {len(index)} here{more})")
-            if facts.get("pairs") != pairs:
+            if facts.get("pairs") != fingerprint:
                 differences.append(f"another file of pairs ({config.views.pairs} here)")
             if not differences and facts["steps"] != steps:
                 differences.append(f"{facts['steps']} steps there, {steps} here")
@@ -109,7 +109,7 @@ def open_run(
                 "config": to_dict(config),
                 "steps": steps,
                 "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
-                "pairs": pairs,
+                "pairs": fingerprint,
                 "created_by": {"univip-stream": __version__},
             }
             data = (json.dumps(written, indent=1) + "\n").encode()
@@ -160,7 +160,9 @@ def _facts(path: Path) -> dict[str, Any]:
 def _differences(facts: dict[str, Any], config: PretrainConfig) -> list[str]:
     """Of a run's settings and these."""
     # A setting that came after that run was made stands there at its default.
-    ours, theirs = flat(config), flat(PretrainConfig()) | flat_dict(facts["config"])
+    ours = flat(config)
+    defaults = flat(PretrainConfig(method=type(config.method)(name=config.method.name)))
+    theirs = defaults | flat_dict(facts["config"])
     names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]
     return [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
 
@@ -183,8 +185,8 @@ def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
     theirs = flat_dict(facts["config"])
     name = theirs.get("recipe") if theirs.get("recipe") in RECIPES else "coco"
     known = flat(RECIPES[str(name)]())
-    # The stream's seed follows the run's, and the recipe is named.
-    changed = [key for key in known if key in theirs and key not in ("recipe", "stream.seed") and theirs[key] != known[key]]
+    # The stream's seed follows the run's, and the recipe is named. Settings that only the run's method has stand in no recipe.
+    changed = [key for key in theirs if key not in ("recipe", "stream.seed") and theirs[key] != known.get(key, ...)]
     specs = [shards] if isinstance(shards, str) else shards
     words = ["univip-stream", "train", *(word for spec in specs for word in ("--shards", spec)), "--out", str(run)]
     words += ["--recipe", str(name)]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from univip_stream.errors import UsageError
@@ -26,10 +26,10 @@ def from_dict(kind: type[Config], values: dict[str, Any], path: str = "") -> Con
         UsageError: a setting that does not exist (the nearest is suggested) or of another type.
 
     """
+    kind, values = _class_of(kind, values), dict(values)
     hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise UsageError(_unknown(path + name, [path + hint for hint in hints]))
+    for name in [name for name in values if name not in hints]:
+        raise UsageError(_unknown(path + name, [path + hint for hint in hints]))
     return kind(**{name: _converted(hints[name], value, path + name) for name, value in values.items()})
 
 
@@ -40,7 +40,8 @@ def with_settings(config: Config, settings: Iterable[str]) -> Config:
         UsageError: as `from_dict`, or a text that is no KEY=VALUE.
 
     """
-    for text in settings:
+    # The method comes first: it decides which settings there are.
+    for text in sorted(settings, key=lambda text: text.partition("=")[0].strip() != "method.name"):
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r}; expected KEY=VALUE, such as optim.lr=0.2; --set help lists all settings")
@@ -87,13 +88,26 @@ def _replaced(config: Any, names: list[str], text: str, key: str, whole: Any) ->
     most = _MOST_OF.get(name, _MOST)
     too_large = UsageError(f"{key} is {text[:40]}, more than any machine can use; give a smaller number")
     try:
-        changed = dataclasses.replace(config, **{name: _converted(hints[name], value, key)})
+        changed = _with(config, name, _converted(hints[name], value, key))
     except OverflowError as error:
         raise too_large from error
     # After the settings' own bounds, which say more.
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > most:
         raise too_large
     return changed
+
+
+def _class_of(kind: type[Config], values: Mapping[str, Any]) -> type[Config]:
+    """`kind`, or the class that it says such values are of."""
+    choose: Callable[[Mapping[str, Any]], type[Config]] | None = getattr(kind, "class_of", None)
+    return choose(values) if choose is not None else kind
+
+
+def _with(config: Any, name: str, value: Any) -> Any:
+    """The configuration with a field changed; of another class where that value says so, which keeps what both have."""
+    values = {member.name: getattr(config, member.name) for member in dataclasses.fields(config)} | {name: value}
+    kind = _class_of(type(config), values)
+    return kind(**{member.name: values[member.name] for member in dataclasses.fields(kind) if member.name in values})
 
 
 _MOST = (1 << 31) - 1

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from univip_stream.distributed import (
     joined,
     pick_device,
 )
-from univip_stream.errors import InputError, UsageError
+from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.files import written_atomically
-from univip_stream.methods import Method, build_method, method_class
+from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
-from univip_stream.pretrain.inputs import check_sizes, check_views
+from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
@@ -124,14 +123,10 @@ class _Trainer:
             )
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
-        wants = method_class(config.method.name).wants
-        check_views(config.method.name, wants, config.views)
+        plan = build_plan(config.method, config.views, config.augment)
         check_run(run, config, shards)
-        # Views and augmentations are the same with and without crops and pairs; nobody would look at them.
-        views = config.views if wants.crops else replace(config.views, instance_crops=False)
-        views = views if wants.patches else replace(views, pairs=None)
         stream = Stream(
-            shards, views, config.augment, config.stream,
+            shards, plan, config.stream,
             rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
         )  # fmt: skip
         self.total = config.total_steps(stream.steps_per_epoch)
@@ -141,8 +136,8 @@ class _Trainer:
 
         # Everything that can be wrong is looked at before the folder becomes this run's.
         torch.manual_seed(config.seed)
-        self.method: Method = build_method(config.method, instances=config.views.instances)
-        check_sizes(self.method.backbone, config.method.backbone, wants, config.views)
+        self.method: Method = build_method(config.method, plan)
+        check_sizes(self.method.backbone, config.method.backbone, plan)
         if place.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -155,7 +150,9 @@ class _Trainer:
                 if config.knn.train and place.is_first
                 else None
             )
-            self.lock = open_run(run, config, stream.index, self.total, place, shards=shards, pairs=stream.pairs)
+            self.lock = open_run(
+                run, config, stream.index, self.total, place, shards=shards, fingerprint=stream.plan.fingerprint
+            )
 
         self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
         self.first = self._resume()
@@ -166,7 +163,7 @@ class _Trainer:
         self.updates = Updates(
             self.method, model, parallel, self.optimizer,
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
-            instances=config.views.instances, device=device, place=place, run=run,
+            regions=plan.regions, device=device, place=place, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
         self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
@@ -177,8 +174,9 @@ class _Trainer:
         yield from self.notes
         if self.knn is not None:
             yield from self.knn.notes()
+        steps = counted(self.total, "step")
         yield (
-            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {self.total} steps, "
+            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {steps}, "
             f"{self.total / self.steps_per_epoch:.1f} epochs"
         )
         count = sum(parameter.numel() for parameter in self.method.online_parameters())
@@ -260,7 +258,7 @@ class _Trainer:
                     began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                     yield values
                 if self.updates.views is not None:
-                    self.recorder.pictures(*self.updates.views, config.augment, finished)
+                    self.recorder.pictures(self.updates.views, config.augment, finished)
                     self.updates.views = None
                 if save or stop:
                     self._save(finished)
@@ -312,8 +310,9 @@ class _Trainer:
             torch.set_rng_state(state["rng"])
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             path = self.checkpoints.path(step)
-            why = f"{type(error).__name__}: {error}"
-            raise InputError(f"{path} does not fit this run: {why}; delete it to continue from the one before") from error
+            raise InputError(
+                f"{path} does not fit this run: {' '.join(why(error).split())}; delete it to continue from the one before"
+            ) from error
         return step
 
     def close(self) -> None:
@@ -349,7 +348,7 @@ class _Silent:
     def write(self, values: dict[str, Any]) -> None:
         """Say nothing."""
 
-    def pictures(self, scenes: Tensor, instances: Tensor | None, config: AugmentConfig, step: int) -> None:
+    def pictures(self, pictures: dict[str, Tensor], config: AugmentConfig, step: int) -> None:
         """Show nothing."""
 
     def close(self) -> None:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from univip_stream.augment import AugmentConfig, augment
+from univip_stream.augment import AugmentConfig
 from univip_stream.distributed import Place, ended_by_others, mean_over_ranks
 from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method
 from univip_stream.methods.registry import checked_losses, explained
 from univip_stream.pretrain.asked import Asked
-from univip_stream.pretrain.inputs import extras_on
+from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.pretrain.optim import set_learning_rate
 from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.stream import Batch
@@ -57,8 +57,9 @@ class Updates:
         accumulate: parts of a step.
         precision: of the networks' arithmetic.
         config: of the augmentations.
-        instances: instances an image.
+        regions: that the plan draws of an image.
         run: folder for what is left of a loss that is no number.
+        channels_last: how the networks' weights lie in memory.
 
     """
 
@@ -72,19 +73,20 @@ class Updates:
         accumulate: int,
         precision: torch.dtype,
         config: AugmentConfig,
-        instances: int,
+        regions: int,
         device: torch.device,
         place: Place,
         run: Path,
+        channels_last: bool = True,
     ) -> None:
         self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
-        self.accumulate, self.precision, self.config, self.instances = accumulate, precision, config, instances
-        self.device, self.place, self.run = device, place, run
+        self.accumulate, self.precision, self.config, self.regions = accumulate, precision, config, regions
+        self.device, self.place, self.run, self.channels_last = device, place, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
         """What the method returns of a step, in this order."""
         self._unseen: list[_Unseen] = []
-        self.views: tuple[Tensor, Tensor | None] | None = None
-        """The first images of the last batch as the networks saw them, where they were asked for."""
+        self.views: dict[str, Tensor] | None = None
+        """The pictures of the last batch's first images as the networks saw them, (B, N, 3, S, S), where they were asked for."""
         self.halfway = False
         """Whether some parts of a step have been computed and others not: running statistics and queues are of neither step."""
 
@@ -100,14 +102,13 @@ class Updates:
         for part in range(self.accumulate):
             self.halfway = part > 0
             batch = next(batches)
-            scenes, instances = views_on(self.device, batch, self.config)
+            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last)
             if keep_views:
-                self.views = scenes[:, :_SHOWN].cpu(), None if instances is None else instances[:, :_SHOWN].cpu()
-            extras = extras_on(self.device, batch, self.method.wants, self.config)
+                self.views = _first(inputs, batch)
             with self._alone(last=part == self.accumulate - 1):
-                losses = self._losses(scenes, instances, extras)
+                losses = self._losses(inputs)
                 (losses["loss"] / self.accumulate).backward()  # type: ignore[no-untyped-call]
-            filled = batch.filled.float().mean() / max(self.instances, 1)
+            filled = batch.filled.float().mean() / max(self.regions, 1)
             terms = [losses[name].detach().float() for name in self.terms]
             totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
             keys += batch.keys
@@ -138,11 +139,11 @@ class Updates:
                 self._stop_at(step, late=unseen[-1].step - step.step)
         return dict(zip([*self.terms, "filled"], values[-1].tolist(), strict=True)), bool(stops[0] > 0)
 
-    def _losses(self, scenes: Tensor, instances: Tensor | None, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _losses(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A forward pass; what goes wrong in a method of somebody's own is told in words."""
         try:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                return checked_losses(self.model(scenes, instances, **extras), self.method)
+                return checked_losses(self.model(inputs), self.method)
         except Exception as error:
             others = isinstance(error, RuntimeError) and (death(error) or ended_by_others(error, self.place))
             if others or out_of_memory(error) or (told := explained(error, self.method)) is None:
@@ -177,13 +178,7 @@ class Updates:
         )
 
 
-def views_on(device: torch.device, batch: Batch, config: AugmentConfig) -> tuple[Tensor, Tensor | None]:
-    """A batch as the networks want it: float32 (2, B, 3, S, S) scenes and (A, B, K, 3, I, I) instances, augmented."""
-    on = batch.to(device, non_blocking=True)
-    scenes = augment(on.scenes.flatten(0, 1), on.scene_draws.flatten(0, 1), config)
-    scenes = scenes.reshape(on.scenes.shape)
-    if on.instances.shape[1] == 0:
-        return scenes, None
-    crops = on.instances.flatten(0, 1)
-    instances = [augment(crops, draws.flatten(0, 1), config).reshape(on.instances.shape) for draws in on.instance_draws]
-    return scenes, torch.stack(instances)
+def _first(inputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The pictures of a batch's first images, image by image."""
+    pictures = {name: inputs[name] if cut.together else inputs[name].transpose(0, 1) for name, cut in batch.cuts.items()}
+    return {name: shown[:_SHOWN].cpu() for name, shown in pictures.items()}

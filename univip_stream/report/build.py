@@ -11,6 +11,7 @@ import torch
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
+from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 from univip_stream.report.choose import MOST_FAILURES, Mark, choose
 from univip_stream.report.numbers import BoxNumbers, Distribution, FirstEpoch, distribution
@@ -107,6 +108,7 @@ def look(
     seed: int = 0,
     pictures: bool = True,
     cache: Cache | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Read every index of some shards, and of a few images the pixels.
@@ -117,6 +119,7 @@ def look(
         seed: of the random choice, and of the views: those of a run with the same seed, in its first epoch.
         pictures: read and cut the images; False gives the numbers alone.
         cache: where remote indexes come to; None for the default one.
+        max_pixels: larger images of other programs' shards are left out; those that we mined are read as they were mined.
         progress: called with (images cut, images to cut).
 
     Raises:
@@ -124,7 +127,7 @@ def look(
 
     """
     named = [shards] if isinstance(shards, str | Path) else list(shards)
-    index = open_index(expand_shards(named), cache)
+    index = open_index(expand_shards(named), cache, max_pixels=max_pixels)
     views, augment = ViewConfig(), AugmentConfig()
     outcomes = read_outcomes(index, MOST_FAILURES)
     numbers = BoxNumbers(index)

@@ -111,7 +111,8 @@ def explain(
     seen = see(image, kept, [seed], views_config, augment_config)
     transport = None
     if method is not None:
-        transport = method.eval().transport(seen.seen_scenes.unsqueeze(1), seen.seen_instances.unsqueeze(1))
+        crops = dict(zip(("instances", "instances_again"), seen.seen_instances.unsqueeze(1), strict=False))
+        transport = method.eval().transport({"scenes": seen.seen_scenes.unsqueeze(1), **crops})
     return Explained(image=image, proposals=proposals, kept=kept, seen=seen, transport=transport)
 
 

@@ -106,10 +106,15 @@ def is_picture(suffix: str) -> bool:
 
 def shows_masks(group: list[tuple[str, Any]]) -> bool:
     """Whether an image and a mask of it lie under one key: then a tar is of samples, even without labels."""
-    endings = [suffix for suffix, _ in group]
-    return any(end in SUFFIXES for end in endings) and any(
-        is_picture(end) and not MASKS.isdisjoint(end.split(".")) for end in endings
-    )
+    masks = [not MASKS.isdisjoint(suffix.split(".")) for suffix, _ in group if is_picture(suffix)]
+    return any(masks) and not all(masks)
+
+
+def in_pairs(groups: list[list[tuple[str, Any]]]) -> bool:
+    """Whether most images have a second one under their key whose ending says no more (`0.jpg`, `0.png`): it may be a mask."""
+    images = [sum(suffix in SUFFIXES for suffix, _ in group) for group in groups]
+    several, all_of_them = sum(count > 1 for count in images), sum(count > 0 for count in images)
+    return all_of_them > 1 and 2 * several > all_of_them
 
 
 def label_of(value: Any) -> str | None:

@@ -18,7 +18,8 @@ from univip_stream.sources.folder import files_below, folder_image, left_out
 from univip_stream.sources.listing import Boxes, SourceImage
 from univip_stream.sources.names import ByName
 
-NO_BOX, NO_AREA = "without a bbox", "with a bbox of no area"
+NO_BOX, NO_AREA, NO_IMAGE = "without a bbox", "with a bbox of no area", "without an image_id"
+CROWD, UNLISTED = "crowds", "of an image that it does not list"
 """Why an object is left out."""
 
 
@@ -93,13 +94,20 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
             f"{location} has no `annotations`, so no ground-truth boxes; give the instances file by --annotations"
         )
     images = np.frombuffer(reader.images, np.int64) if reader.images else np.empty(0, np.int64)
+    if whole.objects and not reader.images and not reader.left_out[CROWD]:
+        raise InputError(
+            f"{location} has no object with a bbox among its {whole.objects} annotations (captions?); give the instances file by "
+            "--annotations"
+        )
     order = np.argsort(images, kind="stable")
     boxes = _outwards(np.asarray(reader.boxes, np.float64).reshape(-1, 4)[order])
     values, first, counts = np.unique(images[order], return_index=True, return_counts=True)
     rows = zip(values.tolist(), zip(first.tolist(), (first + counts).tolist(), strict=True), strict=True)
     # Those of no area stay in the list, so that it is the same list as ever; no image keeps one.
     flat = int((boxes[:, 2:] <= 0).any(axis=1).sum())
-    left_out = {what: count for what, count in ((NO_BOX, reader.empty), (NO_AREA, flat)) if count}
+    unlisted = int((~np.isin(images, np.fromiter(reader.ids.values(), np.int64))).sum())
+    reader.left_out.update({NO_AREA: flat, UNLISTED: unlisted, NO_IMAGE: whole.objects - reader.objects})
+    left_out = {what: count for what, count in reader.left_out.items() if count > 0}
     return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=boxes, sizes=reader.sizes, left_out=left_out)
 
 
@@ -158,8 +166,9 @@ def _said(folder: str, annotations: Annotations) -> dict[str, str]:
 class _Top:
     """The whole file, once its parts are taken."""
 
-    def __init__(self, annotated: bool):
-        self.annotated = annotated
+    def __init__(self, annotations: Any):
+        self.annotated = isinstance(annotations, list)
+        self.objects = len(annotations) if self.annotated else 0
 
 
 class _Reader:
@@ -168,18 +177,30 @@ class _Reader:
     def __init__(self, with_boxes: bool):
         self.with_boxes = with_boxes
         self.ids: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+        self.listed = 0
+        """Elements of `images` that are images."""
         self.images = array("q")
         self.boxes = array("d")
         self.sizes: dict[str, tuple[int, int]] = {}
-        self.empty = 0
+        self.objects = 0
+        """Elements of `annotations` that are of an image."""
+        self.left_out: Counter[str] = Counter()
 
     def hook(self, fields: dict[str, Any]) -> Any:
         if "images" in fields:
-            return _Top(isinstance(fields.get("annotations"), list))
+            images = fields["images"] if isinstance(fields["images"], list) else []
+            if self.listed < len(images):
+                raise ValueError(f"{len(images) - self.listed} of its {len(images)} images have no file_name or no id")
+            return _Top(fields.get("annotations"))
         if "file_name" in fields and "id" in fields:
             self._image(fields["file_name"], fields["id"], fields.get("width"), fields.get("height"))
-        elif self.with_boxes and "image_id" in fields and _is_object(fields) and not fields.get("iscrowd"):
-            self._box(fields["image_id"], fields.get("bbox"), fields.get("id"))
+        elif self.with_boxes and "image_id" in fields:
+            self.objects += 1
+            if is_crowd(fields.get("iscrowd"), fields.get("id")):
+                self.left_out[CROWD] += 1
+            else:
+                self._box(fields["image_id"], fields.get("bbox"), fields.get("id"))
         return None
 
     def _image(self, name: Any, said: Any, width: Any, height: Any) -> None:
@@ -189,8 +210,13 @@ class _Reader:
         name.encode()  # half a surrogate pair is no text
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"the image {name!r} leads out of its folder")
+        self.listed += 1
         if self.ids.setdefault(name, number) != number:
             raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")
+        if (other := self.names.setdefault(number, name)) != name:
+            raise ValueError(
+                f"it has two images with the id {number}, {other} and {name}: whose objects these are cannot be told"
+            )
         size = whole_number(width) or 0, whole_number(height) or 0
         if self.with_boxes and min(size) > 0 and max(size) < 1 << 31:
             self.sizes[name] = size
@@ -201,7 +227,7 @@ class _Reader:
         if image is None or not (fine or has_no_box(box)):
             raise ValueError(f"annotation {number} has image_id {said!r} and bbox {box!r}; expected four numbers x, y, w, h")
         if not fine:
-            self.empty += 1
+            self.left_out[NO_BOX] += 1
             return
         self.images.append(image)
         self.boxes.extend(box)
@@ -219,9 +245,17 @@ def has_no_box(box: Any) -> bool:
     return box is None or box == []
 
 
-def _is_object(fields: dict[str, Any]) -> bool:
-    """Whether these are the fields of an annotation: COCO's captions have an image too."""
-    return "bbox" in fields or "category_id" in fields
+def is_crowd(said: Any, number: Any) -> bool:
+    """What an object's `iscrowd` says; absent, it is none.
+
+    Raises:
+        ValueError: it says something else than 0 or 1.
+
+    """
+    value = 0 if said is None else int(said) if isinstance(said, bool) else whole_number(said)
+    if value not in (0, 1):
+        raise ValueError(f"annotation {number} has iscrowd {said!r:.40}; expected 0 or 1")
+    return value == 1
 
 
 def _bytes(path: str) -> bytes:

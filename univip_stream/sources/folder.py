@@ -1,8 +1,8 @@
 """Folders of images, local or in an object store: flat (COCO), or with a folder a class (ImageNet), found out by looking."""
 
 import heapq
+import io
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from univip_stream import storage
-from univip_stream.files import system_file
+from univip_stream.files import Scratch, system_file
 from univip_stream.images import SUFFIXES
 from univip_stream.sources.listing import SourceImage, text_of
 
@@ -107,11 +107,11 @@ def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[s
             if len(chunk) < _NAMES_AT_ONCE and not runs:
                 yield from chunk
                 return
-            run = stack.enter_context(tempfile.TemporaryFile())
+            run = stack.enter_context(Scratch())
             # A name may hold a line's end and no zero byte, a line the other way round.
-            run.writelines(name.replace(b"\n", b"\0") + b"\n" for name in chunk)
+            run.write(b"".join(name.replace(b"\n", b"\0") + b"\n" for name in chunk))
             run.seek(0)
-            runs.append(_lines(run))
+            runs.append(_lines(io.BufferedReader(run)))
             del chunk
         yield from heapq.merge(*runs)
 

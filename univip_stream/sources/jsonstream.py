@@ -22,7 +22,9 @@ class JsonStream:
     def __init__(self, file: BinaryIO, name: str):
         self.name = name
         self._file = file
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._head = file.read(4)
+        # RFC 8259 wants UTF-8; tools of Windows write a mark before it, or UTF-16, and `json.loads` reads all of them.
+        self._decode = codecs.getincrementaldecoder(json.detect_encoding(self._head))().decode
         self._parse = json.JSONDecoder().raw_decode
         self._text, self._at, self._ended = "", 0, False
 
@@ -109,7 +111,8 @@ class JsonStream:
     def _more(self) -> None:
         left = self._text[self._at :]
         # A long value is parsed again with every piece, so pieces grow with it.
-        data = self._file.read(max(_PIECE, len(left)))
+        data = self._head + self._file.read(max(_PIECE, len(left)))
+        self._head = b""
         self._ended = not data
         try:
             self._text, self._at = left + self._decode(data, final=self._ended), 0

@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import stat
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from univip_stream import storage
+from univip_stream.files import Scratch
 from univip_stream.formats import UNREAD_SUFFIXES
 from univip_stream.images import MAX_BYTES, BadImageError
 
@@ -72,7 +72,7 @@ class Spool:
 
     def __init__(self) -> None:
         self.count = 0
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finalize
+        self._file = Scratch()
         self._close_file = weakref.finalize(self, self._file.close)
         self._writer = pa.ipc.new_file(self._file, _SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd"))
         self._reader: Any = None
@@ -90,7 +90,6 @@ class Spool:
         if self._reader is None:
             self._flush()
             self._writer.close()
-            self._file.flush()
             # Mapped, so that threads and forked processes read without sharing a position in the file.
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self._reader = pa.ipc.open_file(pa.py_buffer(mapped))

@@ -97,20 +97,25 @@ def _refuse_absent(location: str, there: There, rows: Rows) -> None:
 
 def _refuse_doubles(location: str, rows: Rows) -> None:
     # Eight bytes an image: two that agree in them are looked at again.
-    hashes = array("Q", (_hash(image.path) for _, image in _entries(location, "", rows(None))))
+    hashes = array("Q", (_hash(_place(image.path)) for _, image in _entries(location, "", rows(None))))
     values, counts = np.unique(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:
         return
     seen: dict[str, str] = {}
     for place, image in _entries(location, "", rows(None)):
-        if _hash(image.path) in suspects:
-            if image.path in seen:
+        path = _place(image.path)
+        if _hash(path) in suspects:
+            if path in seen:
                 raise InputError(
-                    f"{location}: {place} names {image.source[1:]!r}, which {seen[image.path]} names already; "
-                    "expected each image once"
+                    f"{location}: {place} names {image.source[1:]!r}, which {seen[path]} names already; expected each image once"
                 )
-            seen[image.path] = place
+            seen[path] = place
+
+
+def _place(path: str) -> str:
+    """The same for one image named by a whole and by a relative path."""
+    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _hash(text: str) -> int:

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 
 from univip_stream import storage
 from univip_stream.errors import InputError, UsageError
+from univip_stream.files import system_file
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import Annotations, coco_images, find_annotations, read_annotations
 from univip_stream.sources.folder import ODD_KEY, files_below, folder_images, is_flat, is_image, left_out
@@ -48,6 +50,8 @@ def list_sources(
             try:
                 for image in source.images(name, left_out, listing.notes, given.get(source.text), with_boxes):
                     listing.add(image)
+            except InputError:
+                raise
             except OSError as error:
                 raise InputError(f"{error.filename or source.text} cannot be read: {error.strerror or error}") from error
             if len(listing) == before:
@@ -226,6 +230,13 @@ def _names(sources: list[_Source]) -> list[str]:
     places = [source.place for source in sources]
     if len(set(places)) < len(places):
         raise InputError(f"the same source is named twice: {', '.join(places)}; expected each once")
+    for outer, inner in permutations(sources, 2):
+        below = inner.place.removeprefix(f"{outer.place.rstrip('/')}/")
+        nested = below != inner.place and outer.kind == inner.kind == "folder"
+        if nested and system_file(f"{below}/x") is None:
+            raise InputError(
+                f"{inner.text} lies in {outer.text}, so its images would be in the set twice; expected sources beside each other"
+            )
     # train2017 and train2017.tar beside it differ in nothing but the ending.
     for texts in ([source.stem for source in sources], places):
         parts = [[part for part in text.split("/") if part] for text in texts]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from univip_stream.errors import InputError
+from univip_stream.files import Scratch
 from univip_stream.sources.listing import Listing, SourceImage
 from univip_stream.sources.names import ByName
 from univip_stream.sources.targets import name_in
@@ -37,7 +37,7 @@ class Published:
 
     def __init__(self, location: str, format: str):
         self.location, self.format = location, format
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finalize
+        self._file = Scratch()
         self._close = weakref.finalize(self, self._file.close)
         self._end = 0
         self._places: dict[str, tuple[int, int]] = {}
@@ -92,7 +92,6 @@ class Published:
             InputError: no image has an entry, or two images share one.
 
         """
-        self._file.flush()
         self._sources = listing.sources
         self._names = ByName(self._places)
         found = Match(entries=len(self), images=len(listing))

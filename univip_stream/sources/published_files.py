@@ -9,7 +9,7 @@ import numpy as np
 
 from univip_stream import storage
 from univip_stream.errors import InputError, UsageError, why
-from univip_stream.sources.coco import read_annotations
+from univip_stream.sources.coco import read_annotations, whole_number
 from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.listing import text_of
 from univip_stream.sources.pickles import load_plain
@@ -43,6 +43,8 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
             _read_orl(published, annotations)
         else:
             _READERS[format](published)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{location}: {why(error)}") from error
     if not len(published):
@@ -81,7 +83,11 @@ def listed_images(locations: tuple[str, ...]) -> Iterator[Named]:
                     if not isinstance(name, str) or name in seen:
                         raise InputError(f"{location} lists the image {name!r}; expected a file_name, each once")
                     seen.add(name)
-                    number, width, height = (image.get(key) for key in ("id", "width", "height"))
+                    number, width, height = (whole_number(image.get(key)) for key in ("id", "width", "height"))
+                    if number is None and image.get("id") is not None:
+                        raise InputError(
+                            f"{location} lists the image {name!r} with the id {image['id']!r:.40}; expected a whole number"
+                        )
                     yield Named(file_name=name, image_id=number, width=width, height=height)
         if len(seen) == before:
             raise InputError(f"{location} is no COCO annotation file: it has no `images`")
@@ -132,11 +138,10 @@ def _read_soco(published: Published) -> None:
 
 def _read_coco(published: Published) -> None:
     with storage.opened(published.location) as file:
-        results = file.read(64).lstrip().startswith(b"[")
-    if results:
-        with storage.opened(published.location) as file:
-            read_results(published, JsonStream(file, published.location))
-        return
+        stream = JsonStream(file, published.location)
+        if stream.at_array():
+            read_results(published, stream)
+            return
     found = read_annotations(published.location, with_boxes=True)
     published.sizes, published.left_out = found.sizes, found.left_out
     for name, image_id in found.ids.items():

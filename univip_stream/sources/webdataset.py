@@ -13,6 +13,7 @@ from univip_stream.shards.samples import (
     Part,
     class_of,
     grouped,
+    in_pairs,
     is_picture,
     key_and_suffix,
     label_of,
@@ -29,18 +30,20 @@ _LOOKED_AT = 64
 
 
 def is_webdataset(location: str) -> bool:
-    """Whether a tar's first members are an image and what describes it, or a mask of it, under one key.
+    """Whether a tar's first members are an image and what describes it, or a mask of it, under one key, or images in pairs.
 
     Raises:
         InputError: no tar, compressed, damaged or cut off.
 
     """
     first = islice(members(location), _LOOKED_AT)
+    groups = []
     for key, group in grouped(_named(first, Counter()), _name):
         parts = parts_of(key, group, lambda why, suffix: None)
         if shows_masks(group) or any(part.beside.keys() & _BESIDE for part in parts):
             return True
-    return False
+        groups.append(group)
+    return in_pairs(groups)
 
 
 def webdataset_images(shards: Sequence[tuple[str, str]], name: str, ignored: Counter[str]) -> Iterator[SourceImage]:

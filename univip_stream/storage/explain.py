@@ -76,6 +76,12 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
         kind, text = ConnectionError, f"its server's certificate is not trusted ({_short(cause)}); {_CERTIFICATE}"
     elif isinstance(error, aiohttp.ClientSSLError):
         kind, text = ConnectionError, f"no encrypted connection to {error.host}:{error.port} ({_short(error.os_error)})"
+    elif isinstance(error, aiohttp.ClientProxyConnectionError):
+        kind, passing = ConnectionError, True
+        reason = error.os_error.strerror or error.os_error
+        text = f"no connection to the proxy {error.host}:{error.port} ({reason}), which http_proxy or https_proxy names"
+    elif isinstance(error, aiohttp.ClientHttpProxyError):
+        text = f"its proxy refuses it (HTTP {error.status} {error.message}); no_proxy names servers to ask without it"
     elif isinstance(error, aiohttp.ClientConnectorError):
         kind, passing = ConnectionError, True
         reason = error.os_error.strerror or error.os_error
@@ -94,7 +100,8 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
         text, passing = f"the server does not answer as web servers do ({error.message})", True
     elif isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
         kind, text, passing = ConnectionError, f"the connection broke off ({error})", True
-    return failure(kind, location, text, passing=passing)
+    # Parsers draw where in a line they stopped; a reason is one line.
+    return failure(kind, location, " ".join(text.split()), passing=passing)
 
 
 def explained_store(location: str, error: Exception) -> Exception:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from urllib.request import getproxies_environment
+from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined] # public; typeshed lacks it
 
 from univip_stream import __version__
 
@@ -52,6 +54,18 @@ def use(options: WebOptions) -> None:
 def options() -> WebOptions:
     """How web servers are asked now."""
     return _options
+
+
+def proxy_of(scheme: str, host: str, port: int | None) -> str | None:
+    """The proxy that the environment names for a server, as curl and others have it; None to ask the server itself.
+
+    `http_proxy`, `https_proxy`, `all_proxy` and their capital forms say which, `no_proxy` for which servers none.
+    """
+    proxies = getproxies_environment()
+    found = proxies.get(scheme) or proxies.get("all")
+    if not found or bypassed(host if port is None else f"{host}:{port}", proxies):
+        return None
+    return found if "://" in found else f"http://{found}"
 
 
 def seconds_asked(retry_after: str | None) -> float | None:

@@ -248,7 +248,11 @@ class Client:
                     await stack.enter_async_context(request.in_time(location))
                 answer = await stack.enter_async_context(
                     self._session.request(
-                        request.method, url, headers=request.headers(url.origin() == named), allow_redirects=False
+                        request.method,
+                        url,
+                        headers=request.headers(url.origin() == named),
+                        allow_redirects=False,
+                        proxy=_proxy(location, url),
                     )
                 )
                 target = answer.headers.get("Location") if answer.status in _REDIRECTS else None
@@ -335,6 +339,26 @@ class Stream:
     def close(self) -> None:
         """Ask for no more."""
         self._owner.run(self._stack.aclose())
+
+
+def _proxy(location: str, url: URL) -> URL | None:
+    """Who is asked in a server's place. Not by aiohttp's `trust_env`, which would send what ~/.netrc holds as well."""
+    named = polite.proxy_of(url.scheme, url.host or "", url.explicit_port)
+    if named is None:
+        return None
+    try:
+        proxy = URL(named)
+        known = proxy.scheme in ("http", "https") and bool(proxy.host)
+    except ValueError:
+        known = False
+    if not known:
+        kind = named.partition("://")[0]
+        raise failure(
+            OSError,
+            location,
+            f"the environment names a proxy of the kind {kind}://; expected http://host:port in {url.scheme}_proxy",
+        )
+    return proxy
 
 
 def _raise_unless_passing(location: str, error: Exception) -> None:

@@ -1,46 +1,35 @@
-"""What the stream gives: views as uint8, with the numbers their augmentation needs.
+"""What the stream gives: the pictures of a plan's cuts as uint8, with the numbers their augmentation needs.
 
-Shape letters: B images, K instances an image, S, I and T sides of scenes, instances and third views, A instance
-augmentations, P numbers of a draw. Pixels lie in memory as S x S x 3, so that the C x S x S tensors are channels-last without
-a copy.
+Shape letters: B images, N pictures of a cut, S their side, P numbers of a draw. A cut lies as (N, B, ...) or, where its pictures
+belong together, as (B, N, ...). Pixels lie in memory as S x S x 3, so that the 3 x S x S tensors are channels-last without a copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from univip_stream.plan import Cut
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """This rank's slice of one global batch."""
 
-    scenes: Tensor
-    """uint8 (2, B, 3, S, S): the two views."""
-    instances: Tensor
-    """uint8 (B, K, 3, I, I): the instances in the views' overlap; K is 0 here where only their boxes are wanted."""
-    scene_draws: Tensor
-    """float32 (2, B, P): see `augment.draw`."""
-    instance_draws: Tensor
-    """float32 (A, B, K, P)."""
-    scene_boxes: Tensor
-    """int32 (2, B, 4): xywh of the views in the image."""
-    instance_boxes: Tensor
-    """int32 (B, K, 4): xywh of the instances in the image."""
-    view_boxes: Tensor
-    """float32 (2, B, K, 4): the same as each scene view is to see them; the first view's are jittered if that is asked."""
-    third: Tensor
-    """uint8 (B, 3, T, T): the second view's window at another size; T is 0 where there is none."""
-    third_draws: Tensor
-    """float32 (B, P)."""
-    patches: Tensor
-    """uint8 (B, 4, 3, I, I): a region twice, then a region and its like in another image; or (B, 0, 3, I, I)."""
-    patch_draws: Tensor
-    """float32 (B, 4, P), or (B, 0, P)."""
+    pixels: dict[str, Tensor]
+    """uint8 (N, B, 3, S, S) or (B, N, 3, S, S) of each cut; not of those that are another's `again`."""
+    cuts: Mapping[str, Cut]
+    """The plan's."""
+    draws: dict[str, Tensor]
+    """float32 (N, B, P) or (B, N, P) of every cut: see `augment.draw`."""
+    windows: dict[str, Tensor]
+    """int32 (N, B, 4) or (B, N, 4): xywh of each picture in the image it was cut from."""
+    facts: dict[str, Tensor]
+    """float32 (B, ...): the plan's numbers."""
     filled: Tensor
-    """int32 (B): instances that are naive boxes, because the overlap held too few."""
+    """int32 (B): regions that are random boxes, because there were too few."""
     positions: Tensor
     """int64 (B): places in the endless sequence."""
     keys: list[str]
@@ -61,8 +50,11 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        tensors: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
-        }
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        changed: dict[str, Any] = {}
+        for member in fields(self):
+            value = getattr(self, member.name)
+            if isinstance(value, Tensor):
+                changed[member.name] = change(value)
+            elif isinstance(value, dict) and member.name != "cuts":
+                changed[member.name] = {name: change(tensor) for name, tensor in value.items()}
         return replace(self, **changed)

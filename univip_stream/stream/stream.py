@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from univip_stream import augment as augmentation
-from univip_stream.augment import AugmentConfig
+from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
+from univip_stream.plan import Drawn, Look, Plan, drawn_by
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
 from univip_stream.storage import is_remote
@@ -28,13 +28,10 @@ from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
 from univip_stream.stream.decoded import Decoded
 from univip_stream.stream.order import Order, view_generator
-from univip_stream.stream.pairs import Pairs
 from univip_stream.stream.reader import Reader
-from univip_stream.stream.ring import Ring
-from univip_stream.views import ViewConfig, draw_views, jitter_boxes
+from univip_stream.stream.ring import Ring, channels_first
 from univip_stream.workers import explained, loaded
 
-_NO_PIXELS = torch.empty((1, 1, 0, 0, 3), dtype=torch.uint8)
 _STAND_INS = 100
 """Images that may be tried in a bad one's place before the data is called hopeless."""
 
@@ -94,8 +91,7 @@ class Stream:
 
     Args:
         shards: any spec of `expand_shards`, or an index opened before.
-        views: which views to cut.
-        augment: whose numbers to draw for them.
+        plan: what to cut out of each image.
         config: how to read.
         rank: which slice of each global batch.
         world_size: how many slices.
@@ -114,8 +110,7 @@ class Stream:
     def __init__(
         self,
         shards: str | list[str] | ShardIndex,
-        views: ViewConfig,
-        augment: AugmentConfig,
+        plan: Plan,
         config: StreamConfig,
         *,
         rank: int = 0,
@@ -130,7 +125,7 @@ class Stream:
             self.index = open_index(
                 expand_shards(shards), Cache(config.cache, config.cache_bytes), max_pixels=config.max_pixels
             )
-        self.config = config
+        self.config, self.plan = config, plan.opened(self.index)
         self.images = len(self.index)
         if config.batch_size % (world_size * parts):
             raise UsageError(
@@ -142,12 +137,10 @@ class Stream:
                 f"the shards hold {self.images} images, fewer than one batch of {config.batch_size}; "
                 f"use --batch-size {self.images} or less, or more shards"
             )
-        self.notes = [*self.index.notes, *_small_cache(self.index, config, views)]
+        self.notes = [*self.index.notes, *_small_cache(self.index, config, self.plan)]
         self.steps_per_epoch = self.images / config.batch_size
         self.wait_seconds = 0.0
-        self._batches = _Batches(self.index, views, augment, config, rank, world_size, parts)
-        self.pairs = self._batches.pairs.fingerprint if self._batches.pairs else None
-        """SHA-256 of the file of pairs; None where none is used."""
+        self._batches = _Batches(self.index, self.plan, config, rank, world_size, parts)
         self._reuse = reuse and config.workers > 0 and not torch.cuda.is_available()
         self._first = start_step * parts
 
@@ -191,9 +184,9 @@ class Stream:
             raise InputError(words) from error
 
 
-def _small_cache(index: ShardIndex, config: StreamConfig, views: ViewConfig) -> list[str]:
+def _small_cache(index: ShardIndex, config: StreamConfig, plan: Plan) -> list[str]:
     remote = sorted(size for size, shard in zip(index.tar_bytes, index.shards, strict=True) if is_remote(shard))
-    if views.pairs:
+    if plan.all_shards:
         needed, what = sum(remote), "neighbours lie in all shards, which take"
     else:
         needed, what = sum(remote[-config.window :]), f"a shuffle window of {config.window} shards takes"
@@ -221,39 +214,27 @@ class _Batches(Dataset[Batch | InputError]):
     An error is an item because DataLoader would lay a worker's traceback over its words.
     """
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        views: ViewConfig,
-        augment: AugmentConfig,
-        config: StreamConfig,
-        rank: int,
-        world_size: int,
-        parts: int,
-    ):
-        self.index, self.views, self.augment, self.config = index, views, augment, config
+    def __init__(self, index: ShardIndex, plan: Plan, config: StreamConfig, rank: int, world_size: int, parts: int):
+        self.index, self.plan, self.config = index, plan, config
         self.order = Order(index.shard, config.seed, config.window)
         kept = Decoded(index, config.decoded_cache, config.decoded_bytes) if config.decoded_cache else None
         self.reader = Reader(index, kept)
         self.size = config.batch_size // (world_size * parts)
         self.rank, self.world_size, self.parts = rank, world_size, parts
         self.ring: Ring | None = None
-        self.pairs = Pairs(views.pairs, index) if views.pairs else None
 
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of a batch's scenes, instances, third views and patches, as they lie in memory."""
-        views, B = self.views, self.size
-        scene, instance, third = views.scene_size, views.instance_size, views.third_size
-        crops = views.instances if views.instance_crops else 0
-        patches = 4 if self.pairs else 0
-        crop = (instance, instance, 3)
-        return (2, B, scene, scene, 3), (B, crops, *crop), (B, third, third, 3), (B, patches, *crop)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a batch's pixels, as they lie in memory."""
+        cuts = {name: cut for name, cut in self.plan.cuts.items() if not cut.again}
+        return {name: (*cut.layout(self.size), cut.size, cut.size, 3) for name, cut in cuts.items()}
 
     def __getitem__(self, number: int) -> Batch | InputError:
         try:
             return self._batch(number)
         except FetchError as error:
             return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+        except UsageError as error:
+            return UsageError(str(error))
         except InputError as error:
             return InputError(str(error))
 
@@ -261,15 +242,11 @@ class _Batches(Dataset[Batch | InputError]):
         step, part = divmod(number, self.parts)
         # A part's images are the same for any world size, and so are its batch statistics over all ranks.
         first = step * self.config.batch_size + (part * self.world_size + self.rank) * self.size
-        views, B = self.views, self.size
-        K, A = views.instances, views.instance_augmentations
-        scenes, instances, third, patches = self.ring.place(number) if self.ring else map(_pixels, self.shapes())
-        scene_draws = np.empty((2, B, augmentation.DRAW_SIZE), np.float32)
-        instance_draws = np.empty((A, B, instances.shape[1], augmentation.DRAW_SIZE), np.float32)
-        third_draws = np.zeros((B, augmentation.DRAW_SIZE), np.float32)
-        patch_draws = np.empty((B, patches.shape[1], augmentation.DRAW_SIZE), np.float32)
-        view_boxes = np.empty((2, B, K, 4), np.float32)
-        scene_boxes, instance_boxes = np.empty((2, B, 4), np.int32), np.empty((B, K, 4), np.int32)
+        B, cuts = self.size, self.plan.cuts
+        pixels = self.ring.place(number) if self.ring else {name: _pixels(shape) for name, shape in self.shapes().items()}
+        draws = {name: np.empty((*cut.layout(B), DRAW_SIZE), np.float32) for name, cut in cuts.items()}
+        windows = {name: np.empty((*cuts[name].layout(B), 4), np.int32) for name in pixels}
+        facts = {name: np.empty((B, *shape), np.float32) for name, shape in self.plan.facts.items()}
         filled = np.empty(B, np.int32)
         samples: list[int] = []
         skipped: list[str] = []
@@ -277,47 +254,25 @@ class _Batches(Dataset[Batch | InputError]):
         for b, position in enumerate(range(first, first + B)):
             sample, image = self._image_at(position, skipped)
             samples.append(sample)
-            rng = view_generator(self.config.seed, position)
-            height, width = image.shape[:2]
-            drawn = draw_views(self.index.boxes_of(sample), width, height, rng, views)
-            scene_boxes[:, b], instance_boxes[b], filled[b] = drawn.scenes, drawn.instances, drawn.filled
-            for view in range(2):
-                scene_draws[view, b] = augmentation.draw(rng, self.augment, view)
-                self._cut(image, drawn.scenes[view], scenes[view, b])
-            for k in range(instances.shape[1]):
-                self._cut(image, drawn.instances[k], instances[b, k])
-                for a in range(A):
-                    view = a if views.instance_draws == "in-order" else int(rng.integers(2))
-                    instance_draws[a, b, k] = augmentation.draw(rng, self.augment, view)
-            # What not every method wants is drawn last: with and without it, the rest is the same.
-            view_boxes[:, b] = drawn.instances
-            if views.box_jitter:
-                view_boxes[0, b] = jitter_boxes(drawn.instances, drawn.scenes[0], rng, views)
-            if views.third_size:
-                third_draws[b] = augmentation.draw(rng, self.augment, 1)
-                self._cut(image, drawn.scenes[1], third[b])
-            if self.pairs:
-                other, regions = self.pairs.draw(sample, rng)
-                like = self._image(other, skipped)
-                if like is None:
-                    like, regions[2:] = image, regions[:2]
-                for n, pixels in enumerate((image, image, image, like)):
-                    self._cut(pixels, regions[n], patches[b, n])
-                    patch_draws[b, n] = augmentation.draw(rng, self.augment, n % 2)
-        if self.ring:
-            scenes, instances, third, patches = _NO_PIXELS, _NO_PIXELS, _NO_PIXELS[0], _NO_PIXELS  # the main process has them
+            drawn, others = self._drawn(sample, image, position, skipped)
+            for name, group in cuts.items():
+                # An image's own part of an array is at b in the first side where its pictures are together, else in the second.
+                mine = (b,) if group.together else (slice(None), b)
+                draws[name][mine] = drawn.draws[name]
+                if group.again:
+                    continue
+                windows[name][mine] = drawn.windows[name]
+                for n, out in enumerate(pixels[name][mine].numpy()):
+                    self._cut(others.get((name, n), image), drawn.windows[name][n], out)
+            for name, values in facts.items():
+                values[b] = drawn.facts[name]
+            filled[b] = drawn.filled
         return Batch(
-            scenes=scenes.permute(0, 1, 4, 2, 3),
-            instances=instances.permute(0, 1, 4, 2, 3),
-            scene_draws=torch.from_numpy(scene_draws),
-            instance_draws=torch.from_numpy(instance_draws),
-            scene_boxes=torch.from_numpy(scene_boxes),
-            instance_boxes=torch.from_numpy(instance_boxes),
-            view_boxes=torch.from_numpy(view_boxes),
-            third=third.permute(0, 3, 1, 2),
-            third_draws=torch.from_numpy(third_draws),
-            patches=patches.permute(0, 1, 4, 2, 3),
-            patch_draws=torch.from_numpy(patch_draws),
+            pixels={} if self.ring else channels_first(pixels),  # the main process has them
+            cuts=cuts,
+            draws={name: torch.from_numpy(values) for name, values in draws.items()},
+            windows={name: torch.from_numpy(values) for name, values in windows.items()},
+            facts={name: torch.from_numpy(values) for name, values in facts.items()},
             filled=torch.from_numpy(filled),
             positions=torch.arange(first, first + B),
             keys=[self.index.text("key", sample) for sample in samples],
@@ -326,8 +281,31 @@ class _Batches(Dataset[Batch | InputError]):
             skipped=skipped,
         )
 
-    def _cut(self, image: np.ndarray, box: np.ndarray, out: torch.Tensor) -> None:
-        cut(image, box, out.numpy(), self.views.interpolation, antialias=self.config.antialias)
+    def _drawn(
+        self, sample: int, image: np.ndarray, position: int, skipped: list[str]
+    ) -> tuple[Drawn, dict[tuple[str, int], np.ndarray]]:
+        """What the plan draws for an image, and the other images that it asks for."""
+        height, width = image.shape[:2]
+        look = Look(sample=sample, boxes=self.index.boxes_of(sample), width=width, height=height)
+        drawn = drawn_by(self.plan, look, view_generator(self.config.seed, position))
+        others: dict[tuple[str, int], np.ndarray] = {}
+        for picture, other in drawn.elsewhere.items():
+            found = self._image(other, skipped)
+            if found is None:
+                drawn.windows |= drawn.instead
+                return drawn, {}
+            name, number = picture
+            x, y, w, h = drawn.windows[name][number].tolist()
+            if min(x, y) < 0 or min(w, h) < 1 or x + w > found.shape[1] or y + h > found.shape[0]:
+                raise UsageError(
+                    f"{type(self.plan).__name__}.draw gave for {name} the window {[x, y, w, h]} (x, y, w, h), not inside sample "
+                    f"{other} of {found.shape[1]} x {found.shape[0]} pixels"
+                )
+            others[picture] = found
+        return drawn, others
+
+    def _cut(self, image: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
+        cut(image, box, out, self.plan.interpolation, antialias=self.config.antialias)
 
     def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
         """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from univip_stream.sources.coco import NO_AREA, NO_BOX, has_no_box, whole_number
+from univip_stream.sources.coco import NO_AREA, NO_BOX, has_no_box, is_crowd, whole_number
 
 
 def checked(content: Any) -> tuple[dict[str, Any], dict[str, int]]:
@@ -82,7 +82,7 @@ def _annotation(annotation: Any, known: set[int]) -> dict[str, Any]:
         raise ValueError(f"{about} has no category_id that is one of the categories")
     area = fields.get("area")
     return {
-        **fields, "image_id": image, "category_id": category, "iscrowd": int(bool(fields.get("iscrowd"))),
+        **fields, "image_id": image, "category_id": category, "iscrowd": int(is_crowd(fields.get("iscrowd"), fields.get("id"))),
         "area": area if _number(area) else box[2] * box[3],
     }  # fmt: skip
 

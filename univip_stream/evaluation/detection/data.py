@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from univip_stream.boxes import UPRIGHT
-from univip_stream.errors import InputError, why
+from univip_stream.errors import InputError, counted, why
 from univip_stream.evaluation.detection.checked import checked
 from univip_stream.evaluation.detection.frames import made_upright
 from univip_stream.files import sha256_of
@@ -82,14 +82,15 @@ class DetectionSet:
             # Numbered anew: pycocotools takes an id of 0 for no match and objects of one id for one (cocodataset/cocoapi#507).
             of_image[annotation["image_id"]].append({**annotation, "id": number})
         objects = [of_image[image["id"]] for image in self.images]
-        self.notes = [f"{name}: {count} objects are {what}, and left out" for what, count in sorted(self.left_out.items())]
+        self.notes = [f"{name}: {counted(count, 'object')} left out: {what}" for what, count in sorted(self.left_out.items())]
         """Sentences about what was left out, and where annotations and images contradict each other."""
         self.images, self.annotations, contrary = made_upright(self.images, objects, self.paths, box_frame)
         if contrary:
             this, that = ("upright", "stored") if box_frame == UPRIGHT else ("stored", "upright")
+            having = counted(len(contrary), "image has", "images have")
             self.notes.append(
-                f"{name}: {len(contrary)} images have the width and height of the {that} picture, such as {contrary[0]}, and their "
-                f"boxes are taken as of the {this} one (--box-frame {this}); if they lie wrong, use --box-frame {that}"
+                f"{name}: {having} the width and height of the {that} picture, such as {contrary[0]}, and their boxes are taken "
+                f"as of the {this} one (--box-frame {this}); if they lie wrong, use --box-frame {that}"
             )
         # pycocotools 2.0.9 and 2.0.10 read no results beside annotations that have no `info`.
         self.content = {"info": {}, **content, "images": self.images, "annotations": [*chain.from_iterable(self.annotations)]}

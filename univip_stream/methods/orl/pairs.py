@@ -100,6 +100,8 @@ class Pairs:
 def _read(path: str | Path, index: ShardIndex) -> pa.Table:
     try:
         table = pq.read_table(path)
+    except FileNotFoundError as error:  # Arrow's error says the name alone
+        raise InputError(f"{path}: there is no such file of pairs; `univip-stream retrieve` makes one") from error
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
             f"{path} cannot be read as pairs of regions ({why(error)}); `univip-stream retrieve` makes them"

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Ten minutes of a GPU: is it right, how fast is it, what does the stream cost, does it learn. JSON after each part, in order of worth.
+#
+#   bash benchmarks/gpu/carry.sh IMAGENETTE PHOTOGRAPHS    where a network is: wheels and images into benchmarks/gpu/carried
+#   bash benchmarks/gpu.sh OUT                             on the GPU; docs/how-to/gpu.md says what it needs and what OUT holds
+#   bash benchmarks/gpu.sh OUT --rehearse                  all of it in small on a CPU
+set -uo pipefail
+out=${1:?"usage: benchmarks/gpu.sh OUT [--rehearse] [--budget SECONDS] [--parts abcde] [--work FOLDER]"}
+shift
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+mkdir -p "$out"
+export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# Of the wheels that were carried, those that are missing here.
+mapfile -t missing < <("$python" - "$root"/benchmarks/gpu/carried/wheels/*.whl <<'PYTHON'
+import importlib.metadata, pathlib, sys
+for wheel in map(pathlib.Path, sys.argv[1:]):
+    try:
+        importlib.metadata.version(wheel.name.split("-")[0])
+    except importlib.metadata.PackageNotFoundError:
+        if wheel.exists():
+            print(wheel)
+PYTHON
+)
+if ((${#missing[@]})); then
+    site=$(mktemp -d)
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "${missing[@]}" 2>&1 |
+        tee -a "$out/transcript.txt"
+    export PYTHONPATH="$PYTHONPATH:$site"
+fi
+exec "$python" "$root/benchmarks/gpu" "$out" "$@"

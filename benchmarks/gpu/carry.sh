@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# What `benchmarks/gpu.sh` takes to a machine without network, into benchmarks/gpu/carried (git ignores it): the wheels that Python 3.12
+# with torch and torchvision may lack, photographs to stream, and Imagenette at 128 px to learn from. Says how much it is.
+#
+#   bash benchmarks/gpu/carry.sh [IMAGENETTE [PHOTOGRAPHS [PACKAGE ...]]]
+#
+# IMAGENETTE holds train/ and val/ with a folder a class, PHOTOGRAPHS JPEGs; "" leaves one out: scenes are drawn there instead. PACKAGEs
+# are carried beside the two that CUDA images mostly lack; all that training imports is listed in docs/how-to/gpu.md.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+carried=$here/carried
+python=${PYTHON:-python3}
+mkdir -p "$carried/wheels"
+for package in simplejpeg beartype "${@:3}"; do
+    "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
+        --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$carried/wheels" "$package"
+done
+"$python" - "$carried" "${1:-}" "${2:-}" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+carried, imagenette, photographs = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+MOST = 60 * 2**20  # of all; tools that carry a working tree take 64 MiB, the repository among it
+if photographs:
+    (carried / "photographs").mkdir(parents=True, exist_ok=True)
+    large = (path for path in sorted(Path(photographs).rglob("*.jpg")) if path.stat().st_size < 250_000)
+    for number, path in zip(range(24), large):
+        (carried / "photographs" / f"{number:02d}.jpg").write_bytes(path.read_bytes())
+if imagenette:
+    for split, most in (("train", 1 << 30), ("val", 150)):
+        for folder in sorted((Path(imagenette) / split).iterdir()):
+            goal = carried / "imagenette" / split / folder.name
+            goal.mkdir(parents=True, exist_ok=True)
+            for number, path in enumerate(sorted(folder.iterdir())):
+                if number < most and not (goal / path.name).exists():
+                    # Smaller files; at 128 px quality 75 is not seen by a network that blurs and crops.
+                    Image.open(path).convert("RGB").save(goal / path.with_suffix(".jpg").name, quality=75)
+size = sum(path.stat().st_size for path in carried.rglob("*") if path.is_file())
+for folder in sorted(carried.iterdir()):
+    inside = [path for path in folder.rglob("*") if path.is_file()]
+    print(f"{sum(path.stat().st_size for path in inside) / 2**20:6.1f} MiB in {len(inside)} files: {folder.name}")
+print(f"{size / 2**20:6.1f} MiB together")
+sys.exit(f"error: more than {MOST / 2**20:.0f} MiB; leave something out" if size > MOST else 0)
+PYTHON

@@ -1,0 +1,59 @@
+"""The images of the GPU's ten minutes: what `carry.sh` brought, or drawn scenes where it brought none."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CARRIED = HERE / "carried"
+sys.path.append(str(HERE.parents[1] / "pipelines"))
+
+
+def shards_for_speed(work: Path, *, few: bool) -> tuple[Path, str]:
+    """(shards of photographs of some 640 x 480, where they are from): 2,048 images, each photograph many times."""
+    photographs = sorted((CARRIED / "photographs").glob("*.jpg"))
+    folder, shards = work / "speed", work / "speed-shards"
+    if not (shards / "manifest.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if photographs:
+            for number in range(64 if few else 2048):
+                shutil.copy(photographs[number % len(photographs)], folder / f"{number:05d}.jpg")
+        else:
+            from demo_images import write_scenes
+
+            write_scenes(folder, per_class=4 if few else 170, seed=0, by_class=False)
+        _mine(folder, shards, "naive", 64)
+    return shards, "carried photographs" if photographs else "drawn scenes"
+
+
+def imagenette(work: Path, *, few: bool) -> tuple[Path, Path, Path, str]:
+    """(shards to train from, labelled images that vote, labelled images that are judged, where they are from)."""
+    train, val = CARRIED / "imagenette" / "train", CARRIED / "imagenette" / "val"
+    if train.is_dir() and not few:
+        source = "Imagenette, 128 px, as carried"
+    else:
+        train, val, source = work / "drawn" / "train", work / "drawn" / "val", "drawn scenes of six classes"
+        if not val.exists():
+            from demo_images import write_scenes
+
+            write_scenes(train, per_class=6 if few else 400, seed=1, by_class=True)
+            write_scenes(val, per_class=3 if few else 100, seed=2, by_class=True)
+    shards = work / ("learning-shards-drawn" if train.parent.name == "drawn" else "learning-shards")
+    if not (shards / "manifest.json").exists():
+        _mine(train, shards, "selective-search" if _has("numba") else "naive", 32)
+    proposals = json.loads((shards / "manifest.json").read_text())["parameters"].get("proposals")
+    return shards, train, val, f"{source}; boxes: {proposals}"
+
+
+def _has(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def _mine(images: Path, shards: Path, proposals: str, least: int) -> None:
+    command = [sys.executable, "-m", "univip_stream", "mine", "--inline", "--src", str(images), "--out", str(shards)]
+    subprocess.run([*command, "--num-shards", "8", "--proposals", proposals, "--min-scale", str(least)], check=True)

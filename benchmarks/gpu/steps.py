@@ -1,0 +1,135 @@
+"""Steps that are timed: a run's own `Updates`, fed from memory."""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from part import Part
+
+from univip_stream.augment import draw
+from univip_stream.distributed import ALONE
+from univip_stream.methods import build_method, build_plan
+from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.optim import build_optimizer
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.settings import with_settings
+from univip_stream.pretrain.train import pick_precision
+from univip_stream.pretrain.update import Updates
+from univip_stream.stream import Batch
+
+ORDINARY = 844
+"""Images a second that published ResNet-50 rates allow an ordinary trainer of UniVIP on one H200 (docs/log.md)."""
+
+
+def config_of(*settings: str) -> PretrainConfig:
+    """The recipe `coco` with settings over it."""
+    return with_settings(recipe("coco"), list(settings))
+
+
+def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
+    """A batch as the stream gives it, of smooth random pictures, pinned where there is a GPU."""
+    import numpy as np
+
+    B, plan = config.stream.batch_size, build_plan(config.method, config.views, config.augment)
+    rng, gen = np.random.default_rng(0), torch.Generator().manual_seed(0)
+
+    def pixels(*shape: int) -> torch.Tensor:
+        count, side = int(np.prod(shape[:-1])), shape[-1]
+        coarse = torch.rand(min(count, 64), 3, 8, 8, generator=gen) * 255
+        fine = torch.nn.functional.interpolate(coarse, size=side, mode="bilinear").to(torch.uint8).permute(0, 2, 3, 1)
+        return (
+            fine.repeat(-(-count // 64) if count else 0, 1, 1, 1)[:count].reshape(*shape[:-1], side, side, 3).movedim(-1, -3)
+        )
+
+    def draws(*shape: int) -> torch.Tensor:
+        rows = [draw(rng, config.augment, number % 2) for number in range(int(np.prod(shape)))]
+        return torch.from_numpy(np.stack(rows).reshape(*shape, -1)) if rows else torch.empty(*shape, 12)
+
+    own = {name: cut for name, cut in plan.cuts.items() if not cut.again}
+    batch = Batch(
+        cuts=plan.cuts,
+        pixels={name: pixels(*cut.layout(B), cut.size) for name, cut in own.items()},
+        draws={name: draws(*cut.layout(B)) for name, cut in plan.cuts.items()},
+        windows={name: torch.zeros(*cut.layout(B), 4, dtype=torch.int32) for name, cut in own.items()},
+        facts={name: torch.zeros(B, *shape) for name, shape in plan.facts.items()},
+        filled=torch.zeros(B, dtype=torch.int32), positions=torch.arange(B), keys=["key"] * B, sources=["source"] * B,
+        labels=[None] * B, skipped=[],
+    )  # fmt: skip
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "") -> Updates:
+    """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), or "whole MODE"."""
+    torch.manual_seed(0)
+    plan = build_plan(config.method, config.views, config.augment)
+    method = build_method(config.method, plan)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    method.to(device, memory_format=layout)
+    what, _, mode = compiled.partition(" ")
+    model: Any = method
+    # Code for a CPU takes minutes to generate: there the graphs run as they are.
+    how: dict[str, Any] = {"mode": mode or None} if device.type == "cuda" else {"backend": "eager"}
+    if what == "whole":
+        model = torch.compile(method, **how)
+    elif what == "backbones":
+        for network in (method.online, getattr(method, "target", None)):
+            if network is not None:
+                network.backbone.compile(dynamic=False, **how)
+    return Updates(
+        method, model, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
+        precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
+        device=device, place=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
+    )  # fmt: skip
+
+
+def step_of(updates: Updates, batches: Iterator[Batch]) -> None:
+    """One update, as a run makes it between two looks."""
+    updates.gradient(batches, 0)
+    updates.apply(1e-3, 0.99)
+    updates._unseen.clear()
+
+
+def rate(part: Part, config: PretrainConfig, compiled: str = "", *, steps: int = 10) -> dict[str, Any]:
+    """Images a second of a step fed from pinned memory, median of three rounds, and seconds of the first step."""
+    part.forget()
+    updates = updates_of(config, part.device, compiled)
+    batches = itertools.repeat(memory_batch(config, part.device))
+    start = time.perf_counter()
+    step_of(updates, batches)
+    part.wait()
+    first = time.perf_counter() - start
+    steps, rounds = (1, 1) if part.rehearse else (steps, 3)
+    for _ in range(1 if part.rehearse else 3):
+        step_of(updates, batches)
+    part.wait()
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(steps):
+            step_of(updates, batches)
+        launched = time.perf_counter() - start
+        part.wait()
+        taken.append(time.perf_counter() - start)
+    seconds = statistics.median(taken) / steps
+    images = config.stream.batch_size / seconds
+    return {
+        "images_per_second": round(images, 1), "of_ordinary": round(images / ORDINARY, 3), "step_ms": round(1e3 * seconds, 2),
+        "host_ms": round(1e3 * launched / steps, 2), "first_step_s": round(first, 1),
+        "precision": str(updates.precision).removeprefix("torch."), **part.peak(),
+    }  # fmt: skip
+
+
+def small(config: PretrainConfig) -> PretrainConfig:
+    """The same for a rehearsal."""
+    return replace(
+        config,
+        method=replace(config.method, backbone="test_resnet", hidden=16, width=8),
+        views=replace(config.views, scene_size=64, instance_size=32),
+        stream=replace(config.stream, batch_size=4, workers=min(config.stream.workers, 1)),
+    )

@@ -1,0 +1,103 @@
+"""`compile`: a step of every method is one graph, compiled once, with the losses that it has without.
+
+In processes of their own: the shape checks that wrap functions in tests are what a graph would break at.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from planned import inputs_of, planned
+
+from univip_stream.methods import METHODS, Method
+from univip_stream.plan import Plan
+from univip_stream.views import ViewConfig
+
+HERE = Path(__file__).resolve().parent
+B, K = 4, 2
+
+
+VIEWS = ViewConfig(scene_size=64, instance_size=32, instances=K, third_size=32, pairs="pairs.parquet")
+SMALL = {"hidden": 16, "width": 8, "queue": 10, "iterations": 2, "small_size": 32, "small_views": 2}
+
+
+def method_of(name: str, *, joint_views: bool) -> tuple[Method, Plan]:
+    torch.manual_seed(0)
+    method, plan = planned(name, VIEWS, backbone="test_resnet", joint_views=joint_views, **SMALL)
+    return method.to(memory_format=torch.channels_last), plan
+
+
+def compared(name: str) -> dict[str, object]:
+    """Losses of two steps, compiled and not, and why a graph broke or was compiled again, if it did."""
+    (plain, plan), (method, _) = (method_of(name, joint_views=name in ("univip", "byol", "simclr")) for _ in range(2))
+    torch._dynamo.reset()
+    graphs: list[int] = []
+    number = count()
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(next(number))
+        return graph.forward
+
+    compiled = torch.compile(method, backend=counted, fullgraph=True)
+    pairs = []
+    try:
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for seed in range(2):
+                losses = [network(inputs_of(plan, B, seed))["loss"] for network in (compiled, plain)]
+                pairs.append([loss.item() for loss in losses])
+                for network, loss in zip((method, plain), losses, strict=True):
+                    loss.backward()
+                    with torch.no_grad():
+                        for parameter in network.online_parameters():
+                            parameter.add_(parameter.grad, alpha=-0.01)
+                            parameter.grad = None
+                    network.update_target(0.9)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        return {"error": str(error)}
+    return {"losses": pairs, "graphs": len(graphs)}
+
+
+class Looking(METHODS["byol"]):  # type: ignore[misc]
+    """A method that somebody made slow."""
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = super().forward(batch)
+        return losses if losses["loss"].item() < 10 else {}
+
+
+def in_a_process_of_its_own(names: list[str]) -> dict[str, dict[str, object]]:
+    code = (
+        "import json, test_compiled as m; m.METHODS['looking'] = m.Looking; "
+        f"print(json.dumps({{name: m.compared(name) for name in {names!r}}}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_step_of_every_method_is_one_graph_and_is_compiled_once() -> None:
+    found = in_a_process_of_its_own([*METHODS])
+    assert [*found] == [*METHODS]
+    for name, said in found.items():
+        assert said.get("error") is None, (name, said["error"])
+        assert said["graphs"] == 1, name
+        for compiled, plain in said["losses"]:  # type: ignore[attr-defined]
+            assert compiled == pytest.approx(plain, rel=1e-4), name
+
+
+def test_a_step_that_breaks_the_graph_is_caught() -> None:
+    assert "item" in str(in_a_process_of_its_own(["looking"])["looking"]["error"])

@@ -1,0 +1,69 @@
+"""The examples run as they stand, on drawn images; scripts have at most 60 lines."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from univip_stream.cli import cli
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs an example with arguments; gives what it printed, in lines."""
+
+    def called(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(EXAMPLES)
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return called
+
+
+def test_every_script_is_short_and_tried_here():
+    tried = Path(__file__).read_text()
+    for path in EXAMPLES.iterdir():
+        assert f'"{path.name}"' in tried
+        assert path.suffix != ".py" or len(path.read_text().splitlines()) <= 60
+
+
+def test_region_crops_trains(run, drawn_shards):
+    lines = run("region_crops.py", drawn_shards)
+    assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
+
+
+def test_own_boxes_mines_its_fields(run, drawn_folder, tmp_path):
+    lines = run("own_boxes.py", drawn_folder, tmp_path / "out")
+    assert lines[0].endswith("9.0 an image")
+
+
+def test_nearest_images_are_no_image_itself(run, run_folder, drawn_folder, tmp_path):
+    words = ["embed", str(run_folder), str(drawn_folder), "--out", str(tmp_path / "f.parquet"), "--workers", "0", "-q"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    lines = run("nearest_images.py", tmp_path / "f.parquet")
+    assert len(lines) == len(list(drawn_folder.rglob("*.*")))
+    for line in lines:
+        image, nearest, cosine = line.rsplit(" ", 2)
+        assert image != nearest
+        assert -1 <= float(cosine) <= 1.001
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    notebook = json.loads((EXAMPLES / "shards_and_views.ipynb").read_text())
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), names)
+    matplotlib.pyplot.close("all")
+    assert names["batch"].pixels["instances"].shape == (3, 4, 3, 96, 96)

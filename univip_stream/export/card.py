@@ -1,0 +1,65 @@
+"""A model card: what a run is, filled into a text that its owner finishes."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from univip_stream import __version__
+from univip_stream.errors import InputError, why
+from univip_stream.files import written_atomically
+from univip_stream.pretrain import load_backbone
+from univip_stream.pretrain.load import CONFIG, told_now
+from univip_stream.pretrain.recipes import RECIPES
+from univip_stream.pretrain.results import collect
+from univip_stream.pretrain.settings import flat, flat_dict
+
+MARK = "CHANGE:"
+"""Before what only a person knows."""
+_TOLD = {"recipe", "method.name", "method.backbone", "stream.batch_size", "seed", "stream.seed", "steps", "epochs"}
+"""Settings that the card has anyway."""
+
+
+def export_card(run: Path, out: Path) -> int:
+    """Write the card of a run folder; return how many places a person is asked to fill.
+
+    Raises:
+        InputError: no run there, or one without a checkpoint.
+
+    """
+    [row] = collect([run])
+    try:
+        facts = json.loads((run / CONFIG).read_bytes())
+        shards, settings = facts["shards"], flat_dict(told_now(facts["config"]))
+        values = {
+            "run": row,
+            "version": facts.get("created_by", {}).get("univip-stream", __version__),
+            "images": shards["images"],
+            "shards": len(shards["paths"]),
+            "fingerprint": shards["fingerprint"][:16],
+            "settings": settings,
+            "changed": _changed(settings),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} cannot be read as a run ({why(error)})") from error
+    backbone, _ = load_backbone(run)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    source = resources.files("univip_stream.export") / "templates" / "model_card.md.jinja"
+    text = environment.from_string(source.read_text(encoding="utf-8")).render(**values, width=backbone.width)
+    with written_atomically(out) as file:
+        file.write((text.rstrip() + "\n").encode())
+    return text.count(MARK)
+
+
+def _changed(settings: dict[str, Any]) -> dict[str, str]:
+    """What a run's settings differ in from its recipe's."""
+    recipe = RECIPES.get(str(settings.get("recipe")))
+    known = flat(recipe()) if recipe is not None else {}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in settings.items()
+        if known and key not in _TOLD and known.get(key, ...) != value
+    }
