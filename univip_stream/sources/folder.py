@@ -111,7 +111,8 @@ def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[s
             # A name may hold a line's end and no zero byte, a line the other way round.
             run.write(b"".join(name.replace(b"\n", b"\0") + b"\n" for name in chunk))
             run.seek(0)
-            runs.append(_lines(io.BufferedReader(run)))
+            # The stack lets go of it, and not the last line: a reader that nobody holds is one that nobody closed.
+            runs.append(_lines(stack.enter_context(io.BufferedReader(run))))
             del chunk
         yield from heapq.merge(*runs)
 
