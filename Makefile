@@ -29,7 +29,8 @@ demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole roa
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh
 
 # A process for each core, four at most, each with one thread; a file's tests stay together, for what they share.
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	--max-worker-restart 2
 
 test: $(READY) ## the whole test suite, on all cores (minutes)
 	$(TOGETHER) $(ARGS)

@@ -161,19 +161,26 @@ class Started:
 
 
 def serve(place):
-    """Begin a fork for each request and tell its process and then its status; returns the words within the fork."""
+    """Begin a fork for each request and tell its process and then its status; returns the words within the fork.
+
+    A command whose asker has gone, such as a test that failed, is killed.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(place)
     listener.listen(64)
     print("ready", flush=True)
     running = {}
     while True:
-        readable = select.select([0, listener], [], [], 0.02 if running else None)[0]
+        readable = select.select([0, listener, *running.values()], [], [], 0.02 if running else None)[0]
         for child in list(running):
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 with running.pop(child) as asker, contextlib.suppress(OSError):  # it may have left
                     asker.send(str(os.waitstatus_to_exitcode(status)).encode())
+        for child in [child for child, asker in running.items() if 0 in readable or asker in readable]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            running.pop(child).close()
         if 0 in readable:  # closed: whoever began this has ended
             os._exit(0)
         if listener in readable:

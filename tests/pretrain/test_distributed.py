@@ -1,5 +1,6 @@
 """Several processes on gloo: the gradients, updates and losses of one; and what a dead one does to the others."""
 
+import contextlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,24 @@ def losses(run: Path) -> list[list[float]]:
     return [[row[name] for name in ("loss", "loss_scene", "loss_scene_instance", "loss_instance", "filled")] for row in rows]
 
 
+@contextlib.contextmanager
+def launched(command: list[str], **more: str) -> Iterator[subprocess.Popen[str]]:
+    """A job that is stopped where the test fails: it would train on beside all the others."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | more) as launcher:
+        try:
+            yield launcher
+        finally:
+            launcher.terminate()
+
+
+def wait_for(launcher: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+    until = time.monotonic() + 200  # three starts of torch, and whatever else the machine does
+    while not what():
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def rank_of(process: int) -> str | None:
     try:
         environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
@@ -121,16 +141,12 @@ def rank_of(process: int) -> str | None:
 def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_shards, tmp_path, warm):
     """Two ranks, one killed; then three finish the run, with the losses that one process has."""
     run = tmp_path / "run"
-    launcher = subprocess.Popen(job(2, drawn_shards, run), stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 90
-    while not (run / "checkpoints" / "step-000000002.pt").exists():
-        assert launcher.poll() is None, launcher.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
-    (victim,) = [int(child) for child in children if rank_of(int(child)) == "1"]
-    os.kill(victim, signal.SIGKILL)
-    _, said = launcher.communicate(timeout=45)
+    with launched(job(2, drawn_shards, run)) as launcher:
+        wait_for(launcher, lambda: (run / "checkpoints" / "step-000000002.pt").exists())
+        children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+        (victim,) = [int(child) for child in children if rank_of(int(child)) == "1"]
+        os.kill(victim, signal.SIGKILL)
+        _, said = launcher.communicate(timeout=45)
     assert launcher.returncode == 1
     assert "rank 0 of 2" in said
     assert "a rank died or was stopped" in said
@@ -170,14 +186,11 @@ def test_parts_of_ranks_add_up_to_the_parts_of_one_process(drawn_shards, tmp_pat
 def test_sigterm_to_the_job_saves_at_one_step_of_all_ranks(drawn_shards, tmp_path):
     run = tmp_path / "preempted"
     command = job(2, drawn_shards, run, "checkpoint_every=4000", "steps=4000")
-    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 90
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 2):
-        assert launcher.poll() is None, launcher.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    launcher.send_signal(signal.SIGTERM)
-    _, said = launcher.communicate(timeout=60)
+    written = run / "metrics.jsonl"
+    with launched(command) as launcher:
+        wait_for(launcher, lambda: written.exists() and written.read_text().count("\n") >= 2)
+        launcher.send_signal(signal.SIGTERM)
+        _, said = launcher.communicate(timeout=60)
     # Rank 0 speaks for all; a rank that stopped at another step would leave the other waiting for it, and that says so.
     (step,) = re.findall(r"stopped after step (\d+) of 4000, saved", said)
     assert "lost the connection" not in said

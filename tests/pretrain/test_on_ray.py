@@ -2,16 +2,14 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from test_distributed import TINY, losses
+from test_distributed import TINY, launched, losses, wait_for
 
 from univip_stream.cli import cli
 
@@ -40,17 +38,11 @@ def ranks():
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
 def test_ranks_on_ray_train_as_one_process_and_a_killed_one_is_told(drawn_shards, tmp_path):
     run = tmp_path / "run"
-    job = subprocess.Popen(
-        [sys.executable, "-m", "univip_stream", *command(drawn_shards, run, "--launcher", "ray", "--ranks", "2")],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"UNIVIP_TEST_RUN": OURS},
-    )  # fmt: skip
-    until = time.monotonic() + 90
-    while not (run / "checkpoints" / "step-000000004.pt").exists():
-        assert job.poll() is None, job.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    os.kill(ranks()[0], signal.SIGKILL)
-    _, said = job.communicate(timeout=90)
+    words = [sys.executable, "-m", "univip_stream", *command(drawn_shards, run, "--launcher", "ray", "--ranks", "2")]
+    with launched(words, UNIVIP_TEST_RUN=OURS) as job:
+        wait_for(job, lambda: (run / "checkpoints" / "step-000000004.pt").exists())
+        os.kill(ranks()[0], signal.SIGKILL)
+        _, said = job.communicate(timeout=90)
     assert job.returncode == 1
     assert "a batch of 12, 6 on each of 2 ranks;" in said
     assert "it continues from the last checkpoint" in said
