@@ -202,7 +202,7 @@ def _contrib() -> str:
 
 
 def _plugins() -> str:
-    from univip_stream.formats import PLUGINS
+    from univip_stream.filetypes import PLUGINS
 
     lacking = []
     for module, package, called in PLUGINS.values():
