@@ -13,6 +13,7 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.boxes import FRAMES, STORED, UPRIGHT, BoxFilter
 from univip_stream.errors import InputError, UsageError
+from univip_stream.extras import require
 from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.formats.published import Match, Published
 from univip_stream.images import MAX_PIXELS
@@ -229,8 +230,11 @@ def mine(
 
     Raises:
         InputError: sources without images, a folder with other shards, more failures than allowed.
+        ModuleNotFoundError: Ray is not installed, and not `inline`.
 
     """
+    if not config.inline:
+        require("ray")  # before sources are listed, which may take long
     plan = plan_job(config)
     added = plan.addition
     if added is not None and not len(plan.listing):
