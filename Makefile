@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or: make PYTHON=/path/to/python3.12 setup" >&2; exit 1; }
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) (a few minutes the first time, 6 GB)"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,demo,dev]'
 	@touch $(READY)
 
 demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole road in minutes

@@ -10,8 +10,8 @@ import pytest
 from demo_images import draw_scene
 from PIL import Image
 
-from univip_stream import formats, images
-from univip_stream.formats import BadImageError
+from univip_stream import filetypes, images
+from univip_stream.filetypes import BadImageError
 from univip_stream.images import decode, read_picture
 
 
@@ -300,8 +300,8 @@ def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size, monkeypatch):
     pytest.importorskip("pillow_jxl")
     file = io.BytesIO()
     Image.new("RGB", size, "red").save(file, "JXL", lossless=True)
-    assert formats.jxl_size(file.getvalue()) == size
-    monkeypatch.setattr(formats.Image, "open", lambda *arguments, **options: pytest.fail("decoded"))
+    assert filetypes.jxl_size(file.getvalue()) == size
+    monkeypatch.setattr(filetypes.Image, "open", lambda *arguments, **options: pytest.fail("decoded"))
     assert bad(file.getvalue(), max_pixels=size[0] * size[1] - 1).status == "too_large"
 
 

@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "univip_stream"
 LAYERS = [
     {"cli", "__main__"},
     {"pretrain", "mining", "evaluation", "export", "report"},
-    {"methods", "stream", "webdataset", "sources", "probe", "record"},
+    {"methods", "stream", "webdataset", "formats", "sources", "probe", "record"},
     {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
-    {"boxes", "shards", "images", "depth", "formats", "schedules", "checkpoint", "distributed", "workers", "cluster"},
-    {"errors", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
+    {"boxes", "shards", "images", "depth", "filetypes", "schedules", "checkpoint", "distributed", "workers", "cluster"},
+    {"errors", "extras", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from univip_stream.formats import BadImageError
+from univip_stream.filetypes import BadImageError
 
 _DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors' converters have. The largest value counts only in these steps, so that a dark picture of full depth is

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from univip_stream.depth import is_deep, to_8_bits
-from univip_stream.formats import (
+from univip_stream.filetypes import (
     FORMATS,
     MAX_BYTES,
     MAX_PIXELS,

@@ -14,11 +14,11 @@ from demo_images import draw_scene
 from PIL import Image
 
 from univip_stream.cli import cli
+from univip_stream.formats.registry import FORMATS
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards.verify import verify_folder
 from univip_stream.sources import jsonstream
 from univip_stream.sources.jsonstream import JsonStream
-from univip_stream.sources.targets import TARGETS
 
 FILES = {"soco": "train_ratio3size0308post.json"}
 
@@ -61,7 +61,7 @@ def imported(file, format, source, out, *more):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("format", TARGETS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_what_was_exported_comes_back(format, coco, shards, tmp_path):
     annotations = ["--annotations", coco / "annotations" / "instances_train2017.json"] if format == "orl" else []
     assert called("export", "boxes", shards, "--format", format, "--out", tmp_path / "to", *annotations).exit_code == 0

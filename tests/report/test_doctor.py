@@ -35,8 +35,8 @@ def test_what_cannot_be_imported_is_missing_with_its_cure_and_status_one(tmp_pat
     done = doctor("--path", str(tmp_path), "--no-ray", before=block)
     assert done.returncode == 1
     assert "MISSING numba" in done.stdout
-    assert "pip install numba" in done.stdout
-    assert "without it torchvision decodes" in done.stdout
+    assert "pip install 'univip-stream[mine]'" in done.stdout
+    assert "without it Pillow and torchvision decode" in done.stdout
 
 
 def test_a_container_whose_operators_do_not_load_is_told_so(tmp_path, monkeypatch):

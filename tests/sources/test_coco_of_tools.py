@@ -12,8 +12,9 @@ from PIL import Image
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.detection.data import read_coco
+from univip_stream.formats.registry import read_published
 from univip_stream.probe.labelled import ImageSource
-from univip_stream.sources.published_files import listed_images, read_published
+from univip_stream.sources.coco import listed_images
 
 
 @pytest.fixture

@@ -18,26 +18,33 @@ _COLOURS = {"note": "yellow", "missing": "red", "broken": "red"}
     default=Path(),
     help="Where shards or runs will lie: its disk is tried.  [default: here]",
 )
+@click.option(
+    "--for",
+    "jobs",
+    multiple=True,
+    type=click.Choice(("mine", "train")),
+    help="What the machine is for; what the other job needs is not asked for.  [default: both]",
+)
 @click.option("--ray/--no-ray", default=True, help="Start a local Ray and run a task on it, which takes seconds.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what is missing or broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, folder: Path, ray: bool, quiet: bool, as_json: bool) -> None:
+def doctor(ctx: click.Context, folder: Path, jobs: tuple[str, ...], ray: bool, quiet: bool, as_json: bool) -> None:
     """Try what this machine has, and say what is missing and how to get it.
 
     Libraries are imported, decoders timed, a file written and read, a task run on Ray. Exit status 1 if something is missing
     or broken.
 
     \b
-    univip-stream doctor --path /data/shards
+    univip-stream doctor --path /data/shards --for mine
     """
-    from univip_stream.report.doctor import examine
+    from univip_stream.report.doctor import JOBS, examine
 
     colours = {} if os.environ.get("NO_COLOR") else _COLOURS
 
     findings = []
     job = None
-    for finding in examine(folder, ray=ray):
+    for finding in examine(folder, jobs=jobs or JOBS, ray=ray):
         findings.append(finding)
         if as_json or (quiet and finding.state not in ("missing", "broken")):
             continue

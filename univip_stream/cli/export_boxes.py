@@ -12,13 +12,13 @@ from univip_stream.cli.progress import Progress
 from univip_stream.errors import counted
 from univip_stream.export.boxes import export_boxes
 from univip_stream.files import written_by_one
-from univip_stream.sources.targets import TARGETS
+from univip_stream.formats.registry import FORMATS
 from univip_stream.storage import is_remote
 
 
 @click.command()
 @click.argument("shards")
-@click.option("--format", "format", required=True, type=click.Choice([*TARGETS]), help="The repository that is to read it.")
+@click.option("--format", "format", required=True, type=click.Choice([*FORMATS]), help="The repository that is to read it.")
 @click.option("--out", required=True, metavar="PATH", help="The file; a folder for soco, detreg, siamesedetr.")
 @click.option(
     "--annotations",

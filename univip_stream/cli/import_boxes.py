@@ -11,18 +11,17 @@ from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import counted
+from univip_stream.formats.registry import FORMATS, read_published
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.pipeline import Plan
 from univip_stream.sources.coco import find_annotations
-from univip_stream.sources.published_files import read_published
-from univip_stream.sources.targets import TARGETS
 from univip_stream.storage import is_remote
 
 
 @click.command()
 @click.argument("file")
-@click.option("--format", "format", required=True, type=click.Choice([*TARGETS]), help="The repository whose file it is.")
+@click.option("--format", "format", required=True, type=click.Choice([*FORMATS]), help="The repository whose file it is.")
 @click.option("--src", "sources", required=True, multiple=True, metavar="SOURCE", help="The images, as for `mine`.")
 @click.option("--out", required=True, metavar="DIR", help="Where the shards go: a folder, or s3://bucket/folder.")
 @click.option(

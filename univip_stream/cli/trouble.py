@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from univip_stream.errors import InputError, in_words
+from univip_stream.extras import cure_for
 
 
 @contextlib.contextmanager
@@ -36,11 +37,16 @@ def told(ctx: click.Context) -> Iterator[None]:
     except RuntimeError as error:
         _leave(ctx, _worker_died(error) or _no_memory(error) or _fault_of_ours(error))
     except ImportError as error:
-        _leave(
-            ctx, f"a library cannot be loaded: {error}; `univip-stream doctor` tells which are missing, and what gets them"
-        )
+        _leave(ctx, _missing(error))
     except Exception as error:
         _leave(ctx, _fault_of_ours(error))
+
+
+def _missing(error: ImportError) -> str:
+    """Whether a part of the installation was left out on purpose, or something is broken."""
+    if isinstance(error, ModuleNotFoundError) and (cure := cure_for(error.name or "")):
+        return f"this needs {error.name}, which is not installed here: {cure}"
+    return f"a library cannot be loaded: {error}; `univip-stream doctor` tells which are missing, and what gets them"
 
 
 def _worker_died(error: RuntimeError) -> str | None:

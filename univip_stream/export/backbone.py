@@ -12,8 +12,8 @@ from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
-from univip_stream.export.pickled import pickled
 from univip_stream.files import written_atomically
+from univip_stream.formats.pickles import pickled
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig
 from univip_stream.pretrain.load import BACKBONE, backbone_facts

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from univip_stream.errors import InputError, counted
+from univip_stream.formats.published import Published
 from univip_stream.mining.output import Output
 from univip_stream.parquet import table_of
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.sources import Listing, SourceImage
-from univip_stream.sources.published import Published
 
 _TURNED = re.compile(r"EXIF orientation [5-8]")
 
@@ -26,7 +26,7 @@ def left_out(listing: Listing, published: Published | None) -> list[str]:
             f"{listing.absent[0]}; {become}"
         )
     counts = dict(listing.boxes_left_out)
-    for what, count in (published.left_out if published is not None else {}).items():
+    for what, count in (published.boxes.left_out if published is not None else {}).items():
         counts[what] = counts.get(what, 0) + count
     said += [f"{counted(count, 'object')} of the annotations left out: {what}" for what, count in sorted(counts.items())]
     return said

@@ -13,7 +13,9 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.boxes import FRAMES, STORED, UPRIGHT, BoxFilter
 from univip_stream.errors import InputError, UsageError
+from univip_stream.extras import require
 from univip_stream.failures import MAX_FAILURES, allowed_failures
+from univip_stream.formats.published import Match, Published
 from univip_stream.images import MAX_PIXELS
 from univip_stream.images import VERSION as IMAGES_VERSION
 from univip_stream.machine import usable_cpus
@@ -27,8 +29,6 @@ from univip_stream.mining.shard import ShardTask, mine_shard
 from univip_stream.proposals import ENGINES
 from univip_stream.shards.format import FORMAT, shard_name
 from univip_stream.sources import Listing, SourceImage, list_sources
-from univip_stream.sources.published import Match, Published
-from univip_stream.sources.targets import TARGETS
 
 DEFAULT_SHARDS = 128
 """000.tar to 127.tar."""
@@ -118,7 +118,7 @@ def plan_job(config: MiningConfig) -> Plan:
     """
     storage.use_web(config.web)
     published = config.published
-    proposals = config.proposals if published is None else f"{IMPORTED}{published.format}"
+    proposals = config.proposals if published is None else f"{IMPORTED}{published.format.name}"
     if published is None and proposals.startswith(IMPORTED):
         raise UsageError(f"--proposals {proposals} needs the file of boxes; use `univip-stream import boxes`")
     proposer = load_proposer(proposals, seed=config.seed, options=config.options)
@@ -152,7 +152,7 @@ def plan_job(config: MiningConfig) -> Plan:
         **asdict(config.filter),
         "max_pixels": config.max_pixels,
         "images_version": IMAGES_VERSION,
-        **({} if published is None else {"imported": published.digest}),
+        **({} if published is None else {"imported": published.boxes.digest}),
         **({"box_frame": UPRIGHT} if upright else {}),
         # Absent otherwise: sets that were made before there was a choice stay the same.
         **({"ignore_opt_out": True} if config.web.ignore_opt_out else {}),
@@ -183,7 +183,7 @@ def plan_job(config: MiningConfig) -> Plan:
             seed=config.seed,
             filter=config.filter,
             max_pixels=config.max_pixels,
-            upright=bool(upright) or (published is not None and upright is None and TARGETS[published.format].upright),
+            upright=bool(upright) or (published is not None and upright is None and published.format.upright),
             web=web,
             keep=keep,
         )
@@ -230,8 +230,11 @@ def mine(
 
     Raises:
         InputError: sources without images, a folder with other shards, more failures than allowed.
+        ModuleNotFoundError: Ray is not installed, and not `inline`.
 
     """
+    if not config.inline:
+        require("ray")  # before sources are listed, which may take long
     plan = plan_job(config)
     added = plan.addition
     if added is not None and not len(plan.listing):
@@ -297,7 +300,7 @@ def _upright(config: MiningConfig, proposals: str, out: Output) -> bool | None:
 
 def _left_out(listing: Listing, published: Published | None) -> dict[str, Any]:
     """What the manifest says of images and boxes that annotation files have and the shards have not."""
-    boxes = listing.boxes_left_out + Counter({} if published is None else published.left_out)
+    boxes = listing.boxes_left_out + Counter({} if published is None else published.boxes.left_out)
     absent = {"images": len(listing.absent), "of": listing.named, "such_as": listing.absent[:100]}
     return {
         **({"absent": absent} if listing.absent else {}),

@@ -62,7 +62,7 @@ def pretrain_on_ray(
         from ray import train as ray_train
         from ray.train import torch as ray_torch
     except ImportError as error:
-        raise InputError(f"--launcher ray needs Ray Train ({error}); pip install 'ray[train]'") from error
+        raise InputError(f"--launcher ray needs Ray Train ({error}); pip install 'univip-stream[launch]'") from error
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {device}: Ray gives every rank its GPU; expected auto, cpu or cuda")
     ray: Any = ray_module  # its stubs know little of what is made at run time

@@ -3,7 +3,6 @@
 Shape letters: B images of a batch, S side of the crop, P numbers of an augmentation's draw.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +21,8 @@ from univip_stream.failures import Failure
 from univip_stream.images import BadImageError
 from univip_stream.probe.labelled import ImageSource
 from univip_stream.stream.cut import cut
+from univip_stream.views import random_crops
 from univip_stream.workers import loaded
-
-_TRIES = 10
-"""Of a random crop before the central one is taken, as in torchvision's RandomResizedCrop."""
 
 Crop = Callable[[np.ndarray, int], tuple[Tensor, Tensor]]
 """(image, number of the image) -> uint8 3 x S x S, and the float32 P of its draw (empty where nothing is drawn)."""
@@ -70,20 +67,9 @@ class RandomCrop:
     def __call__(self, image: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, (self.epoch << 32) + number]))
         pixels = np.empty((self.size, self.size, 3), np.uint8)
-        cut(image, random_box(image.shape[1], image.shape[0], rng), pixels, "bilinear", antialias=True)
+        [window] = random_crops(rng, 1, image.shape[1], image.shape[0], (0.08, 1.0))
+        cut(image, window, pixels, "bilinear", antialias=True)
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(draw(rng, self.config, 0))
-
-
-def random_box(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """x, y, w, h of a random resized crop (Szegedy et al. 2015, as torchvision's RandomResizedCrop draws it)."""
-    for _ in range(_TRIES):
-        area = width * height * rng.uniform(0.08, 1)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return np.array([rng.integers(width - w + 1), rng.integers(height - h + 1), w, h])
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    return np.array([(width - w) // 2, (height - h) // 2, w, h])
 
 
 def batches(

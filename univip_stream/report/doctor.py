@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from univip_stream.errors import InputError
+from univip_stream.extras import EXTRAS, cure_for
+from univip_stream.images import encode_jpeg
 from univip_stream.machine import cpu_quota, usable_cpus
 
 State = Literal["ok", "note", "missing", "broken"]
@@ -24,7 +26,7 @@ class Finding(NamedTuple):
     """One thing that was tried."""
 
     job: str
-    """What needs it: machine, mine, train, eval or look."""
+    """What needs it: machine, both, mine or train."""
     what: str
     state: State
     """ok; note: works, but slower or smaller than it could be; missing; broken: there, and does not work."""
@@ -32,27 +34,25 @@ class Finding(NamedTuple):
     cure: str = ""
 
 
-_LIBRARIES = {
-    "mine": {"numba": "numba", "ray": "ray", "cv2": "opencv-contrib-python-headless", "pyarrow": "pyarrow", "aiohttp": "aiohttp"},
-    "train": {
-        "torch": "torch", "torchvision": "torchvision", "timm": "timm", "webdataset": "webdataset", "safetensors": "safetensors",
-        "tensorboard": "tensorboard",
-    },
-    "eval": {"pycocotools": "pycocotools"},
-    "look": {"jinja2": "jinja2", "matplotlib": "matplotlib"},
+JOBS = ("mine", "train")
+"""What a machine may be for; its parts of an installation are the extras of these names."""
+_BOTH = {
+    "cv2": "opencv-contrib-python-headless", "pyarrow": "pyarrow", "aiohttp": "aiohttp", "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
 }  # fmt: skip
-"""Module -> what to install, by the job that fails without it."""
+"""Module -> what to install, for what every machine needs."""
 
 _LEAST_FREE = 20 << 30
 _LEAST_FILES = 4096
 _DISK_BYTES = 128 << 20
 
 
-def examine(folder: Path, *, ray: bool = True) -> Iterator[Finding]:
+def examine(folder: Path, *, jobs: Sequence[str] = JOBS, ray: bool = True) -> Iterator[Finding]:
     """Try everything, one finding after the other; what is tried never raises.
 
     Args:
         folder: where shards or runs will lie; 128 MiB are written there and removed.
+        jobs: of `JOBS`, those that the machine is for.
         ray: start a local Ray and run a task on it, which takes seconds.
 
     Raises:
@@ -62,18 +62,20 @@ def examine(folder: Path, *, ray: bool = True) -> Iterator[Finding]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected the place where shards or runs will lie")
     yield from _machine(folder)
-    yield from _libraries("mine")
-    yield _tried("mine", "selective search", _selective_search)
-    yield _tried("mine", "OpenCV's selective search", _contrib)
-    yield _tried("mine", "HEIC and JPEG XL", _plugins)
-    if ray:
-        yield _tried("mine", "a task on a local Ray", _ray_task)
-    yield from _libraries("train")
-    yield _tried("train", "torchvision's operators", _operators)
-    yield _tried("train", "GPU", _gpu)
-    yield from _decoders()
-    yield from _libraries("eval")
-    yield from _libraries("look")
+    yield from _libraries("both", _BOTH)
+    yield _simplejpeg()
+    if "mine" in jobs:
+        yield from _libraries("mine", EXTRAS["mine"])
+        yield _tried("mine", "selective search", _selective_search)
+        yield _tried("mine", "OpenCV's selective search", _contrib)
+        yield _tried("mine", "HEIC and JPEG XL", _plugins)
+        if ray:
+            yield _tried("mine", "a task on a local Ray", _ray_task)
+    if "train" in jobs:
+        yield from _libraries("train", EXTRAS["train"])
+        yield _tried("train", "torchvision's operators", _operators)
+        yield _tried("train", "torchvision's JPEG decoder", _torchvisions)
+        yield _tried("train", "GPU", _gpu)
 
 
 def _machine(folder: Path) -> Iterator[Finding]:
@@ -132,8 +134,8 @@ def _disk(folder: Path) -> str:
     return f"writes {_DISK_BYTES / written / 1e6:.0f} MB/s, reads {_DISK_BYTES / read / 1e6:.0f} MB/s"
 
 
-def _libraries(job: str) -> Iterator[Finding]:
-    for module, package in _LIBRARIES[job].items():
+def _libraries(job: str, packages: Mapping[str, str]) -> Iterator[Finding]:
+    for module, package in packages.items():
         yield _library(job, module, package)
 
 
@@ -141,9 +143,11 @@ def _library(job: str, module: str, package: str) -> Finding:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name == module
-        return Finding(
-            job, package, "missing" if missing else "broken", "" if missing else _short(error), f"pip install {package}"
+        cure = cure_for(module) or f"pip install {package}"
+        return (
+            Finding(job, package, "missing", "", cure)
+            if error.name == module
+            else Finding(job, package, "broken", _short(error), cure)
         )
     except Exception as error:
         return Finding(job, package, "broken", _short(error), f"pip install --force-reinstall {package}")
@@ -171,7 +175,7 @@ def _tried(job: str, what: str, check: Callable[[], str]) -> Finding:
     except _Note as note:
         return Finding(job, what, note.state, note.found, note.cure)
     except ModuleNotFoundError as error:
-        return Finding(job, what, "missing", f"needs {error.name}", f"pip install {error.name}")
+        return Finding(job, what, "missing", f"needs {error.name}", cure_for(error.name or "") or f"pip install {error.name}")
     except Exception as error:
         return Finding(job, what, "broken", _short(error))
 
@@ -202,7 +206,7 @@ def _contrib() -> str:
 
 
 def _plugins() -> str:
-    from univip_stream.formats import PLUGINS
+    from univip_stream.filetypes import PLUGINS
 
     lacking = []
     for module, package, called in PLUGINS.values():
@@ -244,32 +248,24 @@ def _gpu() -> str:
     return "; ".join(told) + ("; bf16" if torch.cuda.is_bf16_supported() else "; no bf16, so fp32")
 
 
-def _decoders() -> Iterator[Finding]:
-    from univip_stream.images import encode_jpeg
-
-    data = encode_jpeg(_picture())
-
-    def simplejpeg() -> Any:
+def _simplejpeg() -> Finding:
+    def timed() -> str:
         import simplejpeg
 
-        return lambda: simplejpeg.decode_jpeg(data)
+        data = encode_jpeg(_picture())
+        return f"{_milliseconds(lambda: simplejpeg.decode_jpeg(data), 20):.2f} ms for 640 x 480"
 
-    def torchvision() -> Any:
-        import torch
-        from torchvision.io import decode_jpeg
+    found = _tried("both", "simplejpeg", timed)
+    cure = "pip install simplejpeg; without it Pillow and torchvision decode, slower"
+    return found if found.state == "ok" else found._replace(state="note", cure=cure)
 
-        held = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return lambda: decode_jpeg(held)
 
-    for name, prepare in (("simplejpeg", simplejpeg), ("torchvision's JPEG decoder", torchvision)):
+def _torchvisions() -> str:
+    import torch
+    from torchvision.io import decode_jpeg
 
-        def timed(prepare: Callable[[], Callable[[], Any]] = prepare) -> str:
-            return f"{_milliseconds(prepare(), 20):.2f} ms for 640 x 480"
-
-        found = _tried("train", name, timed)
-        if name == "simplejpeg" and found.state != "ok":
-            found = found._replace(state="note", cure="pip install simplejpeg; without it torchvision decodes, slower")
-        yield found
+    held = torch.frombuffer(bytearray(encode_jpeg(_picture())), dtype=torch.uint8)
+    return f"{_milliseconds(lambda: decode_jpeg(held), 20):.2f} ms for 640 x 480"
 
 
 def _ray_task() -> str:

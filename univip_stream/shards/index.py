@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from univip_stream.errors import InputError, why
 from univip_stream.files import sha256_of
-from univip_stream.formats import too_large
+from univip_stream.filetypes import too_large
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
 from univip_stream.parquet import table_of
 from univip_stream.shards.cache import Cache, Remote, checked_hash

@@ -17,7 +17,7 @@ from univip_stream import storage
 from univip_stream.boxes import validate_boxes
 from univip_stream.errors import InputError
 from univip_stream.files import sha256_of, system_file
-from univip_stream.formats import too_large
+from univip_stream.filetypes import too_large
 from univip_stream.images import MAX_BYTES, MAX_SIDE
 from univip_stream.shards.format import HELD, SCHEMA, as_index, index_name
 from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, mined_limit, read_manifest

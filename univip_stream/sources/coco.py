@@ -15,6 +15,7 @@ import numpy as np
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.sources.folder import files_below, folder_image, left_out
+from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.listing import Boxes, SourceImage
 from univip_stream.sources.names import ByName
 
@@ -109,6 +110,47 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     reader.left_out.update({NO_AREA: flat, UNLISTED: unlisted, NO_IMAGE: whole.objects - reader.objects})
     left_out = {what: count for what, count in reader.left_out.items() if count > 0}
     return Annotations(name=name, ids=reader.ids, starts=dict(rows), boxes=boxes, sizes=reader.sizes, left_out=left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedImage:
+    """An image that an annotation file lists."""
+
+    file_name: str
+    image_id: int | None
+    width: int | None
+    height: int | None
+
+
+def listed_images(locations: tuple[str, ...]) -> Iterator[ListedImage]:
+    """`images` of COCO's annotation files, file after file, in their order.
+
+    Raises:
+        InputError: a file without them, or a name that comes twice.
+
+    """
+    seen: set[str] = set()
+    for location in locations:
+        before = len(seen)
+        with storage.opened(location) as file:
+            stream = JsonStream(file, location)
+            for key in stream.members():
+                if key != "images" or not stream.at_array():
+                    stream.skip()
+                    continue
+                for image in stream.elements():
+                    name = image.get("file_name") if isinstance(image, dict) else None
+                    if not isinstance(name, str) or name in seen:
+                        raise InputError(f"{location} lists the image {name!r}; expected a file_name, each once")
+                    seen.add(name)
+                    number, width, height = (whole_number(image.get(key)) for key in ("id", "width", "height"))
+                    if number is None and image.get("id") is not None:
+                        raise InputError(
+                            f"{location} lists the image {name!r} with the id {image['id']!r:.40}; expected a whole number"
+                        )
+                    yield ListedImage(file_name=name, image_id=number, width=width, height=height)
+        if len(seen) == before:
+            raise InputError(f"{location} is no COCO annotation file: it has no `images`")
 
 
 def coco_images(

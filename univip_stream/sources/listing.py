@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from univip_stream import storage
 from univip_stream.files import Scratch
-from univip_stream.formats import UNREAD_SUFFIXES
+from univip_stream.filetypes import UNREAD_SUFFIXES
 from univip_stream.images import MAX_BYTES, BadImageError
 
 Boxes = tuple[tuple[int, int, int, int], ...]

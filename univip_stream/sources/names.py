@@ -1,7 +1,10 @@
-"""Names that look alike: an accented letter is one character (NFC, as people type it) or two (NFD, as a Mac's disk has it)."""
+"""Names of images: below their source, and such as look alike.
+
+An accented letter is one character (NFC, as people type it) or two (NFD, as a Mac's disk has it).
+"""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -46,3 +49,20 @@ def other_forms(names: Iterable[str]) -> dict[str, str | None]:
 def spellings(name: str) -> list[str]:
     """A name as it is, and in the forms that a disk may have it."""
     return list(dict.fromkeys([name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]))
+
+
+def path_below(source: str, sources: Sequence[str]) -> str:
+    """An image's path below the source it comes from.
+
+    Args:
+        source: its name, the source's name first.
+        sources: the names of all sources.
+
+    """
+    fitting = [name for name in sources if source.startswith(f"{name}/")]
+    return source[len(max(fitting, key=len)) + 1 :] if fitting else source
+
+
+def path_of(source: str, sources: Sequence[str]) -> str:
+    """The path that tells an image from all others: below the source if there is one, with its name if there are several."""
+    return path_below(source, sources) if len(sources) == 1 else source

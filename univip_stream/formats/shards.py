@@ -16,8 +16,7 @@ from univip_stream.errors import InputError, why
 from univip_stream.parquet import batches_of
 from univip_stream.shards.format import HELD, as_index, index_name
 from univip_stream.shards.manifest import read_manifest
-from univip_stream.sources.names import ByName
-from univip_stream.sources.targets import path_below
+from univip_stream.sources.names import ByName, path_below
 
 _FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
 _ROWS = 256

@@ -1,8 +1,11 @@
-"""Numbers, texts, lists and arrays out of a pickle, and nothing else: a pickle may ask for any function to be called.
+"""Pickles of numbers, texts, lists and arrays: read without running anything, and written so that every numpy reads them.
 
-What a pickle says of an array goes through the stand-ins below, never through numpy's own `__setstate__`.
+A pickle may ask for any function to be called. What it says of an array goes through the stand-ins below, never through numpy's own
+`__setstate__`. What is written names nothing but `numpy.ndarray` and `numpy.dtype`: numpy 2's own pickles name `numpy._core`, which
+the versions that the repositories need (below 1.26) do not have.
 """
 
+import io
 import math
 import pickle
 import re
@@ -115,3 +118,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return value
+
+
+PROTOCOL = 3
+"""The last one without frames, so that pieces can be put together; Python 3.0 reads it."""
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return NotImplemented
+        data = value.tolist() if value.dtype.hasobject else value.tobytes()
+        if value.dtype.hasobject and value.shape == ():
+            data = [data]
+        return np.ndarray, ((0,), "b"), (1, value.shape, value.dtype, False, data)
+
+
+def pickled(value: Any, *, piece: bool = False) -> bytes:
+    """A pickle of builtin values and arrays; as a piece, without its beginning, its end and references."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, PROTOCOL)
+    pickler.fast = piece  # no references: they would count from another beginning
+    pickler.dump(value)
+    return buffer.getvalue()[2:-1] if piece else buffer.getvalue()

@@ -1,0 +1,127 @@
+"""COCO's JSON: an instances file with a box an annotation, or a list of results; read and written."""
+
+import json
+import math
+from array import array
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from univip_stream import __version__, storage
+from univip_stream.errors import InputError
+from univip_stream.files import written_atomically
+from univip_stream.formats.base import Choice, Export, Format
+from univip_stream.formats.collected import Boxes
+from univip_stream.formats.shards import Fact
+from univip_stream.sources.coco import NO_BOX, has_no_box, read_annotations, whole_number
+from univip_stream.sources.jsonstream import JsonStream
+from univip_stream.sources.names import path_of
+
+
+class COCO(Format):
+    """COCO's JSON: images, a box an annotation, one category. A list of results is read too."""
+
+    name = "coco"
+    says = "COCO JSON of the shards' filtered boxes"
+    upright = True  # unless told otherwise by --box-frame
+    framed_at_will = True
+    choice: ClassVar[Choice | None] = None
+    category: ClassVar[str] = "object"
+
+    def read(self, boxes: Boxes, annotations: tuple[str, ...]) -> None:
+        with storage.opened(boxes.location) as file:
+            stream = JsonStream(file, boxes.location)
+            if stream.at_array():
+                _read_results(boxes, stream)
+                return
+        found = read_annotations(boxes.location, with_boxes=True)
+        boxes.sizes, boxes.left_out = found.sizes, found.left_out
+        for name, image_id in found.ids.items():
+            drawn = found.boxes_of(image_id)
+            boxes.add(name, [] if drawn is None else list(drawn))
+
+    def write(self, export: Export) -> None:
+        facts = export.facts()
+        ids = _ids(facts)
+        with written_atomically(export.out) as file:
+            # pycocotools 2.0.9 and 2.0.10 read no results beside a file without `info`; COCO's own have both.
+            info = {"description": f"region proposals, written by univip-stream {__version__}"}
+            file.write(f'{{"info": {json.dumps(info)}, "licenses": [], "images": ['.encode())
+            for at, fact in enumerate(facts):
+                width, height = fact.size(export.upright)
+                name = path_of(fact.source, export.shards.sources)
+                _append(file, at, {"id": ids[fact.source], "file_name": name, "width": width, "height": height})
+            file.write(b'], "annotations": [')
+            for fact, candidates in export.rows():
+                kept = export.chosen(fact, candidates)
+                for at, (x, y, w, h) in enumerate(kept.tolist(), export.written.boxes):
+                    annotation = {"id": at + 1, "image_id": ids[fact.source], "category_id": 1, "bbox": [x, y, w, h]}
+                    _append(file, at, annotation | {"area": w * h, "iscrowd": 0})
+                export.written.count(kept)
+            file.write(f'], "categories": [{json.dumps({"id": 1, "name": self.category})}]}}'.encode())
+        export.written.files = [str(export.out)]
+
+
+def _read_results(boxes: Boxes, stream: JsonStream) -> None:
+    """Read `[{"image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9}, ...]` (cocodataset.org/#format-results).
+
+    Images are called by their ids. An image's boxes are ranked by their score, of any category; of equal ones the earlier is
+    the better.
+
+    Raises:
+        InputError: an entry without image_id or score, or with another bbox than four numbers.
+
+    """
+    images, drawn, scores = array("q"), array("d"), array("d")
+    empty = 0
+    for at, entry in enumerate(stream.elements(), 1):
+        if not isinstance(entry, dict):
+            raise InputError(f"{boxes.location}: entry {at} is {entry!r:.60}; expected a list of results, each an object")
+        image, score, box = whole_number(entry.get("image_id")), entry.get("score"), entry.get("bbox")
+        if image is None or not _number(score):
+            raise InputError(
+                f"{boxes.location}: entry {at} has image_id {entry.get('image_id')!r} and score {score!r}; expected a whole "
+                "number and a number, as COCO's list of results has them"
+            )
+        if has_no_box(box):  # a result that has only a mask
+            empty += 1
+            continue
+        if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
+            raise InputError(f"{boxes.location}: entry {at} has bbox {box!r:.80}; expected four numbers x, y, w, h")
+        images.append(image)
+        drawn.extend(box)
+        scores.append(float(score))  # type: ignore[arg-type]
+    stream.finish()
+    boxes.by_id = True
+    boxes.left_out = {NO_BOX: empty} if empty else {}
+    if not images:
+        return
+    numbers, found = np.frombuffer(images, np.int64), np.frombuffer(drawn, np.float64).reshape(-1, 4)
+    order = np.lexsort([-np.frombuffer(scores, np.float64), numbers])  # stable
+    ids, first = np.unique(numbers[order], return_index=True)
+    for image, own in zip(ids.tolist(), np.split(found[order], first[1:]), strict=True):
+        boxes.add(str(image), own)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _append(file: BinaryIO, at: int, fields: dict[str, Any]) -> None:
+    file.write(b",\n" * (at > 0) + json.dumps(fields, ensure_ascii=False).encode())
+
+
+def _ids(facts: list[Fact]) -> dict[str, int]:
+    """The image's number by its name: COCO's, or the next after the greatest where there is none."""
+    owners: dict[int, str] = {}
+    for fact in facts:
+        if fact.image_id is not None and (other := owners.setdefault(fact.image_id, fact.source)) != fact.source:
+            raise InputError(
+                f"{other} and {fact.source} both have the image id {fact.image_id}; expected each once: export sets of their own"
+            )
+    following = max(owners, default=0)
+    ids = {}
+    for fact in facts:
+        following += fact.image_id is None
+        ids[fact.source] = following if fact.image_id is None else fact.image_id
+    return ids
