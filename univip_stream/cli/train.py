@@ -62,6 +62,18 @@ class _Train(click.Command):
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]"
 )
+@click.option(
+    "--init",
+    metavar="WEIGHTS",
+    help="Begin with these weights: a run folder, a checkpoint, safetensors, or a file of torchvision or timm.",
+)
+@click.option(
+    "--freeze",
+    "frozen",
+    multiple=True,
+    metavar="PART",
+    help="Keep a part of the backbone as it is: stem, layer1, blocks.0; may repeat.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.  [default: the recipe's]")
 @click.option(
     "--set",
@@ -106,6 +118,8 @@ def train(
     epochs: float | None,
     steps: int | None,
     batch_size: int | None,
+    init: str | None,
+    frozen: tuple[str, ...],
     seed: int | None,
     settings: tuple[str, ...],
     device: str,
@@ -123,6 +137,7 @@ def train(
     \b
     univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
     univip-stream train --shards shards/ --out runs/small --recipe cpu-demo --set optim.lr=0.02
+    univip-stream train --shards shards/ --out runs/longer --init runs/coco --epochs 400
     torchrun --nproc-per-node 8 -m univip_stream train --shards shards/ --out runs/coco
     univip-stream train --shards s3://bucket/shards --out /shared/runs/coco --launcher ray --address auto
 
@@ -130,6 +145,10 @@ def train(
     backbone.safetensors. SIGTERM saves and leaves with status 75.
     """
     caches = (cache, decoded_cache)
+    if init is not None:
+        settings = (f"init_from={json.dumps(init)}", *settings)
+    if frozen:
+        settings = (f"freeze={json.dumps(frozen)}", *settings)
     config = _configuration(recipe, ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
     place = place_from_environment()
     if launcher == "torchrun" and (ranks is not None or address is not None):

@@ -60,6 +60,7 @@ def open_run(
     *,
     shards: str | list[str],
     fingerprint: str | None = None,
+    first_weights: str | None = None,
 ) -> int | None:
     """Write `config.json` into a new run folder, or check that the run there is this one; keep other trainings out.
 
@@ -73,6 +74,8 @@ def open_run(
         place: this process; the first writes.
         shards: as for `check_run`.
         fingerprint: of what the plan draws from beside the shards (`Plan.fingerprint`).
+        first_weights: hash of the weights that the run begins with, where they were read; None for random ones, and for a run
+            that goes on from its checkpoint.
 
     Returns:
         What `hold` gives; None for a process that is not the first.
@@ -99,6 +102,8 @@ def open_run(
                 differences.append(f"other shards ({facts['shards']['images']} images there, {len(index)} here{more})")
             if facts.get("pairs") != fingerprint:
                 differences.append(f"another file of pairs ({config.views.pairs} here)")
+            if first_weights is not None and facts.get("first_weights") != first_weights:
+                differences.append(f"other first weights in {config.init_from}")
             if not differences and facts["steps"] != steps:
                 differences.append(f"{facts['steps']} steps there, {steps} here")
             if not differences:
@@ -110,6 +115,7 @@ def open_run(
                 "steps": steps,
                 "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
                 "pairs": fingerprint,
+                "first_weights": first_weights,
                 "created_by": {"univip-stream": __version__},
             }
             data = (json.dumps(written, indent=1) + "\n").encode()

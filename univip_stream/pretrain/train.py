@@ -31,6 +31,7 @@ from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
@@ -138,6 +139,16 @@ class _Trainer:
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, plan)
         check_sizes(self.method.backbone, config.method.backbone, plan)
+        self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
+        # A run that goes on has its weights in its checkpoint; where they came from may be gone by then.
+        self.first_weights = (
+            first_weights(config.init_from, self.method.backbone, config.method.backbone)
+            if config.init_from is not None and not self.checkpoints.steps()
+            else None
+        )
+        if self.first_weights is not None:
+            begin_with(self.method, self.first_weights)
+        self.frozen = freeze(self.method, config.freeze)
         if place.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -151,10 +162,10 @@ class _Trainer:
                 else None
             )
             self.lock = open_run(
-                run, config, stream.index, self.total, place, shards=shards, fingerprint=stream.plan.fingerprint
-            )
+                run, config, stream.index, self.total, place, shards=shards, fingerprint=stream.plan.fingerprint,
+                first_weights=None if self.first_weights is None else self.first_weights.digest(),
+            )  # fmt: skip
 
-        self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
         self.first = self._resume()
         agree(self.first, place, "the step to continue from")
 
@@ -184,6 +195,10 @@ class _Trainer:
             f"{config.method.name}, {config.method.backbone}, {count / 1e6:.1f} M parameters; scenes "
             f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
         )
+        if self.first_weights is not None:
+            yield from self.first_weights.notes()
+        if self.frozen:
+            yield f"{' '.join(config.freeze)} stay as they were: {self.frozen / 1e6:.2f} M parameters of the backbone"
         optim = config.optim
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
