@@ -1,4 +1,4 @@
-"""What this process may use of its machine: CPUs, as affinity and a container's quota leave them."""
+"""What this process may use of its machine: CPUs and memory, as affinity and a container's limits leave them."""
 
 import os
 from collections.abc import Iterator
@@ -36,6 +36,30 @@ def cpu_quota(cgroups: Path = _CGROUPS, own: Path = _OWN) -> float | None:
     """
     found = [quota for folder in _folders(cgroups, own) if (quota := _quota_of(folder)) is not None]
     return min(found, default=None)
+
+
+def available_memory(cgroups: Path = _CGROUPS, own: Path = _OWN, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that a new program may take: what the kernel calls available, or less where a container's limit says so.
+
+    Args:
+        cgroups: where the cgroup file system is mounted.
+        own: the file that says which cgroups this process is in, as `/proc/self/cgroup`.
+        meminfo: the kernel's account of the memory.
+
+    """
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    available = int(lines["MemAvailable"].split()[0]) << 10
+    left = [limit - used for folder in _folders(cgroups, own) for limit, used in _memory_of(folder)]
+    return max(0, min([available, *left]))
+
+
+def _memory_of(folder: Path) -> Iterator[tuple[int, int]]:
+    """A group's limit and use of memory, bytes; nothing without a limit. Page cache counts as used, so it may be more."""
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            yield int((folder / limit).read_text()), int((folder / used).read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
 
 
 def _folders(cgroups: Path, own: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from univip_stream.cli.photographs import chosen, shards_of
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import place_from_environment
 from univip_stream.errors import UsageError
@@ -16,6 +17,7 @@ from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
+from univip_stream.pretrain.auto import seconds_of
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.results import last_record
@@ -43,15 +45,33 @@ class _Train(click.Command):
 @click.command(cls=_Train)
 # What to read, where to write.
 @click.option(
+    "--src",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Photographs, as for `mine`: mined first into the run folder, or into the folder that --shards names.",
+)
+@click.option(
+    "--max-failures",
+    default="10%",
+    show_default=True,
+    metavar="N|N%",
+    help="Photographs of --src that cannot be read and are put up with; each is named.",
+)
+@click.option(
     "--shards",
-    required=True,
     multiple=True,
     metavar="SPEC",
     help="'shards/<000..127>.tar', '{000..127}', a glob, a folder, a manifest; local, s3://, gs:// or http(s)://; may repeat.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
-@click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    help=f"Where to begin: {', '.join(RECIPES)}; auto chooses by images and machine.  [default: coco; with --src auto]",
+)
+@click.option("--time", "length", metavar="TIME", help="How long recipe auto may take, such as 2h or 90m.")
 @click.option("--ablation", metavar="ROW", help=f"A row of the paper's tables 7 to 9: {', '.join(ABLATIONS)}.")
 @click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}, or your own module:Class, with its own views.")
 @click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
@@ -109,9 +129,12 @@ class _Train(click.Command):
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")
 def train(
+    sources: tuple[str, ...],
+    max_failures: str,
     shards: tuple[str, ...],
     out: Path,
-    recipe: str,
+    recipe: str | None,
+    length: str | None,
     ablation: str | None,
     method: str | None,
     backbone: str | None,
@@ -132,9 +155,10 @@ def train(
     quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Pre-train from SHARDS into a run folder. Run again, it continues where it stopped.
+    """Pre-train from photographs or shards into a run folder. Run again, it continues where it stopped.
 
     \b
+    univip-stream train --src photos/ --out runs/first
     univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
     univip-stream train --shards shards/ --out runs/small --recipe cpu-demo --set optim.lr=0.02
     univip-stream train --shards shards/ --out runs/longer --init runs/coco --epochs 400
@@ -144,13 +168,25 @@ def train(
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
     backbone.safetensors. SIGTERM saves and leaves with status 75.
     """
+    if not sources and not shards:
+        raise UsageError(
+            "neither --src nor --shards says what to train on; expected photographs by --src, or shards by --shards"
+        )
     caches = (cache, decoded_cache)
+    place = place_from_environment()
+    recipe = recipe or ("auto" if sources else "coco")
+    if length is not None and recipe != "auto":
+        raise UsageError(f"--time is for recipe auto, which chooses the length; {recipe} has its own: --epochs or --steps")
+    seconds = None if length is None else seconds_of(length)
+    if recipe == "auto" and launcher == "ray":
+        raise UsageError("recipe auto measures what this process does, which --launcher ray leaves to others; name a recipe")
     if init is not None:
         settings = (f"init_from={json.dumps(init)}", *settings)
     if frozen:
         settings = (f"freeze={json.dumps(frozen)}", *settings)
-    config = _configuration(recipe, ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
-    place = place_from_environment()
+    texts = _texts(ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
+    if recipe != "auto":
+        config = with_settings(recipe_named(recipe), texts)
     if launcher == "torchrun" and (ranks is not None or address is not None):
         raise UsageError("--ranks and --address are for --launcher ray; torchrun has --nproc-per-node")
 
@@ -159,14 +195,23 @@ def train(
             click.echo(line, err=True)
 
     try:
+        specs = (
+            [shards_of(sources, shards, out, place, max_failures=max_failures, say=say, quiet=quiet)]
+            if sources
+            else list(shards)
+        )
+        if recipe == "auto":
+            config = chosen(specs, out, texts, device=device, place=place, seconds=seconds, say=say)
+        # One seed is said and stored; the stream's own field follows it.
+        config = replace(config, stream=replace(config.stream, seed=config.seed))
         if launcher == "ray":
             from univip_stream.pretrain.on_ray import pretrain_on_ray
 
             values = pretrain_on_ray(
-                config, list(shards), out, ranks=ranks, address=address, device=device, say=say, progress=_Line(say)
+                config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_Line(say)
             )
         else:
-            values = pretrain(config, list(shards), out, device=device, place=place, say=say, progress=_Line(say))
+            values = pretrain(config, specs, out, device=device, place=place, say=say, progress=_Line(say))
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(Interrupted.exit_status) from None
@@ -177,8 +222,7 @@ def train(
             click.echo(f"done: {out}" if values else f"{out} was finished before: nothing to do")
 
 
-def _configuration(
-    recipe: str,
+def _texts(
     ablation: str | None,
     method: str | None,
     backbone: str | None,
@@ -189,8 +233,8 @@ def _configuration(
     workers: int | None,
     caches: tuple[str | None, str | None],
     settings: tuple[str, ...],
-) -> PretrainConfig:
-    """The recipe, the method's settings laid over it, the ablation over those, then the options, then --set."""
+) -> list[str]:
+    """What is laid over the recipe: the method's settings, the ablation over those, then the options, then --set."""
     if epochs is not None and steps is not None:
         raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
     said = {
@@ -209,9 +253,7 @@ def _configuration(
     if epochs is not None:
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()
-    config = with_settings(recipe_named(recipe), [*of_method, *changes, *texts, *settings])
-    # One seed is said and stored; the stream's own field follows it.
-    return replace(config, stream=replace(config.stream, seed=config.seed))
+    return [*of_method, *changes, *texts, *settings]
 
 
 class _Line:

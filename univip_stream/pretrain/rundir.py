@@ -21,6 +21,8 @@ from univip_stream.record import METRICS
 from univip_stream.shards import ShardIndex
 from univip_stream.storage import name_of
 
+SHARDS = "shards"
+"""In the run folder: what `train --src` mined."""
 LOCK = ".lock"
 """In the run folder; held by the process that trains."""
 _TRIES = 100
@@ -46,8 +48,10 @@ def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> Non
         facts = _facts(path)
         if differences := _differences(facts, config):
             _refuse(path, facts, differences, shards)
-    # What begins with a dot is ours or Ray's.
-    elif run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
+    # What begins with a dot is ours or Ray's; `train --src` has mined into the other.
+    elif run.exists() and (
+        not run.is_dir() or any(entry.name[:1] != "." and entry.name != SHARDS for entry in run.iterdir())
+    ):
         raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
 
 
