@@ -33,7 +33,9 @@ def main() -> None:
     """Measure, correlate, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("out/learning"), help="images, shards and run folders")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished cells are read and the measures are written")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where finished cells are read and the measures are written"
+    )
     parser.add_argument("--set", default="drawn", choices=sorted(SETS))
     asked = parser.parse_args()
     out = asked.results / f"labelfree-{asked.set}.json"
@@ -62,7 +64,12 @@ def _pixels(folder: Path, size: int, config) -> tuple[torch.Tensor, torch.Tensor
     cut = [[crop(image, number) for crop in views] for number, image in enumerate(images)]
     pictures = torch.stack([torch.stack([pair[0] for pair in row]) for row in cut])
     draws = torch.stack([torch.stack([pair[1] for pair in row]) for row in cut])
-    changed = torch.cat([augment(part.flatten(0, 1), numbers.flatten(0, 1), config) for part, numbers in zip(pictures.split(50), draws.split(50), strict=True)])
+    changed = torch.cat(
+        [
+            augment(part.flatten(0, 1), numbers.flatten(0, 1), config)
+            for part, numbers in zip(pictures.split(50), draws.split(50), strict=True)
+        ]
+    )
     return centres, changed.unflatten(0, (len(images), VIEWS))
 
 
@@ -70,7 +77,12 @@ def _measured(backbone, pixels: tuple[torch.Tensor, torch.Tensor], config) -> di
     centres, views = pixels
     with torch.inference_mode():
         vectors = torch.cat([backbone(normalised(part, config)) for part in centres.split(50)]).float().numpy()
-        seen = torch.cat([backbone(part.flatten(0, 1)) for part in views.split(50)]).float().numpy().reshape(*views.shape[:2], -1)
+        seen = (
+            torch.cat([backbone(part.flatten(0, 1)) for part in views.split(50)])
+            .float()
+            .numpy()
+            .reshape(*views.shape[:2], -1)
+        )
     whole = slice(None)
     parts = {"all": whole, "first": slice(0, IMAGES // 2), "second": slice(IMAGES // 2, None)}
     return {
@@ -84,7 +96,10 @@ def _measured(backbone, pixels: tuple[torch.Tensor, torch.Tensor], config) -> di
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of ranks; equal values share theirs."""
-    ranks = [np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values]) for values in (first, second)]
+    ranks = [
+        np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
+        for values in (first, second)
+    ]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
@@ -92,7 +107,10 @@ def table(known: dict) -> str:
     """Spearman of each measure with kNN over runs and over rows' means, with the interval of 2,000 bootstraps over runs."""
     names = sorted(known)
     knn = np.array([known[name]["knn"] for name in names])
-    lines = [f"{len(names)} runs, kNN {knn.min():.3f} to {knn.max():.3f}", "measure  Spearman with kNN [95 %]  between halves"]
+    lines = [
+        f"{len(names)} runs, kNN {knn.min():.3f} to {knn.max():.3f}",
+        "measure  Spearman with kNN [95 %]  between halves",
+    ]
     rng = np.random.default_rng(0)
     for measure in MEASURES:
         values = np.array([known[name]["all"][measure] for name in names])

@@ -147,9 +147,9 @@ def bytes_of_an_image(backbone: str, scene: int, instance: int, *, full_precisio
 def _batch(images: Images, machine: Machine, backbone: str, scene: int, instance: int) -> tuple[int, int, str]:
     """Images of an update, parts that it is computed in, and why."""
     most = 512 if machine.device == "cuda" else 64
-    # Eight updates an epoch at least, so that a small set's order is not always nearly the same batch.
-    wanted = max(2, min(most, 1 << max(1, int(math.log2(max(2, images.count / 8))))))
-    wanted = max(wanted, min(2 * machine.gpus, most))
+    # Eight updates an epoch, but never so few images that batch statistics are noise.
+    floor = min(32, images.count - images.count % 2)
+    wanted = max(2, floor, min(most, 1 << max(1, int(math.log2(max(2, images.count / 8))))))
     own = bytes_of_an_image(backbone, scene, instance, full_precision=machine.device == "cpu")
     fitting = max(2, (machine.memory - _FIXED) // own)
     parts = 1
@@ -158,7 +158,7 @@ def _batch(images: Images, machine: Machine, backbone: str, scene: int, instance
     if wanted == most:
         why = "the paper's" if machine.device == "cuda" else "enough statistics for a small network"
     else:
-        why = f"a power of two with eight updates or more an epoch of {images.count} images"
+        why = f"eight updates an epoch of {images.count} images, but 32 images at least where there are so many"
     return wanted, parts, why
 
 
