@@ -22,9 +22,9 @@ def rankme(vectors_ND: np.ndarray) -> float:
 def lidar(vectors_NQD: np.ndarray, delta: float = 1e-4) -> float:
     """Effective rank of what tells images apart, against how an image's own views differ: 1 to min(N - 1, D).
 
-    LiDAR (Thilak et al. 2024, arXiv:2312.04000, Eq. 1 to 6): eigenvalues of W^-1/2 B W^-1/2, with B the covariance of the images' means
-    and W the mean covariance of an image's views plus delta on the diagonal; then as RankMe. Features are taken to unit mean length
-    first, so that delta means the same for every network.
+    LiDAR (Thilak et al. 2024, arXiv:2312.04000, Eq. 1 to 6): eigenvalues of W^-1/2 B W^-1/2, with B the covariance of the images'
+    means and W the mean covariance of an image's views plus delta on the diagonal; then as RankMe. Features are taken to unit mean
+    length first, so that delta means the same for every network.
     """
     views = np.asarray(vectors_NQD, np.float64)
     views = views / np.linalg.norm(views, axis=-1).mean()
