@@ -1,6 +1,6 @@
 """Do measures without labels order the runs as kNN with labels does? Spearman's correlation over the finished cells of a set.
 
-    python benchmarks/learning/labelfree.py --work out/learning [--set drawn]     # prints a table, writes results/labelfree-drawn.json
+    python benchmarks/learning/labelfree.py --work out/learning [--set drawn]  # prints a table, writes results/labelfree-drawn.json
 
 For each cell whose run folder is there: features of 400 images of the set that is trained on, a centre crop and six augmented
 random crops of each, the same for every run. Measures are those of `probe.labelfree`, on all images and on two disjoint halves.
