@@ -198,7 +198,7 @@ def _said(folder: str, annotations: Annotations) -> dict[str, str]:
     taken = {path for path in there if path in annotations.ids}  # these come before names that only look so
     said: dict[str, str] = {}
     for path in there:
-        name = names.said(path)
+        name = names.own_form(path)
         if name != path and name not in taken:
             said[path] = name
             taken.add(name)

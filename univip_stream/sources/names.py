@@ -21,7 +21,7 @@ class ByName(Mapping[str, _Value]):
         self._others = other_forms(entries)
 
     def __getitem__(self, name: str) -> _Value:
-        return self._entries[self.said(name)]
+        return self._entries[self.own_form(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -29,7 +29,7 @@ class ByName(Mapping[str, _Value]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def said(self, name: str) -> str:
+    def own_form(self, name: str) -> str:
         """The name as this mapping has it; as it is where it has none such."""
         if name in self._entries or not self._others:
             return name
