@@ -145,8 +145,6 @@ def mine(
     univip-stream mine --src coco/train2017 --src coco/unlabeled2017 --out coco-plus/
     univip-stream mine --src ILSVRC2012_img_train.tar --out s3://bucket/imagenet
 
-
-
     You can interrupt it at any time: the same command mines what is missing, to the same bytes. An image that cannot be used
     becomes a row of the index with its reason; so does one whose web server asks that it is not used.
 
@@ -223,7 +221,7 @@ def _print_plan(plan: Plan, finished: int, out: str) -> None:
     if classes := plan.listing.classes:
         names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
         click.echo(f"labels: {len(classes)} ({names})", err=True)
-    for line in plan.listing.said:
+    for line in plan.listing.remarks:
         click.echo(line, err=True)
     for line in left_out(plan.listing, None):
         click.echo(line, err=True)

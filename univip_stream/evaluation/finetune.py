@@ -77,12 +77,6 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune on a share of the labelled images, and judge by `val`.
 
-
-
-
-
-
-
     Each pair of rates is tried with some images held out; the pair that is best on these then trains on all of the share. If
     there is one pair, nothing is chosen and nothing held out.
 

@@ -44,7 +44,6 @@ def knn(
 
     Returns:
 
-
         top1, chance (naming the most frequent class), what was done, and what was left out.
 
     Raises:

@@ -39,7 +39,6 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
 
     Args:
 
-
         backbone: backbone of a run.
         config: settings of its pre-training, which name the architecture.
         format: a name of `FORMATS`.

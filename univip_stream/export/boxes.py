@@ -30,7 +30,6 @@ def export_boxes(
         shards: folder of finished shards, local or remote.
         format: a name of `formats.registry.FORMATS`.
 
-
         out: local file, or folder for SoCo, DETReg and SiameseDETR.
         annotations: COCO's files: they give the order of ORL's boxes, and the image ids if the shards have none.
         box_frame: for COCO's JSON, the frame of the boxes for images that EXIF turns: `upright` (the default) or `stored`.

@@ -65,8 +65,6 @@ class COCOFormat(Format):
 def _read_results(boxes: Boxes, stream: JsonStream) -> None:
     """Read `[{"image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9}, ...]` (cocodataset.org/#format-results).
 
-
-
     Images are named by their ids. The boxes of an image, of all categories, are ranked by score; of equal scores the earlier
     box comes first.
 

@@ -52,7 +52,6 @@ class Boxes:
             name: the format's name of the image.
             boxes: N x 4 x, y, w, h, or x1, y1, x2, y2 with `corners`.
 
-
             corners: whether boxes are given by two corners.
 
         Raises:

@@ -44,7 +44,6 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
 
     Args:
 
-
         location: file, local or remote; a local folder for DETReg and SiameseDETR; the JSON file for SoCo.
         format: a name of `FORMATS`.
         annotations: COCO's files, whose `images` give the order of ORL's boxes.

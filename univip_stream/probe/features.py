@@ -62,7 +62,6 @@ def vectors(
     Args:
         backbone: B x 3 x S x S normalised float32 -> B x D pooled features.
 
-
         source: images.
         numbers: numbers of the images to use.
         size: side of the centre crop in pixels.

@@ -146,7 +146,7 @@ class _Listed:
 
     def __init__(self, spec: str, max_pixels: int) -> None:
         self.listing: Listing = list_sources([spec]).present()  # an annotation file may name more than the folder has
-        self.max_pixels, self.notes = max_pixels, self.listing.said
+        self.max_pixels, self.notes = max_pixels, self.listing.remarks
 
     def __len__(self) -> int:
         return len(self.listing)

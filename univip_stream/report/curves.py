@@ -89,7 +89,6 @@ def draw(paths: Sequence[Path], out: Path, *, smooth: float = 0.0) -> list[Panel
     Args:
         paths: run folders, or folders of runs.
 
-
         out: .html, a self-contained page; .png, .svg or .pdf.
         smooth: weight of earlier values in an exponential mean over points, 0 to under 1; the points stay visible behind it.
 

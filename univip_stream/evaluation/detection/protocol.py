@@ -104,9 +104,6 @@ def detect(
 
     Args:
 
-
-
-
         subject: provides the backbone.
         train: images to learn from.
         val: images to score on, of the same categories.
