@@ -41,9 +41,9 @@ class AugmentConfig:
     brightness: float = 0.4
     """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """As brightness, but towards the image's mean grey. Source: BYOL."""
+    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source: BYOL."""
     saturation: float = 0.2
-    """As brightness, but towards the grey image. Source: BYOL."""
+    """s: saturation, the distance from the grey image, is multiplied by a factor drawn from 1 - s to 1 + s. Source: BYOL."""
     hue: float = 0.1
     """h: hue is turned by an angle drawn from -h to h of the full circle. Source: BYOL."""
     grey_p: float = 0.2

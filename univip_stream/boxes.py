@@ -31,7 +31,7 @@ def as_boxes(boxes: BoxesLike) -> Int32[np.ndarray, "N 4"]:
     if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iuf":
         raise InputError(f"boxes have shape {array.shape} and type {array.dtype}; expected N x 4 numbers x, y, w, h")
     if not np.isfinite(array).all() or np.any(array != np.trunc(array)) or np.any(np.abs(array) > 2**31 - 1):
-        raise InputError("boxes hold numbers that are no whole pixels; expected 32-bit integers x, y, w, h")
+        raise InputError("boxes hold numbers that are not whole pixels; expected 32-bit integers x, y, w, h")
     return array.astype(np.int32)
 
 

@@ -80,7 +80,7 @@ def why(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing in it"
     if isinstance(error, TypeError | AttributeError | IndexError):  # Python's own message is about our code
-        return "it is built otherwise"
+        return "it has another structure"
     return str(error) or type(error).__name__
 
 

@@ -28,7 +28,7 @@ class ViewConfig:
     """Draw pairs of views until their overlap holds K boxes (Algorithm 1). False takes any two views. Source: UniVIP, Table
     8 (a)."""
     regions: Literal["mined", "naive", "none"] = "mined"
-    """Where instances come from: mined takes the boxes of the shards, naive random ones, and none goes with
+    """Origin of the instances: mined takes the boxes of the shards, naive random ones, and none goes with
     views.instances=0. Source: UniVIP, Table 8 (b)."""
     scene_size: int = 224
     """Side of a scene view, in pixels. Source: BYOL."""
@@ -37,7 +37,7 @@ class ViewConfig:
     instances: int = 4
     """K, the instances taken from an image; 0 for none. Source: UniVIP, Table 8 (c)."""
     tries: int = 20
-    """How many pairs of views Algorithm 1 draws before it takes the best of them. Source: UniVIP, Table 9."""
+    """Number of pairs of views that Algorithm 1 draws before it takes the best of them. Source: UniVIP, Table 9."""
     min_scale: int = 64
     """Shortest side of an overlap, and of the random boxes that fill one that holds fewer than K boxes, in pixels of the
     stored image. Source: UniVIP, section A.2."""
@@ -50,12 +50,12 @@ class ViewConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width over height of a view before it is made square. Source: BYOL."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
+    """Interpolation with which a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
     instance_augmentations: Literal[1, 2] = 1
     """1 gives both networks the same augmented instance, 2 gives each its own augmentation. Source: ours; docs/method.md
     says why."""
     instance_draws: Literal["in-order", "either"] = "in-order"
-    """Which view's chances of blur and solarization an instance is augmented with: in-order takes the first view's (and the
+    """View whose chances of blur and solarization apply to an instance: in-order takes the first view's (and the
     second view's for a second augmentation), either draws one of the two for every augmentation of every instance. Source:
     ours; UniVIP does not say."""
     whole_first: bool = False

@@ -77,7 +77,7 @@ def test_the_page_counts_its_pictures_as_its_buttons_do(odd_shards):
     data = page.partition('id="data"')[2].partition(">")[2].partition("</script>")[0]
     assert len(json.loads(data)["items"]) == shown
     assert f"The images below are {shown}: {shown - 2} of the 11 samples" in page
-    assert "and 2 of the 2 images that are no samples" in page
+    assert "and 2 of the 2 images that are not samples" in page
 
 
 def test_views_and_crops_are_those_of_a_training_with_the_same_seed(drawn_shards, one_thread):

@@ -127,7 +127,7 @@ def test_classes_lost_to_a_stray_image_and_folders_met_twice_are_said(tmp_path):
     touch(tmp_path / "train", "n01/a.jpg", "n02/b.jpg", "stray.jpg")
     with list_sources([tmp_path / "train"]) as listing:
         assert listing.classes is None
-        assert "images lie in the folder itself, so its folders, with 2 more, are no classes" in listing.remarks[0]
+        assert "images lie in the folder itself, so its folders, with 2 more, are not classes" in listing.remarks[0]
     touch(tmp_path / "links", "n01/a.jpg")
     (tmp_path / "links" / "n02").symlink_to(tmp_path / "links" / "n01")
     with list_sources([tmp_path / "links"]) as listing:

@@ -125,4 +125,4 @@ def boxes(
         click.echo(note)
     print_some("images without an entry, which have no boxes", match.without_entry)
     print_some("entries without an image, which are not used", match.without_image)
-    print_some("images that are no samples", [f"{source}: {status}: {reason}" for source, status, reason in report.failures])
+    print_some("images that are not samples", [f"{source}: {status}: {reason}" for source, status, reason in report.failures])

@@ -154,7 +154,7 @@ def _require_ordinary(ctx: click.Context, param: click.Parameter, value: Any) ->
     for one in [value] if isinstance(value, str | os.PathLike) else value if isinstance(value, Iterable) else []:
         path = os.fspath(one)
         if not path.strip():
-            raise click.BadParameter(f"{path!r} says nothing; a variable of the shell that is not set?", ctx, param)
+            raise click.BadParameter(f"{path!r} is empty; is a variable of the shell not set?", ctx, param)
         for text in (path, path.partition("=")[2]):  # `--set views.pairs=PATH`
             if kind := _special_file(text):
                 raise click.BadParameter(f"{text} is {kind}; expected an ordinary file or folder.", ctx, param)

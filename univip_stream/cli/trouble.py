@@ -31,7 +31,7 @@ def errors_reported(ctx: click.Context) -> Iterator[None]:
         _exit_with(ctx, in_words(error))
     except UnicodeEncodeError as error:
         name = error.object if isinstance(error.object, str) else repr(error.object)
-        _exit_with(ctx, f"{name} is no text (UTF-8), and a library here takes no other name; rename it")
+        _exit_with(ctx, f"{name} is not valid UTF-8, and a library used here accepts no other names; rename it")
     except MemoryError as error:
         _exit_with(ctx, f"out of memory{f' ({error})' if str(error) else ''}; fewer --workers or smaller batches need less")
     except RuntimeError as error:

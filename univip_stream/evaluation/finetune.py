@@ -132,7 +132,7 @@ def finetune(
         if place.is_first:
             partial.save(step=number, rows=json.dumps(rows))
     rate, multiplier = pairs[int(np.argmax([row["held_out_top1"] for row in rows]))] if rows else pairs[0]
-    say(f"trains on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
+    say(f"training on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
     network = job.trained(few, rate, multiplier)
     judged = job.judged(network, val, used.val)
     diverged = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]

@@ -79,5 +79,5 @@ def knn(
 def _notes(voting_ND: np.ndarray, config: KnnConfig) -> list[str]:
     found = []
     if config.k > len(voting_ND):
-        found.append(f"k is {config.k}, and there are {len(voting_ND)} images that vote: all of them do")
+        found.append(f"k is {config.k}, but there are only {len(voting_ND)} images: all of them vote")
     return found + collapsed(voting_ND)

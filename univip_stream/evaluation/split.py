@@ -67,7 +67,7 @@ def listed(source: LabelledSource, path: Path) -> np.ndarray:
     missing = [name for name in names if name.rpartition("/")[2] not in place]
     if missing or not names:
         raise InputError(
-            f"{path} names {len(missing)} of {len(names)} images that {source.name} has not"
+            f"{path} names {len(missing)} of {len(names)} images that {source.name} lacks"
             f"{_such_as(missing)}; expected file names of its {len(source)} images{_such_as(source.keys)}"
         )
     return np.unique([place[name.rpartition("/")[2]] for name in names])

@@ -223,12 +223,14 @@ def _config_path(out: Path, suffix: str) -> Path:
         raise InputError(f"{path} is a folder, and the configuration beside {out} would have its name; choose another --out")
     if path.exists() and not _is_our_config(path):
         raise InputError(
-            f"{path} is there and none of ours, and the configuration beside {out} would replace it; choose another --out"
+            f"{path} exists and is not ours, and the configuration beside {out} would replace it; choose another --out"
         )
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"--out {out!r} is no text, and the configuration names it; choose a path of valid UTF-8") from error
+        raise InputError(
+            f"--out {out!r} is not text, and the configuration names it; choose a path of valid UTF-8"
+        ) from error
     return path
 
 

@@ -65,7 +65,7 @@ def read_dtype(file: Any, name: str) -> np.dtype[Any]:
     except OSError:
         raise
     except Exception as error:  # a damaged header can cause any error
-        raise InputError(f"{name} is no .npy file ({why(error)})") from error
+        raise InputError(f"{name} is not a .npy file ({why(error)})") from error
 
 
 def _escaping(name: str) -> str | None:

@@ -62,7 +62,7 @@ class Boxes:
             line = f"{name}\n".encode()
         except UnicodeEncodeError as error:  # half a surrogate pair
             raise InputError(
-                f"{self.location} has the entry {name!r}, which is no text; expected the name of an image"
+                f"{self.location} has the entry {name!r}, which is not text; expected the name of an image"
             ) from error
         if name in self._places:
             raise InputError(f"{self.location} has two entries {name!r}; expected one an image")

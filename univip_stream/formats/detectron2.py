@@ -38,8 +38,8 @@ class Detectron2Format(Format):
             mode = int(fields.get("bbox_mode", 0))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{boxes.location} is no file of proposals ({why(error)}); expected ids, boxes and "
-                "objectness_logits, and at will bbox_mode"
+                f"{boxes.location} is not a file of proposals ({why(error)}); expected ids, boxes and "
+                "objectness_logits, and optionally bbox_mode"
             ) from error
         if not len(ids) == len(lists) == len(scores) or mode not in (0, 1):
             raise InputError(

@@ -43,4 +43,4 @@ def _array(file: Any, name: str) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # MemoryError too, if a damaged header promises more than there is
-        raise InputError(f"{name} is no .npy file of numbers ({why(error)}); a pickled one is siamesedetr's") from error
+        raise InputError(f"{name} is not a .npy file of numbers ({why(error)}); a pickled one is siamesedetr's") from error

@@ -103,7 +103,7 @@ def _other_images(boxes: Boxes, annotations: tuple[str, ...], count: str) -> str
     total = sum(1 for _ in listed_images(annotations))
     return (
         f"{boxes.location} has boxes of {count} images and {', '.join(annotations)} lists {total}; expected the annotations "
-        "of the very images"
+        "of exactly these images"
     )
 
 

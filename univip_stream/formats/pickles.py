@@ -32,7 +32,7 @@ def load_plain(file: BinaryIO, name: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle can cause any error
-        raise InputError(f"{name} is no pickle that can be read ({why(error)})") from error
+        raise InputError(f"{name} is not a readable pickle ({why(error)})") from error
 
 
 class _Dtype:

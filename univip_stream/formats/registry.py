@@ -57,7 +57,7 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
     if found.annotations == "order" and not annotations:
         raise UsageError(f"--format {format} names no images; give the COCO file whose order its boxes have by --annotations")
     if found.folder and not found.shares_folder and not os.path.isdir(location):
-        raise InputError(f"{location} is no folder; expected {format}'s folder of .npy files")
+        raise InputError(f"{location} is not a folder; expected {format}'s folder of .npy files")
     boxes = Boxes(location)
     try:
         found.read(boxes, annotations)

@@ -74,7 +74,7 @@ class Shards:
         """
         text = str(folder).rstrip("/")
         if text.endswith(".tar") or (not storage.is_remote(text) and not Path(text).is_dir()):
-            raise InputError(f"{folder} is no folder; expected a folder of finished shards, with manifest.json")
+            raise InputError(f"{folder} is not a folder; expected a folder of finished shards, with manifest.json")
         self.folder = text
         self.manifest = read_manifest(text)
         self.parameters: dict[str, Any] = self.manifest["parameters"]

@@ -51,8 +51,8 @@ class MethodConfig:
     width: int = 256
     """Width of projections and predictions, in numbers. Source: BYOL."""
     init: Literal["library", "kaiming"] = "library"
-    """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads. Source: kaiming is
-    ORL's."""
+    """Initial weights: library takes the libraries' own, kaiming is Kaiming normal, fan-in, in backbone and heads. Source:
+    kaiming is ORL's."""
     joint_views: bool = False
     """Run both scene views as one forward pass, batch statistics still kept per view: fewer and larger kernels, but every
     batch normalisation copies its output once more. False runs a pass for each view."""

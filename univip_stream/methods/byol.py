@@ -21,7 +21,7 @@ class BYOLConfig(MethodConfig):
     """Settings of BYOL."""
 
     loss_scale: float = 1.0
-    """What the loss is multiplied by. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
+    """Factor of the loss. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
     Eq. 2."""
 
     def __post_init__(self) -> None:

@@ -48,9 +48,9 @@ class MoCoConfig(MethodConfig):
     """Settings of MoCo v2."""
 
     temperature: float = 0.2
-    """What similarities are divided by. Source: MoCo v2."""
+    """Temperature, which divides the similarities. Source: MoCo v2."""
     queue: int = 65536
-    """How many keys of earlier batches are kept as negatives. Source: MoCo v2."""
+    """Number of keys of earlier batches that are kept as negatives. Source: MoCo v2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ class SimCLRConfig(MethodConfig):
     """Settings of SimCLR."""
 
     temperature: float = 0.1
-    """What similarities are divided by. Source: SimCLR."""
+    """Temperature, which divides the similarities. Source: SimCLR."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

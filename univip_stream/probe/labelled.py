@@ -134,7 +134,7 @@ def same_classes(train: LabelledSource, val: LabelledSource) -> None:
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         raise InputError(
-            f"{val.name} has classes that {train.name} has not: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
+            f"{val.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
             f"they share {len(set(val.classes) & set(train.classes))}"
         )
     if len(train.classes) < 2:

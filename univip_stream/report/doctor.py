@@ -60,7 +60,7 @@ def examine(folder: Path, *, jobs: Sequence[str] = JOBS, ray: bool = True) -> It
 
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; expected the place where shards or runs will lie")
+        raise InputError(f"{folder} is not a folder; expected the place where shards or runs will lie")
     yield from _machine(folder)
     yield from _libraries("both", _BOTH)
     yield _simplejpeg()

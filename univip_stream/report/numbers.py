@@ -24,7 +24,7 @@ class Distribution:
     name: str
     """Title: what the values are."""
     of: str
-    """What has the values: boxes or images."""
+    """Things that have the values: boxes or images."""
     unit: str
     """Unit of the values; empty for plain numbers."""
     edges: np.ndarray

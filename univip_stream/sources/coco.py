@@ -85,9 +85,9 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     except OSError as error:
         raise InputError(f"{location}: {why(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{location} is no COCO annotation file: {why(error)}") from error
+        raise InputError(f"{location} is not a COCO annotation file: {why(error)}") from error
     if not isinstance(whole, _ParsedFile) or not reader.ids:
-        raise InputError(f"{location} is no COCO annotation file: expected JSON with `images`, each with file_name and id")
+        raise InputError(f"{location} is not a COCO annotation file: expected JSON with `images`, each with file_name and id")
     if not with_boxes:
         return Annotations(name=name, ids=reader.ids, starts=None, boxes=np.empty((0, 4), np.int32))
     if not whole.annotated:
@@ -150,7 +150,7 @@ def listed_images(locations: tuple[str, ...]) -> Iterator[ListedImage]:
                         )
                     yield ListedImage(file_name=name, image_id=number, width=width, height=height)
         if len(seen) == before:
-            raise InputError(f"{location} is no COCO annotation file: it has no `images`")
+            raise InputError(f"{location} is not a COCO annotation file: it has no `images`")
 
 
 def coco_images(
@@ -251,7 +251,7 @@ class _Reader:
             raise ValueError(f"an image has file_name {name!r} and id {said!r}; expected a path and a whole number")
         name.encode()  # raises for half a surrogate pair
         if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"the image {name!r} leads out of its folder")
+            raise ValueError(f"the image {name!r} leads outside its folder")
         self.listed += 1
         if self.ids.setdefault(name, number) != number:
             raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")

@@ -88,7 +88,7 @@ class JsonStream:
 
         """
         if found := self._next():
-            raise self._error(f"found {found!r} behind the end")
+            raise self._error(f"found {found!r} after the end")
 
     def _next(self) -> str:
         """Return the next character that is not white space, without consuming it; empty at the end of the file."""
@@ -120,4 +120,4 @@ class JsonStream:
             raise self._error(str(error)) from error
 
     def _error(self, what: str) -> InputError:
-        return InputError(f"{self.name} is no JSON that can be used: {what}")
+        return InputError(f"{self.name} is not usable JSON: {what}")

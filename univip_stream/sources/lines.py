@@ -178,7 +178,7 @@ def _texts(location: str, path: Path) -> Iterator[tuple[int, str]]:
         encoding = "utf-16" if begin[:2] in (b"\xff\xfe", b"\xfe\xff") else None  # PowerShell's `dir > list.txt`
         if encoding is None and b"\0" in begin:
             raise InputError(
-                f"{location} is no text (it begins with {begin[:12]!r}); expected a list with a path or URL a line"
+                f"{location} is not text (it begins with {begin[:12]!r}); expected a list with a path or URL a line"
             )
     if encoding is None:
         with path.open("rb") as file:
@@ -190,7 +190,7 @@ def _texts(location: str, path: Path) -> Iterator[tuple[int, str]]:
             for number, text in enumerate(words, 1):
                 yield number, text.rstrip("\r\n")
     except UnicodeError as error:
-        raise InputError(f"{location} begins as UTF-16 and is none ({error}); expected UTF-8") from error
+        raise InputError(f"{location} begins as UTF-16 but is not ({error}); expected UTF-8") from error
 
 
 def _is_url_only(text: str) -> bool:

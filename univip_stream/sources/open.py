@@ -155,7 +155,7 @@ class _Source:
                 ignored.clear()  # counted again below
         of_files = self.kind == "folder" and not tars
         if annotations and not of_files:
-            raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is no folder of images")
+            raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is not a folder of images")
         found = (annotations or find_annotations(self.text)) if of_files else None
         if with_boxes and not found:
             raise InputError(
@@ -172,7 +172,7 @@ class _Source:
                 yield image
             if below:  # one stray image among class folders takes all labels away
                 notes.append(
-                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are no classes"
+                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are not classes"
                 )
         elif self.kind == "list":
             yield from list_images(self.text, name, ignored, notes)
@@ -219,7 +219,7 @@ def _assigned(files: list[str], sources: list[_Source]) -> dict[str, str]:
         if len(owners) != 1 or owners[0] in given:
             names = ", ".join(source.text for source in sources)
             raise UsageError(
-                f"--annotations {file} cannot be told to belong to one of {names}; expected one file a folder, called "
+                f"--annotations {file} does not belong to exactly one of {names}; expected one file a folder, called "
                 "something_<folder>.json where there are several"
             )
         given[owners[0]] = file

@@ -48,7 +48,7 @@ def _image(image: Any) -> dict[str, Any]:
         raise ValueError(f"the image {image!r:.100} has no file_name; expected its path below the folder of images")
     name = image["file_name"]
     if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"the image {name!r} leads out of its folder")
+        raise ValueError(f"the image {name!r} leads outside its folder")
     if "\0" in name:
         raise ValueError(f"the image {name!r} has a zero byte in its file_name")
     numbers = {}

@@ -183,9 +183,9 @@ def read_coco(annotations: Path, images: Path, *, box_frame: str = UPRIGHT) -> D
     try:
         content, left_out = checked(found)
     except ValueError as error:
-        raise InputError(f"{annotations} is no COCO annotation file: {error}") from error
+        raise InputError(f"{annotations} is not a COCO annotation file: {error}") from error
     if not images.is_dir():
-        raise InputError(f"{images} is no folder; expected the images of {annotations}")
+        raise InputError(f"{images} is not a folder; expected the images of {annotations}")
     return DetectionSet(content, [images], str(annotations), sha256_of(annotations), box_frame=box_frame, left_out=left_out)
 
 
@@ -223,7 +223,7 @@ def _add_voc(content: dict[str, Any], path: Path) -> None:
     try:
         text = path.read_bytes()
         if len(text) > _MAX_XML or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-            raise InputError(f"{path} is no annotation of VOC: too large, or it defines entities")
+            raise InputError(f"{path} is not an annotation of VOC: too large, or it defines entities")
         tree = ET.fromstring(text)
         number = len(content["images"]) + 1
         name = path.with_suffix(".jpg").name

@@ -113,7 +113,7 @@ def _read(path: str | Path, index: ShardIndex) -> pa.Table:
     try:
         table = table.select(list(_COLUMNS)).cast(pa.schema(_COLUMNS))
     except (KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path} is no file of pairs ({why(error)}); expected the columns of shards/README.md") from error
+        raise InputError(f"{path} is not a file of pairs ({why(error)}); expected the columns of shards/README.md") from error
     flat = table.column("pairs").combine_chunks().flatten()
     if any(table.column(name).null_count for name in _COLUMNS) or flat.null_count or flat.flatten().null_count:
         raise InputError(f"{path} has rows that lack something; expected sample, other and pairs in each")
