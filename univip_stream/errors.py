@@ -68,9 +68,9 @@ def why(error: BaseException) -> str:
         if "AF_UNIX path too long" in str(error):
             return too_long_for_sockets()
         # Arrow appends the system's message to its own, with the number twice.
-        said = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
+        reason = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
         cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
-        return said[:1].lower() + said[1:] + cure
+        return reason[:1].lower() + reason[1:] + cure
     if isinstance(error, json.JSONDecodeError):
         return f"no JSON: {error}"
     if isinstance(error, UnicodeDecodeError):

@@ -176,5 +176,7 @@ _LARGEST = 4096
 def _check_array(arrays: Mapping[str, object], name: str, shape: tuple[int, ...], kind: type, who: str) -> None:
     found = arrays.get(name)
     if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype != kind:
-        said = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none" if found is None else "no array"
-        raise UsageError(f"{who} of {name} {said}; expected {np.dtype(kind)} {shape}")
+        description = (
+            f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none" if found is None else "no array"
+        )
+        raise UsageError(f"{who} of {name} {description}; expected {np.dtype(kind)} {shape}")

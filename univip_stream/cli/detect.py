@@ -121,7 +121,7 @@ def detect(
     subject = open_subject(run)
     place = place_from_environment()
     where = pick_device(device, place)
-    began, told = time.monotonic(), 0.0
+    began, last_printed = time.monotonic(), 0.0
     first: int | None = None
 
     def say(line: str) -> None:
@@ -129,11 +129,11 @@ def detect(
             click.echo(line, err=True)
 
     def progress(iteration: int, loss: float) -> None:
-        nonlocal told, first
+        nonlocal last_printed, first
         first = iteration - 1 if first is None else first
         now = time.monotonic()
-        if now - told >= _PROGRESS_EVERY or iteration == protocol.iterations:
-            told = now
+        if now - last_printed >= _PROGRESS_EVERY or iteration == protocol.iterations:
+            last_printed = now
             left = (protocol.iterations - iteration) * (now - began) / (iteration - first)
             say(f"iteration {iteration}/{protocol.iterations}  loss {loss:.3f}  {duration(left)} left")
 

@@ -99,8 +99,8 @@ def _print_numbers(report: "Report") -> None:
     click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(len(index.boxes), 'box', 'boxes')}")
     for found in report.distributions:
         low, high = pretty(found.low), pretty(found.high, found.unit)
-        said = f"{low} to {high}, median {pretty(found.median)}" if found.total else f"no {found.of}"
-        click.echo(f"  {found.name}: {said}")
+        summary = f"{low} to {high}, median {pretty(found.median)}" if found.total else f"no {found.of}"
+        click.echo(f"  {found.name}: {summary}")
     drawn = "" if report.drawn == len(index) else f" (of {report.drawn:,} images at random)"
     click.echo(f"  Filled at random: {share(report.filled, report.drawn * report.views.instances)} of the instances{drawn}")
     for note in index.notes:

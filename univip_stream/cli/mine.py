@@ -188,9 +188,9 @@ def mine(
             for line in bar:
                 line.__exit__(None, None, None)
     if as_json:
-        said = {"notes": report.notes} if report.notes else {}
+        notes = {"notes": report.notes} if report.notes else {}
         totals = report.manifest["totals"]
-        click.echo(json.dumps({"out": str(out), "mined": report.mined, **_addition_facts(report), **totals, **said}))
+        click.echo(json.dumps({"out": str(out), "mined": report.mined, **_addition_facts(report), **totals, **notes}))
     else:
         _print_report(report, out)
 
@@ -237,8 +237,8 @@ def _addition_lines(added: Addition) -> Iterator[str]:
     if added.failed:
         yield f"{added.failed} of them could not be used when they were mined; they are not tried again under their name"
     if added.gone:
-        such = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
-        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {such}"
+        examples = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
+        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {examples}"
 
 
 def _addition_facts(report: MiningReport) -> dict[str, Any]:

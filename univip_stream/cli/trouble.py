@@ -63,13 +63,13 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     text = str(error)
     if not any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
         return None
-    said = text.splitlines()[0][:200]
+    message = text.splitlines()[0][:200]
     if "CUDA" in text:
         return (
-            f"out of GPU memory ({said}); a smaller --batch-size or --image-size needs less, and --device cpu none of it; "
+            f"out of GPU memory ({message}); a smaller --batch-size or --image-size needs less, and --device cpu none of it; "
             "`nvidia-smi` shows who else uses it"
         )
-    return f"out of memory ({said}); fewer --workers, smaller batches or images need less"
+    return f"out of memory ({message}); fewer --workers, smaller batches or images need less"
 
 
 def _exit_with(ctx: click.Context, message: str, status: int = 1) -> None:
@@ -106,7 +106,7 @@ def _discard_output() -> None:
 def _unforeseen(error: Exception) -> str:
     """Return the message for an unforeseen error: it says that this is a bug, and which file holds the traceback."""
     at = traceback.extract_tb(error.__traceback__)[-1]
-    said = f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__]
+    message = f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__]
     where = ""
     with contextlib.suppress(OSError):
         descriptor, name = tempfile.mkstemp(prefix="univip-stream-", suffix=".txt")
@@ -114,6 +114,6 @@ def _unforeseen(error: Exception) -> str:
             file.write(f"{sys.argv}\n\n{''.join(traceback.format_exception(error))}")
         where = f", with {name}, which holds the whole of it"
     return (
-        f"this should not have happened ({said[0]}; {Path(at.filename).name}, line {at.lineno}). It is a fault of "
+        f"this should not have happened ({message[0]}; {Path(at.filename).name}, line {at.lineno}). It is a fault of "
         f"univip-stream, or of a library: please report the command{where}"
     )

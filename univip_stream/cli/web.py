@@ -93,6 +93,6 @@ def _headers(text: str) -> list[tuple[str, str]]:
 def _header(text: str, where: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not _NAME.fullmatch(name.strip()) or not value.strip().isprintable():
-        said = f", found the name {name!r}" if colon else " with a colon"
-        raise UsageError(f"{where}: expected a header such as 'Authorization: Bearer ...'{said}")
+        detail = f", found the name {name!r}" if colon else " with a colon"
+        raise UsageError(f"{where}: expected a header such as 'Authorization: Bearer ...'{detail}")
     return name.strip(), value.strip()

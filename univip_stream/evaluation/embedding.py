@@ -115,7 +115,7 @@ def make_chunks(
     """Write this rank's share of the missing chunks; see `embed`."""
     if not len(source):
         raise InputError(f"{source.name} holds no image")
-    print_of = fingerprint(subject, source)
+    wanted = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, older=_ABANDONED_AFTER)  # younger files may belong to other evaluations that are running
     if place.is_first:  # chunks of a larger source whose embedding was interrupted here
@@ -129,7 +129,7 @@ def make_chunks(
         if number % place.world_size != place.rank:
             continue
         path = folder / f"{number:06d}.parquet"
-        kept = _read(path, print_of)
+        kept = _read(path, wanted)
         values = np.full((last - first, subject.backbone.width), np.nan, np.float32) if kept is None else _matrix(kept)
         todo = first + np.flatnonzero(np.isnan(values[:, 0]))  # of an existing chunk, those that could not be read
         progress(last - first - len(todo))
@@ -151,7 +151,7 @@ def make_chunks(
                 progress(len(batch))
         if kept is None or len(bad) < len(todo):
             table = _table(source, first, values, bad)
-            table = table.replace_schema_metadata({_FINGERPRINT: print_of.encode(), _IMAGES: source.fingerprint.encode()})
+            table = table.replace_schema_metadata({_FINGERPRINT: wanted.encode(), _IMAGES: source.fingerprint.encode()})
             with written_atomically(path) as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         failed += bad.values()

@@ -68,12 +68,12 @@ def listed(source: LabelledSource, path: Path) -> np.ndarray:
     if missing or not names:
         raise InputError(
             f"{path} names {len(missing)} of {len(names)} images that {source.name} lacks"
-            f"{_such_as(missing)}; expected file names of its {len(source)} images{_such_as(source.keys)}"
+            f"{_example(missing)}; expected file names of its {len(source)} images{_example(source.keys)}"
         )
     return np.unique([place[name.rpartition("/")[2]] for name in names])
 
 
-def _such_as(names: Iterable[str]) -> str:
+def _example(names: Iterable[str]) -> str:
     first = next(iter(names), None)
     return f", such as {first}" if first else ""
 

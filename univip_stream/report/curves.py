@@ -51,7 +51,7 @@ class Panel(NamedTuple):
     """One metric of all runs that have it."""
 
     metric: str
-    says: str
+    meaning: str
     lines: list[Line]
 
 
@@ -131,7 +131,7 @@ def _page(panels: list[Panel], smooth: float) -> str:
         "panels": [
             {
                 "metric": panel.metric,
-                "says": panel.says,
+                "says": panel.meaning,
                 "lines": [{"run": line.run, "steps": line.steps, "values": line.values} for line in panel.lines],
             }
             for panel in panels

@@ -161,8 +161,8 @@ def coco_images(
     An image that the file does not name has no id; one that it names but that does not exist is absent. Its position in the
     order is the same either way, so that an image restored later can be mined alone.
     """
-    said = _names_in_file(folder, annotations)
-    found_otherwise = set(said.values())
+    stated = _names_in_file(folder, annotations)
+    found_otherwise = set(stated.values())
     names = sorted((path for path in annotations.ids if path not in found_otherwise), key=_bytes)
     named = ((_bytes(path), path, False) for path in names)
     there = ((_bytes(path), path, True) for path in files_below(folder, ignored))
@@ -175,7 +175,7 @@ def coco_images(
             ignored[why] += 1
             continue
         image = folder_image(folder, name, path, labelled=labelled and "/" in path)
-        known = said.get(path, path)
+        known = stated.get(path, path)
         image_id = annotations.ids.get(known)
         met += found and image_id is not None
         boxes = None if image_id is None else annotations.boxes_of(image_id)
@@ -196,13 +196,13 @@ def _names_in_file(folder: str, annotations: Annotations) -> dict[str, str]:
         return {}
     there = [path for path in files_below(folder) if not path.isascii()]
     taken = {path for path in there if path in annotations.ids}  # exact names take precedence
-    said: dict[str, str] = {}
+    stated: dict[str, str] = {}
     for path in there:
         name = names.own_form(path)
         if name != path and name not in taken:
-            said[path] = name
+            stated[path] = name
             taken.add(name)
-    return said
+    return stated
 
 
 class _ParsedFile:
@@ -245,10 +245,10 @@ class _Reader:
                 self._box(fields["image_id"], fields.get("bbox"), fields.get("id"))
         return None
 
-    def _image(self, name: Any, said: Any, width: Any, height: Any) -> None:
-        number = whole_number(said)
+    def _image(self, name: Any, stated: Any, width: Any, height: Any) -> None:
+        number = whole_number(stated)
         if not isinstance(name, str) or not name or "\0" in name or number is None:
-            raise ValueError(f"an image has file_name {name!r} and id {said!r}; expected a path and a whole number")
+            raise ValueError(f"an image has file_name {name!r} and id {stated!r}; expected a path and a whole number")
         name.encode()  # raises for half a surrogate pair
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"the image {name!r} leads outside its folder")
@@ -263,11 +263,13 @@ class _Reader:
         if self.with_boxes and min(size) > 0 and max(size) < 1 << 31:
             self.sizes[name] = size
 
-    def _box(self, said: Any, box: Any, number: Any) -> None:
-        image = whole_number(said)
+    def _box(self, stated: Any, box: Any, number: Any) -> None:
+        image = whole_number(stated)
         fine = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in box)
         if image is None or not (fine or has_no_box(box)):
-            raise ValueError(f"annotation {number} has image_id {said!r} and bbox {box!r}; expected four numbers x, y, w, h")
+            raise ValueError(
+                f"annotation {number} has image_id {stated!r} and bbox {box!r}; expected four numbers x, y, w, h"
+            )
         if not fine:
             self.left_out[NO_BOX] += 1
             return
@@ -287,16 +289,16 @@ def has_no_box(box: Any) -> bool:
     return box is None or box == []
 
 
-def is_crowd(said: Any, number: Any) -> bool:
+def is_crowd(stated: Any, number: Any) -> bool:
     """Whether an object's `iscrowd` is 1; if it is missing, the object is not a crowd.
 
     Raises:
         ValueError: it is neither 0 nor 1.
 
     """
-    value = 0 if said is None else int(said) if isinstance(said, bool) else whole_number(said)
+    value = 0 if stated is None else int(stated) if isinstance(stated, bool) else whole_number(stated)
     if value not in (0, 1):
-        raise ValueError(f"annotation {number} has iscrowd {said!r:.40}; expected 0 or 1")
+        raise ValueError(f"annotation {number} has iscrowd {stated!r:.40}; expected 0 or 1")
     return value == 1
 
 

@@ -83,17 +83,17 @@ def _facts(location: str, part: Part[Member], ignored: Counter[str]) -> dict[str
     """Return a sample's label and image id, if it gives them."""
     fields: dict[str, Any] = {}
     label = None
-    said, described = part.beside.get("cls"), part.beside.get("json")
-    if said is not None and said.fault is None:
-        if said.size <= MOST_LABEL_BYTES:
-            label = class_of(read_member(location, said))
+    class_member, json_member = part.beside.get("cls"), part.beside.get("json")
+    if class_member is not None and class_member.fault is None:
+        if class_member.size <= MOST_LABEL_BYTES:
+            label = class_of(read_member(location, class_member))
         else:
             ignored["class members over 4 KiB"] += 1
-    if described is not None and described.fault is None:
+    if json_member is not None and json_member.fault is None:
         found: Any = None
-        if described.size <= MOST_JSON_BYTES:
+        if json_member.size <= MOST_JSON_BYTES:
             try:
-                found = json.loads(read_member(location, described))
+                found = json.loads(read_member(location, json_member))
             except (ValueError, RecursionError):
                 found = None
         if not isinstance(found, dict):

@@ -46,13 +46,13 @@ class TooLongError(OSError):
         self.size = size
 
 
-def explained(location: str, error: Exception, says: str | None = None) -> OSError:
+def explained(location: str, error: Exception, message: str | None = None) -> OSError:
     """Return the error of a request to a web server as an `OSError`, of the same class as for files.
 
     Args:
         location: location that was requested.
         error: error that the client raised; one that was explained before is returned unchanged.
-        says: message to use instead.
+        message: message to use instead.
 
     """
     import aiohttp
@@ -60,8 +60,8 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
     if isinstance(error, OSError) and "may_pass" in error.__dict__:
         return error
     kind, text, passing = OSError, f"{type(error).__name__}: {error}", False
-    if says is not None:
-        kind, text = TimeoutError, says
+    if message is not None:
+        kind, text = TimeoutError, message
     elif isinstance(error, WebStatusError):
         kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}.get(
             error.status, OSError
@@ -120,8 +120,10 @@ def explained_store(location: str, error: Exception) -> Exception:
     if curl is not None:
         return _network(location, int(curl[1]), curl[2].strip())
     if status == "301" or any(word in text for word in _WRONG_REGION):
-        says = "the bucket lies in another region than asked for; set AWS_REGION to its region, or unset it to have it found"
-        return failure(OSError, location, f"{says} ({_tail(text)})")
+        message = (
+            "the bucket lies in another region than asked for; set AWS_REGION to its region, or unset it to have it found"
+        )
+        return failure(OSError, location, f"{message} ({_tail(text)})")
     if code in _REFUSALS or status in ("401", "403"):
         return failure(PermissionError, location, f"the store refuses it ({code}: {_tail(text)}); {_KEYS}")
     if status is not None and int(status) not in _PASSING_STATUSES:
@@ -136,20 +138,22 @@ def no_such_bucket(location: str) -> OSError:
 
 
 def _endpoint() -> str:
-    answer = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return f"asked was {answer} (AWS_ENDPOINT_URL)" if answer else "Amazon was asked; AWS_ENDPOINT_URL is for other servers"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return (
+        f"asked was {endpoint} (AWS_ENDPOINT_URL)" if endpoint else "Amazon was asked; AWS_ENDPOINT_URL is for other servers"
+    )
 
 
 def _network(location: str, code: int, text: str) -> OSError:
     details = text.rpartition("Details: ")[2]
     certificate = code in (35, 51, 58, 60, 77)  # https://curl.se/libcurl/c/libcurl-errors.html
     if certificate:
-        says = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
+        message = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
     elif code == 6:
-        says = f"the name of the store's server is not found ({details}); {_endpoint()}"
+        message = f"the name of the store's server is not found ({details}); {_endpoint()}"
     else:
-        says = f"no connection to the store ({details}); {_endpoint()}"
-    return failure(ConnectionError, location, says, passing=not certificate)
+        message = f"no connection to the store ({details}); {_endpoint()}"
+    return failure(ConnectionError, location, message, passing=not certificate)
 
 
 def _tail(text: str) -> str:

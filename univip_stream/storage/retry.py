@@ -15,18 +15,18 @@ class PassingError(Exception):
     """A possibly temporary error; its cause is the error to report."""
 
 
-def failure(kind: type[OSError], location: object, says: str, *, passing: bool = False) -> OSError:
+def failure(kind: type[OSError], location: object, reason: str, *, passing: bool = False) -> OSError:
     """Return an error of this class that names the location and the reason; `strerror` is the reason alone, as usual.
 
     Args:
         kind: FileNotFoundError, PermissionError, ...
         location: location that was accessed.
-        says: reason.
+        reason: reason.
         passing: whether the same request may succeed later.
 
     """
-    error = kind(f"{location}: {says}")
-    error.strerror = says
+    error = kind(f"{location}: {reason}")
+    error.strerror = reason
     error.__dict__["may_pass"] = passing
     return error
 

@@ -210,10 +210,10 @@ class Client:
                 asked = seconds_asked(error.retry_after) if error.status in _BUSY else None
                 if asked is not None:
                     if asked > MOST_WAIT or waited + asked > MOST_WAITED:
-                        says = (
+                        reason = (
                             f"HTTP {error.status}: the server asks to wait {waited + asked:.0f} s, longer than is waited for"
                         )
-                        raise failure(OSError, location, says) from error
+                        raise failure(OSError, location, reason) from error
                     # A server that always says 0 is asked less and less often.
                     waited, pause = waited + max(asked, wait), max(asked, wait)
                     wait *= 2
@@ -391,8 +391,8 @@ def _skipped(location: str, answer: aiohttp.ClientResponse, offset: int) -> int:
         return offset
     first = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
     if first != str(offset) or "Content-Encoding" in answer.headers:
-        says = f"asked for bytes from {offset} on, the server sends {answer.headers.get('Content-Range')!r}"
-        raise failure(OSError, location, f"{says}, {answer.headers.get('Content-Encoding', 'not compressed')}")
+        reason = f"asked for bytes from {offset} on, the server sends {answer.headers.get('Content-Range')!r}"
+        raise failure(OSError, location, f"{reason}, {answer.headers.get('Content-Encoding', 'not compressed')}")
     return 0
 
 
