@@ -206,7 +206,7 @@ def _names_in_file(folder: str, annotations: Annotations) -> dict[str, str]:
 
 
 class _ParsedFile:
-    """Placeholder for the parsed file after its parts were taken."""
+    """Marker for the parsed file after its parts were taken."""
 
     def __init__(self, annotations: Any):
         self.annotated = isinstance(annotations, list)
