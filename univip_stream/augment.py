@@ -1,7 +1,7 @@
 """BYOL's image augmentations on batches of uint8, on any device, from numbers drawn beforehand.
 
-`draw` takes the numbers from the sample's own generator, in the worker; `augment` applies them to a whole batch without
-asking the device for anything. So an image's augmentation depends on its place in the sequence alone.
+`draw` draws the numbers from the sample's own generator, in the worker; `augment` applies them to a whole batch without
+reading anything back from the device. So an image's augmentation depends only on its position in the sequence.
 
 Shape letters: N images, S their side, P numbers of a draw, R taps of a blur. Images are float32 of 0 to 1, N x 3 x S x S.
 """
@@ -22,9 +22,9 @@ FLIP = 0
 # The other columns.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _SIGMA, _SOLARIZE = (1, 2, 3, 4, 5, 9, 10, 11)
 DRAW_SIZE = 12
-"""P: numbers of one image's augmentation."""
+"""P: the number of values that describe one image's augmentation."""
 _BLENDS = (_BRIGHTNESS, _CONTRAST, _SATURATION)
-# What the four numbers from _ORDER on stand for; the number of a blend's column is one more.
+# Meaning of the four numbers from _ORDER on; the column of a blend is its number plus one.
 _TO_BLACK, _TO_MEAN, _TO_GREY, _TURN = range(4)
 # ITU-R BT.601 luma, as Pillow and torchvision turn colours to grey.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -32,7 +32,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """BYOL's numbers (arXiv:2006.07733, table 6 and its code; ORL's COCO recipe has the same)."""
+    """Settings of the augmentations; the defaults are BYOL's (arXiv:2006.07733, table 6 and its code; ORL has the same on COCO)."""
 
     flip_p: float = 0.5
     """Chance that an image is mirrored left to right. Source: BYOL."""
@@ -41,9 +41,9 @@ class AugmentConfig:
     brightness: float = 0.4
     """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """As brightness, but towards the image's mean grey. Source: BYOL."""
+    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source: BYOL."""
     saturation: float = 0.2
-    """As brightness, but towards the grey image. Source: BYOL."""
+    """s: saturation, the distance from the grey image, is multiplied by a factor drawn from 1 - s to 1 + s. Source: BYOL."""
     hue: float = 0.1
     """h: hue is turned by an angle drawn from -h to h of the full circle. Source: BYOL."""
     grey_p: float = 0.2
@@ -89,13 +89,13 @@ class AugmentConfig:
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[np.ndarray, "P"]:
-    """One image's numbers: one draw for the whole image, always the same count of numbers from the generator.
+    """Draw the augmentation of one picture; always takes the same count of numbers from the generator.
 
     Args:
-        rng: of the sample.
-        config: whose numbers.
-        view: 0 or 1; the two scene views differ in blur and solarization. An instance draws as the first view does, its
-            second augmentation (if it has one) as the second.
+        rng: generator of the sample.
+        config: settings of the augmentations.
+        view: 0 or 1; the two scene views differ in blur and solarization. An instance is drawn like the first view, its second
+            augmentation (if it has one) like the second.
 
     """
     chance = rng.random(10)
@@ -129,10 +129,10 @@ def augment(
     operations alone, so its pixels do not depend, to the bit, on what else is in the batch.
 
     Args:
-        images_NCSS: any memory layout; left as they are.
-        draws_NP: rows of `draw`, on the same device.
-        config: for the blur's width, the threshold, mean and standard deviation.
-        keep_uint8: give the augmented pictures as uint8, not normalised, to look at.
+        images_NCSS: images in any memory layout; they are not changed.
+        draws_NP: results of `draw`, on the same device.
+        config: provides the blur's width, the threshold, mean and standard deviation.
+        keep_uint8: whether to return the augmented pictures as uint8, not normalised, for display.
 
     Returns:
         float32, normalised; or uint8. On a CPU contiguous, elsewhere in the input's memory layout.
@@ -141,8 +141,8 @@ def augment(
     with torch.no_grad(), torch.autocast(images_NCSS.device.type, enabled=False):
         if images_NCSS.device.type == "cpu":
             x = torch.empty(images_NCSS.shape, dtype=torch.float32)
-            # One image fits the cache, and up to 104 pixels a side PyTorch does not share its operations among threads,
-            # whose waiting for each other costs more than the work wherever the loader's workers want the cores too.
+            # One image fits the cache, and up to 104 pixels a side PyTorch does not spread its operations over threads, whose
+            # synchronisation costs more than the work if the loader's workers need the cores too.
             for n, row in enumerate(draws_NP.tolist()):
                 x_1CSS = x[n : n + 1].copy_(images_NCSS[n : n + 1]).div_(255)
                 _finish(x_1CSS, _change_one(x_1CSS, row, config), config, keep_uint8)
@@ -150,20 +150,20 @@ def augment(
             changed = _change_all(
                 images_NCSS.to(torch.float32, memory_format=torch.contiguous_format).div_(255), draws_NP, config
             )
-            # The last pass writes each pixel anyway, and where convolutions want it: as the input lay.
+            # The last pass writes each pixel anyway, in the input's memory layout, which suits convolutions.
             x = torch.empty_like(images_NCSS, dtype=torch.float32)
             _finish(x, changed, config, keep_uint8)
         return x.to(torch.uint8) if keep_uint8 else x
 
 
 def normalised(images_NCSS: UInt8[Tensor, "N 3 S S"], config: AugmentConfig) -> Float[Tensor, "N 3 S S"]:
-    """A batch as it is, normalised by the mean and standard deviation of a run's augmentation: what its network is judged on."""
+    """Normalise a batch without augmentation by the mean and standard deviation of a run, as for judging its network."""
     mean, std = (torch.tensor(values, device=images_NCSS.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return (images_NCSS.float() / 255 - mean) / std
 
 
 def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:
-    """Write whole grey levels, or normalised pixels."""
+    """Write whole grey levels, or normalised pixels, to `out`."""
     if keep_uint8:
         torch.mul(x, 255, out=out).round_()
     else:
@@ -172,7 +172,7 @@ def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> 
 
 
 def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
-    """The operations of one draw on 1 x 3 x S x S; may write into it."""
+    """Apply one draw to 1 x 3 x S x S, which may be overwritten."""
     if row[FLIP]:
         x = x.flip(-1)
     for operation in map(int, row[_ORDER : _ORDER + 4]):
@@ -191,13 +191,13 @@ def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
 
 
 def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
-    """The operations of all draws on N x 3 x S x S, without asking the device what was drawn."""
+    """Apply all draws to N x 3 x S x S, without reading them back from the device."""
 
     def where(flags_N: Tensor, changed: Tensor, same: Tensor) -> Tensor:
         return torch.where(flags_N.view(-1, 1, 1, 1), changed, same)
 
     x = where(draws_NP[:, FLIP] > 0, x.flip(-1), x)
-    # Turning the hue is dear, so it comes once: before it the blends that an image's order has before it, then the others.
+    # Turning the hue is expensive, so it is done once: after the blends that an image's order has before it, before the others.
     order_N4 = draws_NP[:, _ORDER : _ORDER + 4].long()
     factors_N4 = draws_NP.gather(1, 1 + order_N4)
     turned_N4 = (order_N4 == _TURN).cumsum(1)
@@ -207,7 +207,7 @@ def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
             grey = _grey(x)
             reference = where(operation_N == _TO_MEAN, _mean(grey), grey)
             reference = where(operation_N == _TO_BLACK, torch.zeros_like(grey), reference)
-            # A factor of 1 gives back the image, to the bit.
+            # A factor of 1 returns the image unchanged, to the bit.
             x = _blend(x, reference, torch.where(due_N, factors_N4[:, slot], 1).view(-1, 1, 1, 1))
         if slots.start == 0:
             x = where(draws_NP[:, _HUE] != 0, _turn_hue(x, draws_NP[:, _HUE].view(-1, 1, 1)), x)
@@ -217,36 +217,36 @@ def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def blur_width(side: int, config: AugmentConfig) -> int:
-    """Taps of the blur for an image's side: the odd number nearest to its share of it."""
+    """Return the number of taps of the blur: the odd number nearest to `blur_kernel` times the image's side."""
     return 2 * round((side * config.blur_kernel - 1) / 2 + 1e-9) + 1 if side * config.blur_kernel > 1 else 1
 
 
 @functools.lru_cache(maxsize=16)
 def _constants(channels: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Each as 1 x 3 x 1 x 1. Kept, because sending them to a GPU makes the host wait."""
+    """Return each as a tensor 1 x 3 x 1 x 1. They are cached, because sending them to a GPU makes the host wait."""
     return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in channels)
 
 
 def _grey(x: Tensor) -> Tensor:
-    """N x 1 x S x S luma."""
+    """Return the luma, N x 1 x S x S."""
     red, green, blue = _LUMA
     return (x[:, 0:1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:3], alpha=blue)
 
 
 def _mean(grey: Tensor) -> Tensor:
-    """N x 1 x 1 x 1."""
+    """Return the mean of each grey image, N x 1 x 1 x 1."""
     return grey.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _reference(x: Tensor, operation: int) -> Tensor | None:
-    """What an image is blended with: None for black, the mean grey for contrast, the grey image for saturation."""
+    """Return what an image is blended with: None for black, the mean grey for contrast, the grey image for saturation."""
     if operation == _TO_BLACK:
         return None
     return _mean(_grey(x)) if operation == _TO_MEAN else _grey(x)
 
 
 def _blend(x: Tensor, reference: Tensor | None, factor: Tensor | float) -> Tensor:
-    """factor * x + (1 - factor) * reference, clamped: torchvision's brightness, contrast and saturation."""
+    """Return factor * x + (1 - factor) * reference, clamped: torchvision's brightness, contrast and saturation."""
     blended = x * factor if reference is None else torch.lerp(reference.expand_as(x), x, factor)
     return blended.clamp_(0, 1)
 
@@ -296,7 +296,7 @@ def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
 
 
 def _blur(x_NCSS: Tensor, sigma_N: Tensor, kernel: int) -> Tensor:
-    """The same with each image's own sigma as two matrix products, which is best on a GPU."""
+    """Gaussian blur with each image's own sigma as two matrix products, which is fastest on a GPU."""
     side = x_NCSS.shape[-1]
     radius = min(kernel // 2, side - 1)
     steps_R = torch.arange(-radius, radius + 1, device=x_NCSS.device, dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""Parquet that lies in memory, read by this thread alone.
+"""Read Parquet from memory, in this thread alone.
 
-`pq.read_table` reads in threads of Arrow's, which let go of what they read from when they like: also after the call has returned,
-while Python ends. If that is memory of Python's (a BytesIO, bytes in a BufferReader), the process is aborted with all work done:
-status 134. A path is Arrow's own to open and close, and may be given to `pq.read_table`.
+`pq.read_table` reads in Arrow's threads, which may release their input late: even after the call has returned, while Python ends.
+If the input is Python's memory (a BytesIO, bytes in a BufferReader), the process is then aborted with status 134, after all work
+is done. A path is opened and closed by Arrow itself, and is safe to give to `pq.read_table`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 
 
 def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file of Parquet as a table.
+    """Read a Parquet file as a table.
 
     Args:
         data: the whole file.
-        columns: which to read, in this order; None: all.
+        columns: columns to read, in this order; None for all.
 
     Raises:
-        pa.ArrowException: no Parquet.
-        KeyError: a column that it lacks.
+        pa.ArrowException: it is not Parquet.
+        KeyError: it lacks a column.
 
     """
     with _opened(data, columns) as file:
@@ -29,7 +29,7 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def batches_of(data: bytes, size: int = 65536, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The same in batches of at most `size` rows; of the columns, those that it has."""
+    """Read a Parquet file in batches of at most `size` rows; columns that it lacks are ignored."""
     with _opened(data, None) as file:
         there = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         yield from file.iter_batches(size, columns=there, use_threads=False)

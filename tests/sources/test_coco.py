@@ -120,16 +120,16 @@ def test_several_annotation_files_belong_to_the_folders_they_name(coco, drawn_fo
     (tmp_path / "some.txt").write_text(str(drawn_folder / "scene00.jpg"))
     with pytest.raises(UsageError, match="no folder of images"):
         list_sources([tmp_path / "some.txt"], annotations=[info])
-    with pytest.raises(UsageError, match="cannot be told to belong"):
+    with pytest.raises(UsageError, match="does not belong to exactly one"):
         list_sources([coco, other], annotations=[annotate(tmp_path / "all.json", [("scene00.jpg", 7)])])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no COCO annotation file"),
+        ("{", "is not a COCO annotation file"),
         ("[1, 2]", "expected JSON with `images`"),
-        ('{"images": [{"file_name": "../up.jpg", "id": 1}]}', "leads out of its folder"),
+        ('{"images": [{"file_name": "../up.jpg", "id": 1}]}', "leads outside its folder"),
         ('{"images": [{"file_name": "a.jpg", "id": "x"}]}', "expected a path and a whole number"),
         ('{"images": [{"file_name": "other.jpg", "id": 1}]}', "none of them is in"),
         (

@@ -1,4 +1,4 @@
-"""The command `univip-stream`: parse, call, print. Each subcommand is imported only when it is used."""
+"""The command `univip-stream`. Each subcommand is imported only when it is used."""
 
 import io
 import os
@@ -59,16 +59,16 @@ def main() -> None:
     _open_standard_streams()
     try:
         os.getcwd()
-    except OSError as error:  # torch's libraries end the process there, with words about themselves
+    except OSError as error:  # torch's libraries would end the process here, with a message about themselves
         sys.exit(f"error: {in_words(error)}")
     sys.exit(cli.main(prog_name="univip-stream"))
 
 
 def _open_standard_streams() -> None:
-    """Input and output that can be used, whatever this was started with.
+    """Make standard input, output and error usable, whatever state the process was started in.
 
-    Where one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would
-    be written into that file. And no name of a file must fail to be printed because the terminal's alphabet lacks a letter.
+    If one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would be
+    written into that file. File names must be printable even where the terminal's encoding lacks a character.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

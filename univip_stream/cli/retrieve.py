@@ -7,12 +7,12 @@ import click
 
 from univip_stream.cli.judging import (
     MOST_LISTED,
-    alone,
     limit_option,
     max_failures_option,
+    print_notes,
     reading_workers,
     run_argument,
-    tell,
+    sole_writer,
 )
 from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, place_from_environment
@@ -63,11 +63,12 @@ def retrieve(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Pairs of boxes that look alike to the backbone of RUN, in images of SHARDS that look alike: what `--method orl` trains on.
+    """Pair boxes that the backbone of RUN finds similar, in similar images of SHARDS: `--method orl` trains on them.
 
-    Images are compared by FEATURES, boxes by their own. Killed, the same command does what is missing; under torchrun the ranks
-    share the work. An image that cannot be read is nobody's neighbour. OUT names images and boxes of exactly these SHARDS, so
-    choose their boxes (`refilter`) before `embed`, and give `embed`, `retrieve` and `train` the same SHARDS.
+    Images are compared by FEATURES, boxes by features computed here. After an interruption, the same command does what is
+    missing; under torchrun the ranks share the work. An image that cannot be read is not paired with others. OUT names images
+    and boxes of exactly these SHARDS, so choose their boxes (`refilter`) before `embed`, and give `embed`, `retrieve` and
+    `train` the same SHARDS.
 
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
@@ -77,12 +78,12 @@ def retrieve(
     univip-stream train --method orl --shards shards-96/ --set views.pairs=pairs.parquet --out runs/orl
     """
     index = open_index(expand_shards(shards), max_pixels=max_pixels)
-    tell(index.notes, quiet=quiet)
+    print_notes(index.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     place = place_from_environment()
     where = pick_device(device, place)
     silent = quiet or not place.is_first
-    with alone(out, place), joined(place, where):
+    with sole_writer(out, place), joined(place, where):
         found = Retrieval(
             subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place,
             max_failures=max_failures,

@@ -25,8 +25,8 @@ from univip_stream.pretrain.settings import flat, with_settings
 from univip_stream.suggest import nearest
 
 
-def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """`--set help` prints every setting and leaves; `--set views.help` and `--set views.tries.help` a part of them."""
+def _print_settings_help(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """For `--set help`, print every setting and exit; for `--set views.help` or `--set views.tries.help`, a part of them."""
     asked = [text for text in texts if text == HELP or text.endswith(f".{HELP}")]
     for text in asked:
         click.echo(as_text(settings_of(text.removesuffix(HELP).removesuffix("."))))
@@ -37,7 +37,7 @@ def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...
 
 class _Train(click.Command):
     def elsewhere(self, option: str) -> str:
-        """What to do instead of an option that there is not: many settings have none of their own."""
+        """Return a hint for an option that does not exist: many settings are set by --set only."""
         found = nearest(option, flat(PretrainConfig()))
         return f"; did you mean --set {found[0]}=VALUE?" if found else ""
 
@@ -99,8 +99,8 @@ class _Train(click.Command):
     "--set",
     "settings",
     multiple=True,
-    is_eager=True,  # so that its help needs none of the options that a training needs
-    callback=_told,
+    is_eager=True,  # so that `--set help` works without the required options
+    callback=_print_settings_help,
     metavar="KEY=VALUE",
     help="Any setting, such as optim.lr=0.2; may be repeated. `--set help` tells what there is, `--set views.help` a part.",
 )
@@ -155,7 +155,7 @@ def train(
     quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Pre-train from photographs or shards into a run folder. Run again, it continues where it stopped.
+    """Pre-train from photographs or shards into a run folder. The same command continues a run that was stopped.
 
     \b
     univip-stream train --src photos/ --out runs/first
@@ -166,7 +166,7 @@ def train(
     univip-stream train --shards s3://bucket/shards --out /shared/runs/coco --launcher ray --address auto
 
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
-    backbone.safetensors. SIGTERM saves and leaves with status 75.
+    backbone.safetensors. On SIGTERM it saves and exits with status 75.
     """
     if not sources and not shards:
         raise UsageError(
@@ -202,16 +202,16 @@ def train(
         )
         if recipe == "auto":
             config = chosen(specs, out, texts, device=device, place=place, seconds=seconds, say=say)
-        # One seed is said and stored; the stream's own field follows it.
+        # There is one seed for users; the stream's own field follows it.
         config = replace(config, stream=replace(config.stream, seed=config.seed))
         if launcher == "ray":
             from univip_stream.pretrain.on_ray import pretrain_on_ray
 
             values = pretrain_on_ray(
-                config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_Line(say)
+                config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_ProgressLines(say)
             )
         else:
-            values = pretrain(config, specs, out, device=device, place=place, say=say, progress=_Line(say))
+            values = pretrain(config, specs, out, device=device, place=place, say=say, progress=_ProgressLines(say))
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(Interrupted.exit_status) from None
@@ -234,10 +234,10 @@ def _texts(
     caches: tuple[str | None, str | None],
     settings: tuple[str, ...],
 ) -> list[str]:
-    """What is laid over the recipe: the method's settings, the ablation over those, then the options, then --set."""
+    """Return what overrides the recipe, in order: the method's settings, the ablation, the options, then --set."""
     if epochs is not None and steps is not None:
         raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
-    said = {
+    given = {
         "method.name": method,
         "method.backbone": backbone,
         "epochs": epochs,
@@ -248,7 +248,7 @@ def _texts(
         "stream.cache": caches[0],
         "stream.decoded_cache": caches[1],
     }
-    texts = [f"{key}={value}" for key, value in said.items() if value is not None]
+    texts = [f"{key}={value}" for key, value in given.items() if value is not None]
     of_method = [f"{key}={json.dumps(value)}" for key, value in method_class(method).settings.items()] if method else []
     if epochs is not None:
         texts.append("steps=null")
@@ -256,22 +256,22 @@ def _texts(
     return [*of_method, *changes, *texts, *settings]
 
 
-class _Line:
-    """A line at each recorded step, as often as a person can read."""
+class _ProgressLines:
+    """Prints a line at recorded steps, at most one every few seconds."""
 
     every = 5.0
-    """Seconds."""
+    """Seconds between two lines."""
 
     def __init__(self, say: Callable[[str], None]):
-        self.say, self.said, self.began, self.first = say, 0.0, 0.0, 0
+        self.say, self.last_printed, self.began, self.first = say, 0.0, 0.0, 0
 
     def __call__(self, step: int, steps: int, values: dict[str, Any]) -> None:
         now = time.monotonic()
         if not self.first:
             self.first, self.began = step, now
-        if now - self.said < self.every and step < steps:
+        if now - self.last_printed < self.every and step < steps:
             return
-        self.said = now
+        self.last_printed = now
         done = step - self.first
         left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
         terms = {name.removeprefix("loss_").replace("_", "-"): value for name, value in values.items() if name[:5] == "loss_"}

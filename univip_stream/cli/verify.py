@@ -16,9 +16,9 @@ from univip_stream.shards.verify import Finding, check_shard, check_tasks, check
 from univip_stream.storage import is_remote, name_of, parent
 
 _SHOWN = 3
-"""Findings printed of each shard: a replaced one has two an image."""
+"""Findings printed for each shard: a replaced shard has two per image."""
 _ON_RAY_FROM = 4 << 30
-"""Bytes of shards from which several processes are worth their start."""
+"""Bytes of shards from which starting several processes is worth the time."""
 
 
 @click.command()

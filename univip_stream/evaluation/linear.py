@@ -25,7 +25,7 @@ from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import collapsed, unreadable, used_images
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, require_readable
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -39,28 +39,28 @@ ORL_AUGMENT = AugmentConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProtocol:
-    """A linear probe. The backbone is frozen, in evaluation mode, always; a single linear layer is trained on its pooled output."""
+    """A linear probe: one linear layer is trained on the pooled output of a backbone, always frozen and in evaluation mode."""
 
     name: str
-    """For people and files."""
+    """Name in messages and files."""
     source: str
-    """Where the numbers come from."""
+    """Publication that the numbers come from."""
     epochs: int
     """Passes over the training images."""
     batch_size: int = 256
-    """Images of an update, over all ranks."""
+    """Images per update, over all ranks."""
     rates: tuple[float, ...]
-    """Peak learning rates at a batch of 256, each with its own classifier; they grow with the batch."""
+    """Peak learning rates at a batch of 256, each for its own classifier; they are scaled with the batch size."""
     milestones: tuple[float, ...] | None = None
     """Shares of the run after which the rate falls to a tenth; None is a cosine to 0."""
     weight_decay: float = 0.0
-    """Of the classifier."""
+    """Weight decay of the classifier."""
     nesterov: bool = True
-    """Momentum 0.9, of this kind."""
+    """Whether the momentum of 0.9 is Nesterov's."""
     normalise: bool = False
     """Standardise features over the batch, without learnt scale and shift."""
     augment: AugmentConfig | None = FLIP_ONLY
-    """What happens to training images after a random resized crop; None: the central crop, features made once."""
+    """Augmentation of training images after a random resized crop; None: central crops, whose features are computed once."""
 
 
 PROTOCOLS = {
@@ -97,7 +97,7 @@ PROTOCOLS = {
 
 
 def protocol_for(subject: Subject) -> str:
-    """The protocol that the paper uses for what a network was trained on; `features` where the paper says nothing."""
+    """Return the name of the paper's protocol for the network's training data; `features` if the paper has none."""
     recipe = subject.config.recipe
     return "orl" if recipe.startswith("coco") else "byol" if recipe.startswith("imagenet") else "features"
 
@@ -121,30 +121,30 @@ def linear(
 ) -> dict[str, Any]:
     """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
 
-    A protocol of one rate has nothing to choose: nothing is held out, and it learns from all images.
+    A protocol with one rate has nothing to choose: nothing is held out, and it learns from all images.
 
     Args:
-        subject: what is judged.
-        train: labelled images to learn from; some of each class are held out to choose by, where there are several rates.
+        subject: network to judge.
+        train: labelled images to learn from; if there are several rates, some of each class are held out to choose by.
         val: labelled images to judge by, of the same classes.
-        protocol: how.
-        cache: folder for features that are made once.
-        out: where the result will go; beside it lies what a killed job goes on from, an epoch at a time.
-        seed: of the draw, the order, the crops and the classifiers.
-        batch_size: images a forward pass without training.
+        protocol: settings of the probe.
+        cache: folder that keeps features computed once.
+        out: file of the result; a state beside it lets a killed job continue after its last epoch.
+        seed: seed of the draw, the order, the crops and the classifiers.
+        batch_size: images per forward pass without training.
         workers: processes that read images.
-        device: where it runs.
+        device: device of the network.
         place: this process among those that work together.
         max_failures: images of each source that may be unreadable, a share or a number; they are left out.
-        progress: called after an epoch, with its number from 1 and how many there are.
-        say: gets lines for people.
+        progress: called after each epoch with its number, from 1, and the number of epochs.
+        say: called with lines for people.
 
     Returns:
-        top1, top5 and rate of the best; all rates with their top1 on held-out images (None where there are none) and on
+        top1, top5 and rate of the best; all rates with their top1 on held-out images (None if there are none) and on
         validation images; chance; what was done.
 
     Raises:
-        InputError: sources that cannot be judged, more unreadable images than allowed.
+        InputError: the sources cannot be judged, or there are more unreadable images than allowed.
 
     """
     same_classes(train, val)
@@ -179,11 +179,13 @@ def linear(
         synchronise_batchnorm(heads, device.type)
     groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
-    seen: _Seen
+    batches_of: _FeatureBatches
     if protocol.augment is None:
-        seen = _Kept(made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed)
+        batches_of = _StoredBatches(
+            made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed
+        )
     else:
-        seen = _Fresh(
+        batches_of = _FreshBatches(
             subject, sources, classes_of, learn, protocol.augment, device=device, place=place, batch_size=protocol.batch_size,
             workers=workers, seed=seed,
         )  # fmt: skip
@@ -196,8 +198,8 @@ def linear(
         say(f"continues after epoch {first} of {protocol.epochs}")
     model = in_parallel(heads, place, device)
     for epoch in range(first, protocol.epochs):
-        for count, (vectors, classes) in enumerate(seen.training(epoch)):
-            share = (epoch + count / seen.steps) / protocol.epochs
+        for count, (vectors, classes) in enumerate(batches_of.training(epoch)):
+            share = (epoch + count / batches_of.steps) / protocol.epochs
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(group["peak"], share, protocol.milestones)
             loss = loss_of(model(vectors), classes)
@@ -208,13 +210,13 @@ def linear(
         if place.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
-    burst = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
-    if burst:
+    diverged = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
+    if diverged:
         used.notes.append(
-            f"the classifiers of the rates {', '.join(burst)} burst: their weights are no numbers; try smaller ones"
+            f"the classifiers of the rates {', '.join(diverged)} diverged: their weights are not finite; try smaller ones"
         )
-    held_out = _judged(heads, seen.judging("train", choose), place).top1() if several else []
-    judged = _judged(heads, seen.judging("val", used.val), place)
+    held_out = _judged(heads, batches_of.judging("train", choose), place).top1() if several else []
+    judged = _judged(heads, batches_of.judging("val", used.val), place)
     best = int(np.argmax(held_out)) if several else 0
     if place.is_first:
         partial.clear()
@@ -231,7 +233,7 @@ def linear(
 
 
 def rate_at(peak: float, share: float, milestones: tuple[float, ...] | None, fall: float = 0.1) -> float:
-    """Learning rate when `share` of the run is done: a cosine to 0, or times `fall` after each milestone."""
+    """Return the learning rate when `share` of the run is done: a cosine to 0, or times `fall` after each milestone."""
     if milestones is None:
         return peak * (1 + math.cos(math.pi * share)) / 2
     return peak * fall ** sum(share >= milestone for milestone in milestones)
@@ -250,8 +252,8 @@ def _judged(heads: Heads, parts: Any, place: Place) -> Tally:
     return tally.over_ranks(heads.weights[0].device, place)
 
 
-class _Seen:
-    """Where batches of features come from."""
+class _FeatureBatches:
+    """Batches of features for training and judging."""
 
     def __init__(self, learn: np.ndarray, *, device: torch.device, place: Place, batch_size: int, seed: int) -> None:
         self.learn, self.device, self.place, self.seed = learn, device, place, seed
@@ -259,14 +261,14 @@ class _Seen:
         self.steps = max(1, len(learn) // (self.size * place.world_size))
 
     def order(self, epoch: int) -> np.ndarray:
-        """This rank's images of an epoch, whole batches only."""
+        """Return this rank's images of an epoch in order, full batches only."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
         mixed = rng.permutation(self.learn)[: self.steps * self.size * self.place.world_size]
         return mixed.reshape(self.steps, self.place.world_size, self.size)[:, self.place.rank].ravel()
 
 
-class _Kept(_Seen):
-    """Features that were made once."""
+class _StoredBatches(_FeatureBatches):
+    """Batches of features that were computed once."""
 
     def __init__(self, made: dict[str, Tensor], classes: dict[str, Tensor], learn: np.ndarray, **more: Any) -> None:
         super().__init__(learn, **more)
@@ -283,8 +285,8 @@ class _Kept(_Seen):
             yield self.made[name][part].to(self.device), self.classes[name][part].to(self.device)
 
 
-class _Fresh(_Seen):
-    """Features of crops that are drawn anew each time: one pass of the backbone serves all rates."""
+class _FreshBatches(_FeatureBatches):
+    """Batches of features of newly drawn crops: one pass of the backbone serves all rates."""
 
     def __init__(
         self,
@@ -299,7 +301,7 @@ class _Fresh(_Seen):
     ) -> None:
         super().__init__(learn, **more)
         self.subject, self.sources, self.classes, self.workers = subject, sources, classes, workers
-        self.config = subject.seen_by(config)
+        self.config = subject.with_own_statistics(config)
         self.backbone: nn.Module = subject.backbone.to(self.device).eval()
 
     @torch.no_grad()
@@ -310,13 +312,13 @@ class _Fresh(_Seen):
     def training(self, epoch: int) -> Any:
         crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
         parts = batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers)
-        for crops in sound(parts):
+        for crops in require_readable(parts):
             images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
         mine = numbers[self.place.rank :: self.place.world_size]
         crop = CentreCrop(self.subject.size)
-        for crops in sound(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
+        for crops in require_readable(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
             images = normalised(crops.images.to(self.device), self.subject.config.augment)
             yield self._features(images), self.classes[name][crops.numbers].to(self.device)
