@@ -47,7 +47,7 @@ def test_one_command_from_photographs_to_a_backbone_and_again(photographs, tmp_p
     run = tmp_path / "runs" / "first"
     done = called("--src", photographs, "--out", run, *SMALL, "--json")
     assert done.exit_code == 0, done.output
-    assert "1 of 2: 13 images" in done.stderr
+    assert "1 of 2: mining\n13 images -> " in done.stderr
     assert "broken.jpg: unreadable" in done.stderr
     assert "views.scene_size = 64: small scenes" in done.stderr
     assert "method.backbone = test_resnet (yours)" in done.stderr

@@ -172,13 +172,13 @@ def mine(
         web=parse_web(http_headers, user_agent, per_host, image_timeout, ignore_opt_out),
     )
     if dry_run:
-        _print_plan(plan_job(config), 0, out)
+        print_plan(plan_job(config), 0, out)
         return
     bar: list[Progress] = []
 
     def planned(plan: Plan, finished: int) -> None:
         if not quiet:
-            _print_plan(plan, finished, out)
+            print_plan(plan, finished, out)
         bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
 
     with stop_on_sigterm("mine"):
@@ -209,7 +209,8 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _print_plan(plan: Plan, finished: int, out: str) -> None:
+def print_plan(plan: Plan, finished: int, out: str) -> None:
+    """Print what is to be mined: images, shards, labels, and what the sources hold beside images."""
     kept = f", {finished} of them mined before" if finished else ""
     new = "" if plan.addition is None else "new "
     click.echo(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from univip_stream.cli.jobs import summary
+from univip_stream.cli.mine import print_plan
 from univip_stream.cli.progress import Progress, duration
 from univip_stream.distributed import ALONE, Place, pick_device
 from univip_stream.errors import InputError, UsageError, counted, why
@@ -59,8 +60,9 @@ def shards_of(
     bar: list[Progress] = []
 
     def planned(plan: Plan, finished: int) -> None:
-        before = f", {finished} of them mined before" if finished else ""
-        say(f"1 of 2: {counted(plan.job.images, 'image')}{before} -> {counted(len(plan.job.names), 'shard')} in {folder}")
+        say("1 of 2: mining")
+        if not quiet:
+            print_plan(plan, finished, str(folder))
         bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
 
     # Where Ray is not installed, and where there is one CPU to share, this process mines by itself.
