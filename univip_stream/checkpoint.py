@@ -99,5 +99,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int) or state["step"] < 0:
-        raise InputError(f"{path} is not a checkpoint of a run; expected a file that `univip-stream train` saved")
+        raise InputError(f"{path} is no checkpoint of a run; expected a file that `univip-stream train` saved")
     return state

@@ -118,7 +118,7 @@ def test_several_annotation_files_belong_to_the_folders_they_name(coco, drawn_fo
         ids = [image.image_id for image in listing]
     assert (ids[14], ids[15:]) == (7, [None] * 11)
     (tmp_path / "some.txt").write_text(str(drawn_folder / "scene00.jpg"))
-    with pytest.raises(UsageError, match="no folder of images"):
+    with pytest.raises(UsageError, match="not a folder of images"):
         list_sources([tmp_path / "some.txt"], annotations=[info])
     with pytest.raises(UsageError, match="does not belong to exactly one"):
         list_sources([coco, other], annotations=[annotate(tmp_path / "all.json", [("scene00.jpg", 7)])])

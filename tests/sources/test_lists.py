@@ -211,7 +211,7 @@ def test_no_line_vanishes_for_beginning_with_a_hash(tmp_path):
         (b"gone/1.jpg 0\ngone/2.jpg 1\n", "none of its 2 lines .*'gone/1.jpg 0'"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
         (b"\xff\xfea\0.\0j\0p\0g\0", "none of its 1 lines .*'a.jpg'"),
-        (b"\xff\xfea\0.\0j\0p\0g", "begins as UTF-16 and is none"),
+        (b"\xff\xfea\0.\0j\0p\0g", "begins as UTF-16 but is not"),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_list_is_one_sentence(data, words, tmp_path):
