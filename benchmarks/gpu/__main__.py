@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,7 +50,7 @@ def main() -> int:
     began = time.monotonic()
     shares = {letter: PARTS[letter][2] for letter in args.parts}
     summary: dict[str, Any] = {"arguments": [str(word) for word in sys.argv[1:]], "parts": {}}
-    with open(args.out / "transcript.txt", "ab") as transcript:
+    with open(args.out / "transcript.txt", "ab") as transcript, _meanwhile(args, work, environment, transcript):
         for number, letter in enumerate(args.parts):
             module, what, share = PARTS[letter]
             left = args.budget - (time.monotonic() - began)
@@ -72,6 +73,23 @@ def main() -> int:
     failed = [letter for letter, part in summary["parts"].items() if part["status"] != 0 or part["failed"]]
     print(json.dumps(summary, indent=1))
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _meanwhile(args: argparse.Namespace, work: Path, environment: dict[str, str], transcript: BinaryIO) -> Iterator[None]:
+    """The images of the later parts are made while the first use the GPU."""
+    if args.rehearse or not set("de") & set(args.parts):
+        yield
+        return
+    command = ["nice", sys.executable, str(HERE / "pictures.py"), str(work)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=transcript, stderr=transcript, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _watched(command: list[str], environment: dict[str, str], limit: float, transcript: BinaryIO) -> int | str:

@@ -1,9 +1,16 @@
-"""The images of the GPU's ten minutes: what `carry.sh` brought, or drawn scenes where it brought none."""
+"""The images of the GPU's ten minutes: what `carry.sh` brought, or drawn scenes where it brought none.
 
+As a program it makes all of them, while the first parts use the GPU; who wants them meanwhile waits.
+"""
+
+import argparse
+import contextlib
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -13,6 +20,24 @@ sys.path.append(str(HERE.parents[1] / "pipelines"))
 
 def shards_for_speed(work: Path, *, few: bool) -> tuple[Path, str]:
     """(shards of photographs of some 640 x 480, where they are from): 2,048 images, each photograph many times."""
+    with _alone(work / ".speed.lock"):
+        return _shards_for_speed(work, few)
+
+
+def imagenette(work: Path, *, few: bool) -> tuple[Path, Path, Path, str]:
+    """(shards to train from, labelled images that vote, labelled images that are judged, where they are from)."""
+    with _alone(work / ".imagenette.lock"):
+        return _imagenette(work, few)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _shards_for_speed(work: Path, few: bool) -> tuple[Path, str]:
     photographs = sorted((CARRIED / "photographs").glob("*.jpg"))
     folder, shards = work / "speed", work / "speed-shards"
     if not (shards / "manifest.json").exists():
@@ -29,8 +54,7 @@ def shards_for_speed(work: Path, *, few: bool) -> tuple[Path, str]:
     return shards, "carried photographs" if photographs else "drawn scenes"
 
 
-def imagenette(work: Path, *, few: bool) -> tuple[Path, Path, Path, str]:
-    """(shards to train from, labelled images that vote, labelled images that are judged, where they are from)."""
+def _imagenette(work: Path, few: bool) -> tuple[Path, Path, Path, str]:
     train, val = CARRIED / "imagenette" / "train", CARRIED / "imagenette" / "val"
     if train.is_dir() and not few:
         source = "Imagenette, 128 px, as carried"
@@ -57,3 +81,11 @@ def _has(name: str) -> bool:
 def _mine(images: Path, shards: Path, proposals: str, least: int) -> None:
     command = [sys.executable, "-m", "univip_stream", "mine", "--inline", "--src", str(images), "--out", str(shards)]
     subprocess.run([*command, "--num-shards", "8", "--proposals", proposals, "--min-scale", str(least)], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    arguments = parser.parse_args()
+    shards_for_speed(arguments.work, few=False)
+    imagenette(arguments.work, few=False)

@@ -22,6 +22,7 @@ VARIANTS: list[tuple[str, tuple[str, ...], str, float]] = [
     ("univip r50 256 eager", (UNIVIP_256,), "", 8),
     ("byol r18 128px 256 compiled", BYOL_18, "whole", 40),
     ("univip r50 512 joint compiled", (UNIVIP_512, JOINT), "whole", 80),
+    ("univip r50 512 compiled transport", (UNIVIP_512,), "transport", 25),
     ("univip r50 256 compiled backbones", (UNIVIP_256,), "backbones", 40),
     ("univip r50 512 channels first", (UNIVIP_512, "channels_last=false"), "", 12),
     ("univip r50 512 fp32", (UNIVIP_512, "precision=fp32"), "", 15),

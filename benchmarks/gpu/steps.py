@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from part import Part
 
+from univip_stream import transport
 from univip_stream.augment import draw
 from univip_stream.distributed import ALONE
 from univip_stream.methods import build_method, build_plan
@@ -23,6 +24,7 @@ from univip_stream.pretrain.train import pick_precision
 from univip_stream.pretrain.update import Updates
 from univip_stream.stream import Batch
 
+_EAGER = transport._sinkhorn
 ORDINARY = 844
 """Images a second that published ResNet-50 rates allow an ordinary trainer of UniVIP on one H200 (docs/log.md)."""
 
@@ -65,7 +67,8 @@ def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
 
 
 def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "") -> Updates:
-    """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), or "whole MODE"."""
+    """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), "transport" (Eq. 7 alone:
+    many small kernels of an eager step), or one of them and a mode of `torch.compile`."""
     torch.manual_seed(0)
     plan = build_plan(config.method, config.views, config.augment)
     method = build_method(config.method, plan)
@@ -81,6 +84,7 @@ def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "")
         for network in (method.online, getattr(method, "target", None)):
             if network is not None:
                 network.backbone.compile(dynamic=False, **how)
+    transport._sinkhorn = torch.compile(_EAGER, dynamic=False, **how) if what == "transport" else _EAGER
     return Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
         precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,

@@ -5,13 +5,18 @@ import os
 import pytest
 import torch
 
+KIND = os.environ.get("UNIVIP_GPU_TESTS", "cuda")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before fixtures make what nobody would look at."""
+    if KIND == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch finds none; UNIVIP_GPU_TESTS=cpu runs the same on the CPU")
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    kind = os.environ.get("UNIVIP_GPU_TESTS", "cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device, and torch finds none; UNIVIP_GPU_TESTS=cpu runs the same on the CPU")
-    return torch.device(kind, 0 if kind == "cuda" else None)
+    return torch.device("cuda", 0) if KIND == "cuda" else torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
