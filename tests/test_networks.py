@@ -9,6 +9,8 @@ from torch import nn
 from univip_stream.errors import UsageError
 from univip_stream.networks import (
     build_backbone,
+    countable_together,
+    counted_together,
     frozen_copy,
     per_view_batchnorm,
     projector,
@@ -147,3 +149,33 @@ def test_synchronised_norms_still_know_their_views():
     assert isinstance(network[1], nn.SyncBatchNorm)
     with views_in_batch(network, 2):
         assert network[1].views == 2
+
+
+def test_batches_counted_together_are_those_counted_one_by_one():
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=None))
+    one_by_one = copy.deepcopy(network)
+    per_view_batchnorm(network)
+    counted = list(network[:2])
+
+    def step(module: nn.Sequential) -> None:
+        module[0](drawn(4, 3))
+        module(drawn(4, 3))
+        with pytest.raises(RuntimeError):
+            module(drawn(4, 5))
+
+    with counted_together(counted):
+        step(network)
+    with pytest.raises(KeyError), counted_together(counted):
+        raise KeyError
+    step(one_by_one)
+    for name, value in one_by_one.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_counters_of_a_cpu_and_of_what_is_compiled_are_left_alone():
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=None), nn.InstanceNorm1d(3))
+    assert countable_together(network) == []
+    network.to("meta")
+    assert countable_together(network) == [network[0]]
+    network[2].compile()
+    assert countable_together(network) == []
