@@ -45,6 +45,7 @@ def main() -> int:
         parser.error(f"there is no part {', '.join(unknown)}; expected letters of {''.join(PARTS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     work = args.work or Path(tempfile.gettempdir()) / "univip-gpu"
+    work /= "rehearsed" if args.rehearse else "run"  # what was made in small is not taken for the whole
     work.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     began = time.monotonic()

@@ -24,8 +24,8 @@ def shards_for_speed(work: Path, *, few: bool) -> tuple[Path, str]:
         return _shards_for_speed(work, few)
 
 
-def imagenette(work: Path, *, few: bool) -> tuple[Path, Path, Path, str]:
-    """(shards to train from, labelled images that vote, labelled images that are judged, where they are from)."""
+def imagenette(work: Path, *, few: bool) -> tuple[Path, Path, Path, int, str]:
+    """(shards to train from, labelled images that vote, and that are judged, images in the shards, where they are from)."""
     with _alone(work / ".imagenette.lock"):
         return _imagenette(work, few)
 
@@ -54,22 +54,28 @@ def _shards_for_speed(work: Path, few: bool) -> tuple[Path, str]:
     return shards, "carried photographs" if photographs else "drawn scenes"
 
 
-def _imagenette(work: Path, few: bool) -> tuple[Path, Path, Path, str]:
+def _imagenette(work: Path, few: bool) -> tuple[Path, Path, Path, int, str]:
     train, val = CARRIED / "imagenette" / "train", CARRIED / "imagenette" / "val"
     if train.is_dir() and not few:
         source = "Imagenette, 128 px, as carried"
     else:
         train, val, source = work / "drawn" / "train", work / "drawn" / "val", "drawn scenes of six classes"
-        if not val.exists():
+        if not (drawn := work / "drawn" / "done").exists():  # it may have been cut off before
             from demo_images import write_scenes
 
+            shutil.rmtree(work / "drawn", ignore_errors=True)
             write_scenes(train, per_class=6 if few else 400, seed=1, by_class=True)
             write_scenes(val, per_class=3 if few else 100, seed=2, by_class=True)
+            drawn.touch()
     shards = work / ("learning-shards-drawn" if train.parent.name == "drawn" else "learning-shards")
     if not (shards / "manifest.json").exists():
-        _mine(train, shards, "selective-search" if _has("numba") else "naive", 32)
-    proposals = json.loads((shards / "manifest.json").read_text())["parameters"].get("proposals")
-    return shards, train, val, f"{source}; boxes: {proposals}"
+        try:
+            _mine(train, shards, "selective-search" if _has("numba") else "naive", 32)
+        except subprocess.CalledProcessError:  # a numba that does not go with this numpy; it has said so
+            shutil.rmtree(shards, ignore_errors=True)
+            _mine(train, shards, "naive", 32)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    return shards, train, val, manifest["totals"]["samples"], f"{source}; boxes: {manifest['parameters'].get('proposals')}"
 
 
 def _has(name: str) -> bool:
