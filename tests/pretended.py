@@ -22,7 +22,7 @@ from univip_stream import augment
 CUDA = torch.device("cuda", 0)
 
 
-_FREE = ("detach", "empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view")
+_FREE = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 
 
 class HostWaitsError(AssertionError):

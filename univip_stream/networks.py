@@ -132,6 +132,20 @@ class ViewBatchNorm:
             return cast(Tensor, one_view(batch))
         if len(batch) % self.views:
             raise ValueError(f"a batch of {len(batch)} does not split into {self.views} views")
+        norm = cast(Any, self)
+        plain = type(self).__bases__[1] in (nn.BatchNorm1d, nn.BatchNorm2d) and not together
+        # A compiler writes each view where it belongs by itself.
+        if (
+            plain
+            and norm.affine
+            and norm.track_running_stats
+            and norm.momentum is not None
+            and not torch.compiler.is_compiling()
+        ):
+            norm.num_batches_tracked.add_(self.views)
+            running = norm.running_mean, norm.running_var
+            out = _NormalisedViews.apply(batch, norm.weight, norm.bias, *running, self.views, norm.momentum, norm.eps)  # type: ignore[no-untyped-call]
+            return cast(Tensor, out)
         return torch.cat([one_view(view) for view in batch.chunk(self.views)])
 
     def _over_ranks(self, batch: Tensor) -> Tensor:
@@ -164,6 +178,51 @@ class ViewBatchNorm:
         for name in ("drop", "act"):
             out = getattr(norm, name)(out) if hasattr(norm, name) else out
         return cast(Tensor, out)
+
+
+class _NormalisedViews(torch.autograd.Function):
+    """Batch normalisation of each view, written where it belongs: torch.cat would copy all of them once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        batch: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        views: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        out = torch.empty_like(batch)
+        full = torch.promote_types(batch.dtype, torch.float32)
+        saved = [batch.new_empty(batch.shape[1], dtype=full) for _ in range(2 * views)]
+        for number, (view, goal) in enumerate(zip(batch.chunk(views), out.chunk(views), strict=True)):
+            where = (goal, *saved[2 * number : 2 * number + 2])
+            torch.native_batch_norm(view, weight, bias, mean, var, True, momentum, eps, out=where)
+        ctx.save_for_backward(batch, weight, *saved)
+        ctx.views, ctx.eps = views, eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        batch, weight, *saved = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        of_batch = torch.empty_like(batch) if wanted[0] else None
+        of_weight = of_bias = None
+        for number in reversed(range(ctx.views)):  # as autograd would add up
+            given, view = gradient.chunk(ctx.views)[number], batch.chunk(ctx.views)[number]
+            here = torch.ops.aten.native_batch_norm_backward(
+                given, view, weight, None, None, *saved[2 * number : 2 * number + 2], True, ctx.eps, wanted
+            )
+            if of_batch is not None:
+                of_batch.chunk(ctx.views)[number].copy_(here[0])
+            if wanted[1]:
+                of_weight = here[1] if of_weight is None else of_weight + here[1]
+            if wanted[2]:
+                of_bias = here[2] if of_bias is None else of_bias + here[2]
+        return of_batch, of_weight, of_bias, None, None, None, None, None
 
 
 class _SumOverRanks(torch.autograd.Function):

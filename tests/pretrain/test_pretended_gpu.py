@@ -11,6 +11,7 @@ import pytest
 import torch
 from pretended import CUDA, HostWaitsError, PretendedGpu
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.augment import DRAW_SIZE, AugmentConfig, augment
 from univip_stream.distributed import ALONE
@@ -134,6 +135,18 @@ def test_an_iteration_of_the_transport_is_four_kernels(gpu: PretendedGpu) -> Non
             sinkhorn(*numbers, iterations=iterations)  # type: ignore[arg-type]
         launched.append(sum(watch.launched.values()))
     assert launched[1] - launched[0] == 10 * 4
+
+
+def test_joint_views_are_normalised_without_being_put_together_again(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SMALL, "joint_views", True)
+    updates, batches = updates_of(gpu, "byol", "test_resnet", torch.bfloat16)
+    with gpu.running() as watch:
+        updates.gradient(batches, 1)
+    norms = sum(isinstance(module, _BatchNorm) for module in updates.method.modules())
+    assert watch.launched["native_batch_norm"] == 2 * norms
+    assert watch.launched["cat"] == 0
 
 
 def test_augmentation_goes_through_memory_no_more_often_than_it_did(gpu: PretendedGpu) -> None:
