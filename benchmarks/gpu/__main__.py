@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PARTS = {
-    "a": ("right", "losses, gradients, augmentation, training and judging on the device", 0.27),
-    "b": ("rates", "images a second of a step, and where its time goes", 0.33),
-    "c": ("augmenting", "what augmentation costs of a step", 0.05),
+    "a": ("right", "losses, gradients, augmentation, training and judging on the device", 0.26),
+    "b": ("rates", "images a second of a step, and where its time goes", 0.31),
+    "c": ("augmenting", "what augmentation costs of a step", 0.08),
     "d": ("streaming", "real shards beside memory", 0.13),
     "e": ("learning", "BYOL and UniVIP on Imagenette", 0.22),
 }

@@ -38,7 +38,7 @@ def main(part: Part) -> None:
         share["of_step"] = round(eager["ms"] / step["step_ms"], 4)
         part.keep("share", share)
     # A CPU augments image by image, compiled or not.
-    compiled = part.attempt("augmentation compiled", lambda: alone(part, config, compiled=True), wants=20)
+    compiled = part.attempt("augmentation compiled", lambda: alone(part, config, compiled=True), wants=15)
     if "of_step" in share and "ms" in compiled:
         rest = step["step_ms"] - eager["ms"]  # of a step that is not compiled
         part.keep("share", share | {"of_step_compiled": round(compiled["ms"] / (rest + compiled["ms"]), 4)})

@@ -74,20 +74,19 @@ def main(part: Part) -> None:
     if "paths" not in made:
         return
     (shards, voting, judged), images = made["paths"], made["images"]
-    judging = [f"knn.train={voting}", f"knn.val={judged}"]
     plan_path = part.work / "learning-plan.json"
 
     def plan() -> dict[str, Any]:
         if plan_path.exists():
             return json.loads(plan_path.read_text()) | {"note": "of an earlier start"}
         run, start = part.work / f"probe-{time.time_ns()}", time.monotonic()
-        steps, batch = (2, 8) if part.rehearse else (60, 256)
-        command = command_of(part, run, shards, "univip", f"steps={steps}", *judging, f"knn.every={steps}")
+        steps, batch = (2, 8) if part.rehearse else (40, 256)
+        command = command_of(part, run, shards, "univip", f"steps={steps}")
         found = trained(part, command, run, 600.0 if part.rehearse else max(20.0, part.left() / 3))
         rate = found["images_per_second"]
-        # What a run takes beside its steps: starting, looking through the labelled images, one kNN.
-        beside = max(0.0, time.monotonic() - start - found["step"] * batch / rate)
-        each = (part.left() - 20) / 2 - (1 + LOOKS) / 2 * beside
+        # What a run takes beside its steps: starting, and going through the labelled images, first to see that all can be read.
+        beside = max(0.0, time.monotonic() - start - found["step"] * batch / rate) + (1 + LOOKS) * 3
+        each = (part.left() - 15) / 2 - beside
         planned = {
             "images_per_second": rate,
             "beside_s": round(beside, 1),
@@ -102,7 +101,8 @@ def main(part: Part) -> None:
     for method in ("byol", "univip"):
         run = part.work / f"learning-{method}"
         every = max(1, -(-planned["epochs"] * images // 256 // LOOKS))
-        command = command_of(part, run, shards, method, *judging, f"knn.every={every}", f"epochs={planned['epochs']}")
+        look = [f"knn.train={voting}", f"knn.val={judged}", f"knn.every={every}"]
+        command = command_of(part, run, shards, method, *look, f"epochs={planned['epochs']}")
         limit = 600.0 if part.rehearse else max(10.0, (part.left() - 15) / (2 if method == "byol" else 1))
         part.attempt(method, lambda c=command, r=run, most=limit: trained(part, c, r, most), wants=25)  # type: ignore[misc]
 

@@ -27,6 +27,8 @@ from univip_stream.stream import Batch
 _EAGER = transport._sinkhorn_by_plans
 ORDINARY = 844
 """Images a second that published ResNet-50 rates allow an ordinary trainer of UniVIP on one H200 (docs/log.md)."""
+GOALS = {"univip": 2000, "byol": 4000}
+"""Images a second that we want of one H100: UniVIP with ResNet-50 and 2 x 224 + 4 x 96, BYOL with ResNet-18 and 2 x 128."""
 
 
 def config_of(*settings: str) -> PretrainConfig:
@@ -125,7 +127,9 @@ def rate(part: Part, config: PretrainConfig, compiled: str = "", *, steps: int =
     seconds = statistics.median(taken) / steps
     images = config.stream.batch_size / seconds
     return {
-        "images_per_second": round(images, 1), "of_ordinary": round(images / ORDINARY, 3), "step_ms": round(1e3 * seconds, 2),
+        "images_per_second": round(images, 1), "of_goal": round(images / GOALS[config.method.name], 3),
+        **({"of_ordinary": round(images / ORDINARY, 3)} if config.method.name == "univip" else {}),
+        "step_ms": round(1e3 * seconds, 2),
         "host_ms": round(1e3 * launched / steps, 2), "first_step_s": round(first, 1),
         "precision": str(updates.precision).removeprefix("torch."), **part.peak(),
     }  # fmt: skip
