@@ -89,8 +89,9 @@ def test_moving_average_at_its_ends_copies_or_keeps(momentum: float):
     assert all(torch.equal(new, old) for new, old in zip(target.parameters(), expected, strict=True))
 
 
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(channels_last: bool):
+def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(channels_last: bool, written: bool):
     views = [drawn(4, 6, 5, 5), 3 * drawn(4, 6, 5, 5) + 1]
     if channels_last:
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
@@ -100,8 +101,10 @@ def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(c
     together = [view.clone().requires_grad_() for view in views]
     expected = torch.cat([plain(view) for view in apart])
     with views_in_batch(joint, 2):
-        result = joint(torch.cat(together))
+        result = joint._write_views(torch.cat(together)) if written else joint(torch.cat(together))
     assert torch.equal(result, expected)
+    assert joint._can_write_views()
+    assert result.stride() == expected.stride()
     assert all(torch.equal(a, b) for a, b in zip(joint.state_dict().values(), plain.state_dict().values(), strict=True))
     assert joint.num_batches_tracked == 2
     weight = drawn(*expected.shape)

@@ -132,21 +132,22 @@ class ViewBatchNorm:
             return cast(Tensor, one_view(batch))
         if len(batch) % self.views:
             raise ValueError(f"a batch of {len(batch)} does not split into {self.views} views")
-        norm = cast(Any, self)
-        plain = type(self).__bases__[1] in (nn.BatchNorm1d, nn.BatchNorm2d) and not together
-        # A compiler writes each view where it belongs by itself.
-        if (
-            plain
-            and norm.affine
-            and norm.track_running_stats
-            and norm.momentum is not None
-            and not torch.compiler.is_compiling()
-        ):
-            norm.num_batches_tracked.add_(self.views)
-            running = norm.running_mean, norm.running_var
-            out = _NormalisedViews.apply(batch, norm.weight, norm.bias, *running, self.views, norm.momentum, norm.eps)  # type: ignore[no-untyped-call]
-            return cast(Tensor, out)
+        if batch.device.type != "cpu" and not together and self._can_write_views():
+            return self._write_views(batch)
         return torch.cat([one_view(view) for view in batch.chunk(self.views)])
+
+    def _can_write_views(self) -> bool:
+        """Whether this is PyTorch's own normalisation as it mostly is. A compiler writes each view where it belongs by itself."""
+        norm = cast(Any, self)
+        own = type(self).__bases__[1] in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
+        return bool(own and norm.momentum is not None and not torch.compiler.is_compiling())
+
+    def _write_views(self, batch: Tensor) -> Tensor:
+        """As torch.cat of the views normalised one by one, but for rounding where weights' gradients are added up."""
+        norm = cast(Any, self)
+        norm.num_batches_tracked.add_(self.views)
+        given = (batch, norm.weight, norm.bias, norm.running_mean, norm.running_var, self.views, norm.momentum, norm.eps)
+        return cast(Tensor, _NormalisedViews.apply(*given))  # type: ignore[no-untyped-call]
 
     def _over_ranks(self, batch: Tensor) -> Tensor:
         """Normalise with mean and variance over all processes; the gradient passes through both, as in one big batch."""
