@@ -95,7 +95,7 @@ class PretrainConfig:
     channels_last: bool = True
     """Keep images in memory channels last: the same numbers, faster convolutions."""
     compile: bool = False
-    """Compile the networks with torch.compile: a slow start, then perhaps faster steps."""
+    """Compile the networks, and on a GPU the augmentations, with torch.compile: a slow start, then perhaps faster steps."""
     accumulate: int = 1
     """How many parts a rank computes its share of a batch in, one after the other, to save memory. Batch statistics are then
     those of a part."""

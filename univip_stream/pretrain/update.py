@@ -22,6 +22,7 @@ from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method
 from univip_stream.methods.registry import checked_losses, explained
+from univip_stream.networks import countable_together, counted_together
 from univip_stream.pretrain.asked import Asked
 from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.pretrain.optim import set_learning_rate
@@ -84,6 +85,9 @@ class Updates:
         self.device, self.place, self.run, self.channels_last = device, place, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
         """What the method returns of a step, in this order."""
+        self.compiled = model is not parallel
+        # What is compiled counts as it was compiled.
+        self._counted = [] if self.compiled else countable_together(method)
         self._unseen: list[_Unseen] = []
         self.views: dict[str, Tensor] | None = None
         """The pictures of the last batch's first images as the networks saw them, (B, N, 3, S, S), where they were asked for."""
@@ -99,10 +103,19 @@ class Updates:
         totals = torch.zeros(len(self.terms) + 1, device=self.device)
         keys: list[str] = []
         sources: list[str] = []
+        with counted_together(self._counted):
+            self._parts(batches, totals, keys, sources, keep_views=keep_views)
+        self.halfway = False
+        self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
+
+    def _parts(
+        self, batches: Iterator[Batch], totals: Tensor, keys: list[str], sources: list[str], *, keep_views: bool
+    ) -> None:
+        """The parts of a step: gradients, and what is told of them."""
         for part in range(self.accumulate):
             self.halfway = part > 0
             batch = next(batches)
-            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last)
+            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last, compiled=self.compiled)
             if keep_views:
                 self.views = _first(inputs, batch)
             with self._alone(last=part == self.accumulate - 1):
@@ -113,8 +126,6 @@ class Updates:
             totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
             keys += batch.keys
             sources += batch.sources
-        self.halfway = False
-        self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
 
     def apply(self, rate: float, momentum: float) -> None:
         """Follow the gradient, and let the target follow."""
