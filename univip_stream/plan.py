@@ -19,7 +19,7 @@ import numpy as np
 from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Int32
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,11 @@ class Plan(ABC):
     all_shards: bool = False
     """Whether pictures come from anywhere in the shards, not only from those that are read at the time."""
 
-    def opened(self, index: ShardIndex) -> "Plan":
-        """The plan, ready to draw for images of these shards: where files of its own are read."""
+    def opened(self, index: ShardSet) -> "Plan":
+        """The plan, ready to draw for images of these shards: where files of its own are read.
+
+        What it needs of all images, `index.whole()` has as arrays; with `all_shards` it is that already.
+        """
         return self
 
     @abstractmethod

@@ -121,7 +121,7 @@ def boxes(
     if as_json:
         unmatched = {"images_without_entry": match.without_entry, "entries_without_image": match.without_image}
         said = {"notes": report.notes} if report.notes else {}
-        click.echo(json.dumps({"out": out, **report.manifest["totals"], "entries": match.entries, **unmatched, **said}))
+        click.echo(json.dumps({"out": out, **report.manifest.totals, "entries": match.entries, **unmatched, **said}))
         return
     click.echo(summary(report.manifest))
     for note in report.notes:
