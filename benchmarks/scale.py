@@ -37,8 +37,6 @@ from univip_stream.shards.manifest import MadeBy, make_manifest, read_manifest
 from univip_stream.shards.write import write_shard
 
 BATCH = 64
-BOXES = 30
-"""An image, as COCO has with the usual filter."""
 CANDIDATES = 1900
 """An image, as our search gives."""
 MOST_SHARDS = 100_000
@@ -87,19 +85,20 @@ def pictures() -> list[bytes]:
     return found
 
 
-def write_one(folder: Path, rows: int, candidates: int) -> ShardEntry:
+def write_one(folder: Path, rows: int, boxes_: int, candidates: int = 0) -> ShardEntry:
     """One shard of so many rows, whose tar holds the few pictures; its images are these again and again."""
     rng = np.random.default_rng(0)
     images = pictures()
 
     def samples(count: int):
         for number in range(count):
-            corner = rng.integers(0, (250, 170), (max(BOXES, candidates), 2))
+            corner = rng.integers(0, (250, 170), (max(boxes_, candidates), 2))
             boxes = np.concatenate([corner, np.full_like(corner, 64)], axis=1).astype(np.int16)
             data = images[number % PICTURES]
             yield Sample(
                 key=key_of(number), source=f"made-up/{number:012d}.jpg", status=OK, width=320, height=240, data=data, suffix="jpg",
-                sha256=hashlib.sha256(data).hexdigest(), proposals="naive", boxes=boxes[:BOXES], candidates=boxes[:candidates],
+                sha256=hashlib.sha256(data).hexdigest(), proposals="naive", boxes=boxes[:boxes_],
+                candidates=boxes[: candidates or boxes_],
             )  # fmt: skip
 
     import pyarrow.parquet as pq
@@ -163,6 +162,9 @@ def main() -> None:
         "--old-way-up-to", type=float, default=1e5, help="images of the largest set that is read as version 1 was"
     )
     parser.add_argument("--powers", type=int, nargs="+", default=range(4, 10), help="of ten: which sets")
+    parser.add_argument(
+        "--boxes", type=int, default=30, help="boxes of an image; COCO has 97 with the usual filter, 30 with --max-boxes 30"
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args()
     lines = []
@@ -176,7 +178,7 @@ def main() -> None:
             one, folder = Path(place, f"one-{rows}"), Path(place, f"set-{power}")
             if not one.exists():
                 one.mkdir()
-                entries = {rows: write_one(one, rows, BOXES)}
+                entries = {rows: write_one(one, rows, options.boxes)}
             build(folder, one, entries[rows], images // rows)
             size = sum(path.stat().st_size for path in folder.glob("manifest*"))
             first, seam, resume = (measured(folder, "new", start) for start in ("first", "seam", "resume"))
@@ -189,7 +191,7 @@ def main() -> None:
             print(f"{images:13,} {line['shards']:7,}  {size / 1e6:6.2f}MB  {_said(first)}  {seam['batch']:5.2f}s  "
                   f"{line['resume_s']:5.2f}s", flush=True)  # fmt: skip
             if images <= options.old_way_up_to:
-                old = old_way(Path(place), images)
+                old = old_way(Path(place), images, options.boxes)
                 lines.append({"images": images, "way": "version 1", **old})
                 print(f"{'as version 1':>13} {'':7}  {'':8}  {_said(old)}", flush=True)
     if options.json:
@@ -201,14 +203,14 @@ def _said(found: dict[str, float]) -> str:
     return f"{found['open']:5.2f}s  {found['batch']:5.2f}s  {found['cpu']:5.2f}s  {found['memory']:5.0f}MB"
 
 
-def old_way(place: Path, images: int) -> dict[str, float]:
+def old_way(place: Path, images: int, boxes: int) -> dict[str, float]:
     """Every index with its candidates read before the first step."""
     import pyarrow.parquet as pq
 
     one, folder = place / "one-old", place / f"old-{images}"
     if not one.exists():
         one.mkdir()
-        entry = write_one(one, 1000, CANDIDATES)
+        entry = write_one(one, 1000, boxes, CANDIDATES)
         index, beside = (pq.read_table(one / name) for name in ("one.parquet", "one.candidates.parquet"))
         facts = {**entry_facts(one / "one.parquet"), "format": "univip-stream/1"}
         table = index.append_column("candidates", beside.column("candidates")).replace_schema_metadata()

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,55 @@ def test_one_permutation_is_pinned():
 
 
 PINNED = [2, 9, 1, 11, 10, 0, 8, 3, 6, 5, 4, 7]
+
+
+def drawn_at_once(counts, seed, window, epoch):
+    """An epoch as releases drew it that held an array of all samples: all its windows one after the other."""
+    counts = np.asarray(counts)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    rng = generator(seed, 0, epoch)
+    there = np.flatnonzero(counts)
+    shards = there[rng.permutation(len(there))]
+    runs = [np.arange(starts[shard], starts[shard + 1]) for shard in shards]
+    return np.concatenate([rng.permutation(np.concatenate(runs[at : at + window])) for at in range(0, len(runs), window)])
+
+
+def test_the_order_is_that_of_the_releases_before_wherever_one_begins(rng):
+    """No array of all samples is drawn any more, and no run may see other batches for it."""
+    for _ in range(40):
+        counts = rng.integers(0, 30, rng.integers(1, 40))
+        counts[0] += 1
+        seed, window, N = int(rng.integers(1000)), int(rng.integers(1, 20)), int(counts.sum())
+        straight = np.concatenate([drawn_at_once(counts, seed, window, epoch) for epoch in range(4)])
+        order = Order(counts, seed, window)
+        for first in rng.integers(0, 3 * N, 10).tolist():
+            count = int(rng.integers(1, N + 1))
+            assert order.samples(first, count).tolist() == straight[first : first + count].tolist()
+            assert order.sample(first) == straight[first]
+
+
+def test_of_a_large_set_each_window_is_drawn_on_its_own(monkeypatch):
+    before = Order(COUNTS, seed=3, window=4).epoch(1)
+    monkeypatch.setattr("univip_stream.stream.order.MOST_IN_A_ROW", 10)
+    order = Order(COUNTS, seed=3, window=4)
+    assert (Order([1] * 10, 0, 1).version, order.version) == (1, 2)
+    straight = np.concatenate([order.epoch(epoch) for epoch in range(3)])
+    assert sorted(order.epoch(1)) == list(range(len(SHARDS)))
+    assert (straight[: len(SHARDS)] != straight[len(SHARDS) : 2 * len(SHARDS)]).any()
+    assert (before != order.epoch(1)).any()
+    for first in (100, 3, 150, 61, 0):
+        assert Order(COUNTS, 3, 4).samples(first, 20).tolist() == straight[first : first + 20].tolist()
+
+
+def test_a_place_in_a_billion_samples_takes_no_array_of_them():
+    order = Order(np.full(100_000, 10_000), seed=0, window=16)
+    tracemalloc.start()
+    for position in (0, 10**9 - 5, 1_370_000_000):
+        assert len(set(order.samples(position, 256).tolist())) == 256
+        order.near(position)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20
 
 
 def test_places_do_not_share_numbers():

@@ -21,9 +21,8 @@ from univip_stream.shards.rows import Rows, read_samples, rows_of
 _AT_ONCE = 8
 """Shards whose index is read at a time."""
 
-
 _MANY = 4096
-"""Samples of a shard from which what Arrow took to read its index, as much again, is given back to the system at once."""
+"""Samples of a shard from which what reading its index took is given back to the system at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +153,12 @@ class ShardSet:
         return read_samples(self.shards[shard], self._place.manifests[of].shards[int(self._place.entry[shard])], self.cache)
 
     def _load(self, shard: int) -> Rows:
+        # Arrow's own pools keep what one index took for the next, in each thread: as much again as what is held in the end.
+        pool = pa.system_memory_pool()
+        pa.set_memory_pool(pool)
         rows = rows_of([self._samples(shard)])
         if len(rows) > _MANY:
-            pa.default_memory_pool().release_unused()
+            pool.release_unused()
         return rows
 
 

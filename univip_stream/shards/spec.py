@@ -72,7 +72,7 @@ def _missing(shards: list[str]) -> list[str]:
     for folder, inside in folders.items():
         far = storage.is_remote(inside[0])
         if len(inside) > (_ASKED_FOR if far else _LOOKED_AT):
-            listed = _names_in(folder)
+            listed = _names_in(folder or ("/" if inside[0].startswith("/") else "."))
             missing.update(shard for shard in inside if listed is not None and shard.rpartition("/")[2] not in listed)
         elif far:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -87,7 +87,7 @@ def _names_in(folder: str) -> set[str] | None:
     try:
         if storage.is_remote(folder):
             return None if storage.scheme_of(folder) in storage.WEB else {name for name, _ in storage.files_below(folder)}
-        with os.scandir(folder or ".") as entries:
+        with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
         return set()
