@@ -251,6 +251,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_bytes(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 _SYSTEM_FOLDERS = frozenset(
     {
         *("__MACOSX", "Network Trash Folder", "Temporary Items"),

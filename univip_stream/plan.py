@@ -19,7 +19,7 @@ import numpy as np
 from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Int32
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,11 @@ class Plan(ABC):
     all_shards: bool = False
     """Whether pictures come from all shards, not only from those that are being read."""
 
-    def opened(self, index: ShardIndex) -> "Plan":
-        """Return the plan, ready to draw for images of these shards; plans read files of their own here."""
+    def opened(self, index: ShardSet) -> "Plan":
+        """Return the plan, ready to draw for images of these shards; plans read files of their own here.
+
+        What a plan needs of all images, `index.whole()` returns as arrays; with `all_shards` the index is that already.
+        """
         return self
 
     @abstractmethod

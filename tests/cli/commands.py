@@ -58,6 +58,7 @@ TABLE: dict[str, Walked] = {
         outputs={"out": "/"},
         texts=RAY,
     ),
+    "upgrade": Walked({"shards": ["{shards}"]}, inputs={"shards": ("/", ".json")}),
     "verify": Walked({"shards": ["{shards}"], "inline": []}, inputs={"shards": SHARDS}, texts=RAY),
     "inspect": Walked(
         {"shards": ["{shards}"], "html": ["{out}.html"], "samples": ["1"]},

@@ -4,14 +4,13 @@ import json
 import os
 import pickle
 import unicodedata
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from demo_images import draw_scene
 from PIL import Image
+from shard_rows import all_rows
 
 from univip_stream.cli import cli
 from univip_stream.formats.registry import FORMATS
@@ -48,7 +47,7 @@ def shards(coco, tmp_path_factory):
 
 
 def rows(folder):
-    return [row for path in sorted(Path(folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return all_rows(folder)
 
 
 def called(*arguments):

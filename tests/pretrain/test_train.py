@@ -329,6 +329,13 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(dr
     assert len(records(run)) == 8
 
 
+def test_a_run_that_was_begun_in_another_order_of_images_is_refused(undisturbed, drawn_shards, monkeypatch):
+    """As a run of more than 16 million images of a release that drew their order otherwise would be."""
+    monkeypatch.setattr("univip_stream.stream.order.MOST_IN_A_ROW", 5)
+    with pytest.raises(InputError, match="images in the order of version 1 there, 2 here"):
+        pretrain(tiny(), str(drawn_shards), undisturbed)
+
+
 def test_other_settings_or_shards_over_the_same_run_are_refused_and_named(undisturbed, drawn_shards, drawn_folder, tmp_path):
     with pytest.raises(InputError, match=r"optim\.lr 0\.05 there, 0\.3 here"):
         pretrain(tiny("optim.lr=0.3"), str(drawn_shards), undisturbed)

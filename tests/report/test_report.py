@@ -10,13 +10,13 @@ from pathlib import Path
 
 import boto3
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 from servers import BUCKET, s3_server
+from shard_rows import all_rows
 
 from univip_stream.augment import AugmentConfig, augment
 from univip_stream.cli import cli
@@ -45,7 +45,7 @@ def called(*arguments):
 
 def test_the_numbers_are_those_of_the_indexes(odd_shards):
     said = json.loads(called(odd_shards, "--json").stdout)
-    rows = pa.concat_tables([pq.read_table(path) for path in sorted(odd_shards.glob("*.parquet"))]).to_pylist()
+    rows = all_rows(odd_shards)
     samples = [row for row in rows if row["boxes"] is not None]
     assert said["images"] == len(rows) == 13
     assert said["by_status"] == dict(Counter(row["status"] for row in rows)) == {"ok": 10, "no_boxes": 1, "unreadable": 2}

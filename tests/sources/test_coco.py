@@ -55,7 +55,7 @@ def test_image_ids_are_kept_and_what_is_missing_is_a_row(coco, tmp_path):
     # Put back, the missing one is mined alone: nothing else has moved.
     shutil.copy(coco / "scene00.jpg", coco / "a-gone.jpg")
     again, report = mined(tmp_path / "out", coco, retry_failed=True)
-    assert report.manifest["totals"]["unreadable"] == 1
+    assert report.manifest.totals["unreadable"] == 1
     assert column(again, "key", "source", "image_id") == column(rows, "key", "source", "image_id")
 
 

@@ -56,7 +56,7 @@ def test_a_list_of_addresses_is_read_from_the_web(drawn_folder, tmp_path):
         (f"urls/{urls[0]}", "5", data[0]), (f"urls/{urls[1]}", None, data[1]), (f"urls/{urls[2]}", "6", None)
     ]  # fmt: skip
     assert "FileNotFoundError" in rows[2]["reason"]
-    assert report.manifest["classes"] == ["5", "6"]
+    assert report.manifest.classes == ["5", "6"]
     assert [row["data"] for row in text] == [*data, None]
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes.", "Make shards"),
     "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards.", "Make shards"),
     "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards.", "Make shards"),
+    "upgrade": Command("univip_stream.cli.upgrade:upgrade", "Shards of format 1 in format 2.", "Make shards"),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest.", "Make shards"),
     "inspect": Command(
         "univip_stream.cli.inspect:inspect", "Look at shards: numbers, boxes, views, what is odd.", "Make shards"

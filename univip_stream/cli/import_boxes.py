@@ -118,7 +118,7 @@ def boxes(
     if as_json:
         unmatched = {"images_without_entry": match.without_entry, "entries_without_image": match.without_image}
         notes = {"notes": report.notes} if report.notes else {}
-        click.echo(json.dumps({"out": out, **report.manifest["totals"], "entries": match.entries, **unmatched, **notes}))
+        click.echo(json.dumps({"out": out, **report.manifest.totals, "entries": match.entries, **unmatched, **notes}))
         return
     click.echo(summary(report.manifest))
     for note in report.notes:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from univip_stream.errors import counted
+from univip_stream.shards.entry import numbers
+from univip_stream.shards.manifest import Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,11 +45,11 @@ def stop_on_sigterm(what: str) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def summary(manifest: dict[str, Any]) -> str:
+def summary(manifest: Manifest) -> str:
     """Return a manifest in one line: images by status, boxes, bytes."""
-    totals, shards = manifest["totals"], manifest["shards"]
+    totals, shards = manifest.totals, manifest.shards
     reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
-    boxes = sum(entry["boxes"] for entry in shards) / max(totals["samples"], 1)
+    boxes = int(numbers(shards, "boxes").clip(0).sum()) / max(totals["samples"], 1)
     return (
         f"{counted(totals['images'], 'image')}: {reasons}; {boxes:.1f} boxes each; {totals['bytes'] / 1e6:.1f} MB in "
         f"{counted(len(shards), 'shard')}"

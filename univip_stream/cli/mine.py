@@ -189,7 +189,7 @@ def mine(
                 line.__exit__(None, None, None)
     if as_json:
         notes = {"notes": report.notes} if report.notes else {}
-        totals = report.manifest["totals"]
+        totals = report.manifest.totals
         click.echo(json.dumps({"out": str(out), "mined": report.mined, **_addition_facts(report), **totals, **notes}))
     else:
         _print_report(report, out)
@@ -246,26 +246,24 @@ def _addition_facts(report: MiningReport) -> dict[str, Any]:
     if report.addition is None:
         return {}
     added = report.addition
-    parts = len(report.manifest.get("parts", [None]))
+    parts = len(report.manifest.all_parts)
     return {"known": added.known, "gone": len(added.gone), "parts": parts}
 
 
 def _print_report(report: MiningReport, out: str) -> None:
-    shards = report.manifest["shards"]
-    first, last = (shards[at]["name"].removesuffix(".tar") for at in (0, -1))
+    shards = report.manifest.shards
+    first, last = (shards[at].name.removesuffix(".tar") for at in (0, -1))
     added = report.addition
     if added is not None:
-        old = added.manifest["shards"]
+        old = added.manifest.shards
         if len(old) == len(shards):
             for line in _addition_lines(added):
                 click.echo(line)
             click.echo("nothing to add: the set stays as it is")
         else:
             new = shards[len(old) :]
-            images = sum(entry["images"] for entry in new)
-            click.echo(
-                f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0]['name']} to {new[-1]['name']})"
-            )
+            images = sum(entry.images for entry in new)
+            click.echo(f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0].name} to {new[-1].name})")
             if added.gone:
                 click.echo([*_addition_lines(added)][-1])
     click.echo(summary(report.manifest))
@@ -276,11 +274,11 @@ def _print_report(report: MiningReport, out: str) -> None:
     if len(report.failures) > 10:
         click.echo(f"  and {len(report.failures) - 10} more; every one is a row of its shard's .parquet")
     if added is not None and len(old) < len(shards):
-        until = old[-1]["name"].removesuffix(".tar")
+        until = old[-1].name.removesuffix(".tar")
         before = f"<{first}..{until}>" if len(old) > 1 else first
         click.echo(f"a run on the set as it was goes on with --shards '{out}/{before}.tar'")
     names = f"<{first}..{last}>" if len(shards) > 1 else first
-    options, why = fitting_recipe(report.manifest["totals"]["samples"])
+    options, why = fitting_recipe(report.manifest.totals["samples"])
     if options:
         click.echo(f"next: univip-stream train --shards '{out}/{names}.tar' --out runs/first {options}")
     click.echo(f"  {why}; docs/how-to/own-photographs.md has the settings by number of images")

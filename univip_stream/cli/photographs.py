@@ -25,11 +25,13 @@ from univip_stream.pretrain.pace import images_per_second
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.rundir import SHARDS
 from univip_stream.pretrain.settings import from_dict, with_settings
-from univip_stream.shards import expand_shards, open_index
+from univip_stream.shards import expand_shards, open_shards
 from univip_stream.shards.cache import Cache
 from univip_stream.storage import is_remote
 
 Say = Callable[[str], None]
+_SHARDS_LOOKED_AT = 4
+"""Spread over the set: their images' sizes stand for all."""
 
 
 def shards_of(
@@ -117,8 +119,12 @@ def chosen(
             f"process and go on with its settings ({run / CONFIG})"
         )
     base = with_settings(recipe("coco"), ["recipe=auto", *texts])
-    index = open_index(expand_shards(shards), cache=Cache(base.stream.cache, base.stream.cache_bytes))
-    images = Images(count=len(index), short_side=int(np.median(np.minimum(index.width, index.height))) if len(index) else 0)
+    found = open_shards(expand_shards(shards), cache=Cache(base.stream.cache, base.stream.cache_bytes))
+    some = [
+        found.rows(int(shard)) for shard in np.unique(np.linspace(0, len(found.shards) - 1, _SHARDS_LOOKED_AT).astype(int))
+    ]
+    sides = np.concatenate([np.minimum(rows.width, rows.height) for rows in some])
+    images = Images(count=len(found), short_side=int(np.median(sides)) if len(sides) else 0)
     where = pick_device(device, ALONE)
     memory = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else available_memory()
     machine = Machine(device="cuda" if where.type == "cuda" else "cpu", memory=memory, cpus=usable_cpus())

@@ -69,6 +69,6 @@ def refilter(
             for line in bar:
                 line.__exit__(None, None, None)
     if as_json:
-        click.echo(json.dumps({"out": out, **manifest["totals"]}))
+        click.echo(json.dumps({"out": out, **manifest.totals}))
     else:
         click.echo(summary(manifest))

@@ -164,11 +164,12 @@ def _table(source: ImageSource, first: int, values_ND: np.ndarray, bad: dict[int
     last = first + len(values_ND)
     null = np.isnan(values_ND[:, 0])
     flat = pa.array(np.where(null[:, None], 0, values_ND).ravel(), pa.float32())
+    names = source.names(first, last)
     why = [bad.get(number) for number in range(first, last)]
     return pa.table(
         {
-            "key": pa.array(source.keys[first:last], pa.string()),
-            "label": pa.array(source.all_labels[first:last], pa.string()),
+            "key": pa.array([key for key, _ in names], pa.string()),
+            "label": pa.array([label for _, label in names], pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1], mask=pa.array(null)),
             "status": pa.array([OK if failure is None else failure.status for failure in why], pa.string()),
             "reason": pa.array([None if failure is None else failure.reason for failure in why], pa.string()),

@@ -14,6 +14,8 @@ from univip_stream import storage
 from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError, why
 from univip_stream.parquet import batches_of
+from univip_stream.shards.candidates import candidates_beside, rows_with_candidates
+from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.format import HELD, as_index, index_name
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.sources.names import ByName, path_below
@@ -77,7 +79,7 @@ class Shards:
             raise InputError(f"{folder} is not a folder; expected a folder of finished shards, with manifest.json")
         self.folder = text
         self.manifest = read_manifest(text)
-        self.parameters: dict[str, Any] = self.manifest["parameters"]
+        self.parameters = self.manifest.parameters
         self.ids = ByName(ids or {})
         sources = self.parameters.get("sources")
         if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
@@ -89,22 +91,22 @@ class Shards:
     @property
     def images(self) -> int:
         """Number of images."""
-        return int(self.manifest["totals"]["images"])
+        return self.manifest.totals["images"]
 
     @property
     def classes(self) -> list[str]:
         """Sorted labels."""
-        return list(self.manifest.get("classes") or [])
+        return list(self.manifest.classes or [])
 
     def facts(self) -> Iterator[Fact]:
         """Yield every image, in source order."""
-        for entry in self.manifest["shards"]:
+        for entry in self.manifest.shards:
             for batch in self._batches(entry, _FACTS):
                 yield from map(self._fact, batch.to_pylist())
 
     def rows(self, column: str) -> Iterator[tuple[Fact, np.ndarray]]:
         """Yield every sample with its `boxes` or `candidates`, int64 N x 4 x, y, w, h of the upright image."""
-        for entry in self.manifest["shards"]:
+        for entry in self.manifest.shards:
             for batch in self._batches(entry, [*_FACTS, column]):
                 facts = map(self._fact, batch.drop_columns([column]).to_pylist())
                 lists = batch.column(column)
@@ -114,21 +116,28 @@ class Shards:
                     if fact.held:
                         yield fact, boxes
 
-    def _batches(self, entry: dict[str, Any], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        path = storage.join(self.folder, index_name(entry["name"]))
+    def _batches(self, entry: ShardEntry, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        path = storage.join(self.folder, index_name(entry.name))
         try:
             with storage.opened(path) as opened:
                 # All files opened here have `readinto`, which the type BinaryIO lacks.
                 found = hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
-                if found != entry["index"]["sha256"]:
+                if found != entry.index.sha256:
                     raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
                 opened.seek(0)
-                for batch in batches_of(opened.read(), _ROWS, columns):
-                    yield as_index(batch, columns)
+                yield from self._rows_of(entry, opened.read(), columns)
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({why(error)}); mine this shard again") from error
+
+    def _rows_of(self, entry: ShardEntry, index: bytes, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if "candidates" not in columns:
+            for batch in batches_of(index, _ROWS, columns):
+                yield as_index(batch, columns)
+            return
+        beside = candidates_beside(index, storage.join(self.folder, entry.name), storage.read)
+        yield from rows_with_candidates(index, beside, _ROWS, [name for name in columns if name != "candidates"])
 
     def _fact(self, row: dict[str, Any]) -> Fact:
         turned = _TURNED.fullmatch(row["converted"] or "")

@@ -19,7 +19,8 @@ from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
 from univip_stream.mining.ahead import read_ahead
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, Proposer, load_proposer
-from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name, key_of
+from univip_stream.shards.entry import ShardEntry
+from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, files_of, key_of
 from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
@@ -60,7 +61,7 @@ class ShardTask:
     """The shard is there, of this very job: only the images that failed are mined again."""
 
 
-def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
     """Mine and write one shard; return its entry for the manifest.
 
     Args:
@@ -74,13 +75,13 @@ def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: N
         return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) -> dict[str, Any]:
+def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) -> ShardEntry:
     """Write a shard to its folder, local or in an object store; return its entry for the manifest."""
     if not storage.is_remote(out):
         return write_shard(samples, Path(out, name), fingerprint)
     with tempfile.TemporaryDirectory() as place:
         entry = write_shard(samples, Path(place, name), fingerprint)
-        for part in (name, index_name(name)):  # the index last: it is the completion mark
+        for part in files_of(name):  # the index last: it is the completion mark
             storage.copy_out(Path(place, part), storage.join(out, part))
     return entry
 

@@ -18,8 +18,9 @@ from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
 from univip_stream.pretrain.recipes import RECIPES
 from univip_stream.pretrain.settings import flat, flat_dict, to_dict
 from univip_stream.record import METRICS
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.storage import name_of
+from univip_stream.stream.order import order_version
 
 SHARDS = "shards"
 """In the run folder: what `train --src` mined."""
@@ -58,7 +59,7 @@ def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> Non
 def open_run(
     run: Path,
     config: PretrainConfig,
-    index: ShardIndex,
+    index: ShardSet,
     steps: int,
     place: Place,
     *,
@@ -104,6 +105,8 @@ def open_run(
                 old = _among_ours(facts["shards"], index)
                 more = f"; its own are the first of these: --shards with {old[0]} to {old[-1]} continues it" if old else ""
                 differences.append(f"other shards ({facts['shards']['images']} images there, {len(index)} here{more})")
+            elif facts["shards"].get("order", 1) != (here := order_version(len(index))):
+                differences.append(f"images in the order of version {facts['shards'].get('order', 1)} there, {here} here")
             if facts.get("pairs") != fingerprint:
                 differences.append(f"another file of pairs ({config.views.pairs} here)")
             if first_weights is not None and facts.get("first_weights") != first_weights:
@@ -114,10 +117,11 @@ def open_run(
                 return lock
             _refuse(path, facts, differences, shards)  # unless nothing was trained
         if place.is_first:
+            order = order_version(len(index))
             written = {
                 "config": to_dict(config),
                 "steps": steps,
-                "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
+                "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint, "order": order},
                 "pairs": fingerprint,
                 "first_weights": first_weights,
                 "created_by": {"univip-stream": __version__},
@@ -206,7 +210,7 @@ def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
     return shlex.join(words)
 
 
-def _among_ours(shards: dict[str, Any], index: ShardIndex) -> list[str]:
+def _among_ours(shards: dict[str, Any], index: ShardSet) -> list[str]:
     """The shards that a run was made with where these begin with them: a set that was added to since."""
     count = len(shards["paths"]) if isinstance(shards.get("paths"), list) else 0
     first = hashlib.sha256("\n".join(index.tar_sha256[:count]).encode()).hexdigest()

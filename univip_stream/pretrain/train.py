@@ -133,7 +133,7 @@ class _Trainer:
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
-        self.boxes, self.notes = len(stream.index.boxes), stream.notes
+        self.boxes, self.notes = stream.index.box_count, stream.notes
 
         # Everything that can be wrong is looked at before the folder becomes this run's.
         torch.manual_seed(config.seed)

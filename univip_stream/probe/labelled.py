@@ -14,9 +14,10 @@ from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure
 from univip_stream.images import MAX_PIXELS, BadImageError, read_picture
-from univip_stream.shards import expand_shards, open_index
+from univip_stream.shards import ShardSet, expand_shards, open_shards
 from univip_stream.shards.cache import FetchError
 from univip_stream.shards.format import UNREADABLE
+from univip_stream.shards.rows import ShardError
 from univip_stream.sources import Listing, list_sources, read_bytes
 from univip_stream.stream.reader import Reader
 
@@ -35,6 +36,8 @@ class LabelledImage:
 
 class ImageSource:
     """Images that are read by number, in a fixed order. After pickling or forking, each process opens its own files.
+
+    Of shards, a few indexes are in memory at a time, so numbers that follow each other cost least.
 
     Args:
         spec: a folder, a tar of images or a list of images, as in `mine --src`; or shards.
@@ -69,6 +72,10 @@ class ImageSource:
         """Return the Failure of an image that could not be read, with its name."""
         return Failure(self._images.source(number), error.status, str(error))
 
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        """(name in the source, label) of the images from `first` up to, not with, `last`."""
+        return self._images.names(first, last)
+
     @cached_property
     def places(self) -> frozenset[str]:
         """Paths of the images, or their hashes in shards: two sources that have one in common share an image."""
@@ -91,7 +98,7 @@ class ImageSource:
 
 
 class LabelledSource(ImageSource):
-    """Images that all have a label.
+    """Images that all have a label. All that is known of them is in memory, for any order.
 
     Raises:
         InputError: there are no images, or some have no label.
@@ -100,6 +107,7 @@ class LabelledSource(ImageSource):
 
     def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
         super().__init__(spec, max_pixels=max_pixels)
+        self._images.in_any_order()
         missing = sum(label is None for label in self.all_labels)
         if missing:
             raise InputError(
@@ -160,6 +168,12 @@ class _Listed:
         (image,) = self.listing.slice(number, number + 1)
         return image.source
 
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        return [(image.source, image.label) for image in self.listing.slice(first, last)]
+
+    def in_any_order(self) -> None:
+        pass  # any is as near as the next
+
     def places(self) -> Iterator[str]:
         folders: dict[str, str] = {}
         for image in self.listing:
@@ -190,7 +204,7 @@ class _Sharded:
     """Samples of shards, checked against their hashes as they are read."""
 
     def __init__(self, spec: str, max_pixels: int) -> None:
-        self.index = open_index(expand_shards(spec), max_pixels=max_pixels)
+        self.index: ShardSet = open_shards(expand_shards(spec), max_pixels=max_pixels)
         self.notes = self.index.notes
         self._reader: tuple[int, Reader] | None = None
 
@@ -205,7 +219,7 @@ class _Sharded:
             self._reader = (os.getpid(), Reader(self.index))
         try:
             pixels = self._reader[1].image(number)
-        except FetchError:
+        except (FetchError, ShardError):
             raise
         except InputError as error:
             raise BadImageError(UNREADABLE, str(error)) from error
@@ -214,16 +228,25 @@ class _Sharded:
     def source(self, number: int) -> str:
         return str(self.index.text("source", number))
 
-    def places(self) -> list[str]:
-        found: list[str] = self.index.sha256.to_pylist()
-        return found
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        return [(self.index.text("key", number), self.index.text("label", number)) for number in range(first, last)]
+
+    def in_any_order(self) -> None:
+        self.index = self.index.whole()
+
+    def places(self) -> Iterator[str]:
+        return self._column("sha256")
 
     def labels(self) -> list[str | None]:
-        found: list[str | None] = self.index.label.to_pylist()
-        return found
+        return list(self._column("label"))
 
     def keys(self) -> list[str]:
-        return [self.index.text("key", number) for number in range(len(self.index))]
+        return list(self._column("key"))
+
+    def _column(self, name: str) -> Iterator[Any]:
+        for shard in range(len(self.index.shards)):
+            if self.index.counts[shard]:
+                yield from getattr(self.index.rows(shard), name).to_pylist()
 
     def fingerprint(self) -> str:
         return str(self.index.fingerprint)

@@ -28,9 +28,10 @@ class RangeReader(Reader):
 
     def _bytes(self, sample: int) -> bytes:
         index = self.index
-        size, offset = int(index.size[sample]), int(index.offset[sample])
+        rows, at = index.at(sample)
+        size, offset = int(rows.size[at]), int(rows.offset[at])
         try:
-            data = storage.read(index.shards[int(index.shard[sample])], offset, size)
+            data = storage.read(index.shards[index.shard_of(sample)], offset, size)
         except OSError as error:
             raise InputError(f"{self.name(sample)}: {error}") from error
         if len(data) != size:

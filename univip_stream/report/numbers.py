@@ -123,7 +123,7 @@ class FirstEpoch:
 
     def __init__(self, index: ShardIndex, seed: int, config: ViewConfig):
         self.index, self.seed, self.config = index, seed, config
-        order = Order(index.shard, seed, WINDOW).epoch(0)
+        order = Order(index.counts, seed, WINDOW).epoch(0)
         self.positions = np.empty(len(order), np.int64)
         """int64 N: position of each sample."""
         self.positions[order] = np.arange(len(order))

@@ -13,8 +13,9 @@ from univip_stream.errors import InputError, why
 from univip_stream.parquet import table_of
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Cache, Remote
+from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.foreign import foreign_index
-from univip_stream.shards.format import HELD, STATUSES, as_index, index_name
+from univip_stream.shards.format import HELD_VALUES, STATUSES, as_index, index_name
 from univip_stream.shards.manifest import has_manifest, read_manifest
 from univip_stream.storage import is_remote, name_of, parent
 
@@ -79,7 +80,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
 
     remote = dict.fromkeys(map(parent, filter(is_remote, index.shards)))
     entries = {
-        folder: {entry["name"]: entry for entry in read_manifest(folder)["shards"]}
+        folder: {entry.name: entry for entry in read_manifest(folder).shards}
         for folder in remote if has_manifest(folder)
     }  # fmt: skip
     statuses: Counter[str] = Counter()
@@ -90,7 +91,7 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for number, table in enumerate(pool.map(load, range(len(index.shards)))):
             statuses.update(table.column("status").to_pylist())
-            held = pc.is_in(table.column("status"), pa.array(sorted(HELD)))
+            held = pc.is_in(table.column("status"), HELD_VALUES)
             samples, others = table.filter(held), table.filter(pc.invert(held))
             failures += [_failed_row(index.shards[number], row) for row in others.slice(0, most - len(failures)).to_pylist()]
             for name, found in (("reason", reasons), ("converted", converted)):
@@ -109,10 +110,9 @@ def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
     for folder in dict.fromkeys(own):
         if not has_manifest(folder):
             continue
-        manifest: dict[str, Any] = read_manifest(folder)
-        parameters: dict[str, Any] = manifest["parameters"]
-        made = manifest.get("created_by")
-        version = made.get("univip-stream") if isinstance(made, dict) else None
+        manifest = read_manifest(folder)
+        parameters = manifest.parameters
+        version = manifest.created_by.get("univip-stream")
         limit = parameters.get("max_boxes")
         facts += [
             ("Folder", folder),
@@ -130,12 +130,12 @@ def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
     return facts
 
 
-def _index_file(path: str, shard: str, entries: dict[str, Any] | None, cache: Cache) -> BinaryIO:
+def _index_file(path: str, shard: str, entries: dict[str, ShardEntry] | None, cache: Cache) -> BinaryIO:
     """Open an index; a remote one is in the cache, since the shards were opened."""
     if entries is None:
         return open(path, "rb")
-    expected = entries[shard]["index"]
-    remote = Remote(location=path, size=int(expected["bytes"]), sha256=expected["sha256"])
+    expected = entries[shard].index
+    remote = Remote(location=path, size=expected.bytes, sha256=expected.sha256)
     return os.fdopen(cache.open(remote), "rb")
 
 

@@ -36,7 +36,7 @@ from univip_stream.methods.scenes import ScenePlan
 from univip_stream.networks import per_view_batchnorm, projector
 from univip_stream.plan import Cut, Drawn, Look, Plan
 from univip_stream.shapes import Float
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.views import ViewConfig, Views
 
 
@@ -55,9 +55,9 @@ class ORLPlan(ScenePlan):
         self.cuts["patches"] = Cut(count=4, size=views.instance_size, setting="views.instance_size")
         self.pairs: Pairs | None = None
 
-    def opened(self, index: ShardIndex) -> "ORLPlan":
+    def opened(self, index: ShardSet) -> "ORLPlan":
         plan = copy(self)
-        plan.pairs = Pairs(str(self.views.pairs), index)
+        plan.pairs = Pairs(str(self.views.pairs), index.whole())
         plan.fingerprint = plan.pairs.fingerprint
         return plan
 
