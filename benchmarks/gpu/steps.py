@@ -90,7 +90,7 @@ def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "")
     updates = Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
         precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
-        device=device, place=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
+        device=device, process=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
     )  # fmt: skip
     updates.compiled = what in ("whole", "backbones")  # the augmentations with it, as in a run
     return updates

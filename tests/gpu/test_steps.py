@@ -63,8 +63,8 @@ def test_losses_and_gradients_are_the_cpus(
     inputs = inputs_of(plan, B, 1)
     true, slope = loss_and_gradient(start, inputs, cpu, torch.float64, torch.float64)
     missed = {}
-    for where, place in (("cpu", cpu), ("device", device)):
-        loss, gradient = loss_and_gradient(start, inputs, place, torch.float32, kind)
+    for where, process in (("cpu", cpu), ("device", device)):
+        loss, gradient = loss_and_gradient(start, inputs, process, torch.float32, kind)
         missed[where] = (abs(loss - true) / abs(true), ((gradient - slope).norm() / slope.norm()).item())
         record_property(f"{where} misses of loss and gradient", "{:.2e} {:.2e}".format(*missed[where]))
     floor = {"fp32": (1e-5, 1e-3), "bf16": (2e-2, 1e-1)}[precision]
@@ -118,7 +118,7 @@ def test_nothing_waits_between_two_looks(name: str, optimizer: str, device: torc
     method.to(device)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)), accumulate=2, precision=torch.bfloat16,
-        config=AugmentConfig(), regions=K, device=device, place=ALONE, run=Path(),
+        config=AugmentConfig(), regions=K, device=device, process=ALONE, run=Path(),
     )  # fmt: skip
     batches = batches_of(plan)
 

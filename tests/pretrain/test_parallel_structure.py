@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream import distributed
-from univip_stream.distributed import Place, in_parallel
+from univip_stream.distributed import Process, in_parallel
 from univip_stream.methods import METHODS
 from univip_stream.networks import ViewBatchNorm, synchronise_batchnorm
 from univip_stream.views import ViewConfig
 
-RANK_1 = Place(rank=1, world_size=2, local_rank=1)
+RANK_1 = Process(rank=1, world_size=2, local_rank=1)
 VIEWS = ViewConfig(scene_size=64, instance_size=32, instances=2, third_size=32, pairs="pairs.parquet")
 
 
@@ -50,5 +50,5 @@ def test_ddp_gets_its_own_gpu_and_leaves_buffers_alone(monkeypatch: pytest.Monke
     in_parallel(method, RANK_1, torch.device("cpu"))
     assert told["device_ids"] is None
     told.clear()
-    assert in_parallel(method, Place(), device) is method
+    assert in_parallel(method, Process(), device) is method
     assert told == {}

@@ -78,10 +78,10 @@ def updates_of(
     method = build_method(config, plan)
     method.to(memory_format=torch.channels_last)
     batches = itertools.repeat(batch_of(gpu, plan))
-    gpu.place(method)
+    gpu.process(method)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)),
-        accumulate=1, precision=precision, config=AugmentConfig(), regions=K, device=CUDA, place=ALONE, run=Path(),
+        accumulate=1, precision=precision, config=AugmentConfig(), regions=K, device=CUDA, process=ALONE, run=Path(),
     )  # fmt: skip
     with gpu.running(copies_may_wait=True):  # constants go to the GPU once a run
         inputs_on(CUDA, next(batches), updates.config)

@@ -282,7 +282,7 @@ def test_gradient_accumulation_of_copies_is_one_step_on_one_of_them(drawn_shards
         method = build_method(config.method, plan)
         updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=accumulate, precision=torch.float32,
-            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=tmp_path,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), process=ALONE, run=tmp_path,
         )  # fmt: skip
         updates.gradient(itertools.repeat(batch), 0)
         losses, _ = updates.look(threading.Event())

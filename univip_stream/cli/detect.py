@@ -21,7 +21,7 @@ from univip_stream.cli.judging import (
     write_result,
 )
 from univip_stream.cli.progress import duration
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError, counted
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
 from univip_stream.evaluation.detection.models import MODELS
@@ -119,13 +119,13 @@ def detect(
     protocol = voc(**given) if devkit else DetectionProtocol(**given)
     protocol = replace(protocol, rate=lr or rate_for(protocol.model, protocol.batch_size))
     subject = open_subject(run)
-    place = place_from_environment()
-    where = pick_device(device, place)
+    process = process_from_environment()
+    where = pick_device(device, process)
     began, last_printed = time.monotonic(), 0.0
     first: int | None = None
 
     def say(line: str) -> None:
-        if place.is_first and not quiet:
+        if process.is_first and not quiet:
             click.echo(line, err=True)
 
     def progress(iteration: int, loss: float) -> None:
@@ -144,10 +144,10 @@ def detect(
     for note in dict.fromkeys([*train.notes, *val.notes]):
         say(note)
     try:
-        with sole_writer(out, place), joined(place, where):
+        with sole_writer(out, process), joined(process, where):
             result = detect_with(
                 subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
-                place=place, max_failures=max_failures, progress=progress, say=say,
+                process=process, max_failures=max_failures, progress=progress, say=say,
             )  # fmt: skip
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -156,7 +156,7 @@ def detect(
             f"a batch of {protocol.batch_size} images with a short side of {min(protocol.sides)} px leaves batch normalisation a "
             "single value; expected a larger --batch-size or --short-side"
         ) from error
-    if not place.is_first:
+    if not process.is_first:
         return
     write_result(result, out)
     if as_json:

@@ -15,7 +15,7 @@ from univip_stream.cli.judging import (
     sole_writer,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import as_json as failures_as_json
@@ -64,19 +64,19 @@ def embed(
     images = ImageSource(source, max_pixels=max_pixels)
     print_source_notes(images, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
-    place = place_from_environment()
-    where = pick_device(device, place)
+    process = process_from_environment()
+    where = pick_device(device, process)
     total = len(images)
     with (
-        sole_writer(out, place),
-        joined(place, where),
-        Progress(f"features of {source}", total, unit="images", quiet=quiet or not place.is_first) as bar,
+        sole_writer(out, process),
+        joined(process, where),
+        Progress(f"features of {source}", total, unit="images", quiet=quiet or not process.is_first) as bar,
     ):
         failed = embed_source(
-            subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, place=place,
+            subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, process=process,
             max_failures=max_failures, progress=bar.add,
         )  # fmt: skip
-    if not place.is_first:
+    if not process.is_first:
         return
     if as_json:
         facts = {"out": str(out), "images": total, "features": total - len(failed), "width": subject.backbone.width}

@@ -14,7 +14,7 @@ from univip_stream.errors import counted
 from univip_stream.formats.registry import FORMATS, read_published
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
-from univip_stream.mining.pipeline import Plan
+from univip_stream.mining.pipeline import MiningPlan
 from univip_stream.sources.coco import find_annotations
 from univip_stream.storage import is_remote
 
@@ -101,7 +101,7 @@ def boxes(
     )
     bar: list[Progress] = []
 
-    def planned(plan: Plan, finished: int) -> None:
+    def planned(plan: MiningPlan, finished: int) -> None:
         images, shards = counted(plan.job.images, "image"), counted(len(plan.job.names), "shard")
         if not quiet:
             click.echo(f"{images}, {len(published)} entries -> {shards} in {out}", err=True)

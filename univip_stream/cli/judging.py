@@ -16,7 +16,7 @@ from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 
 if TYPE_CHECKING:  # it loads torch, and not every command that judges does
-    from univip_stream.distributed import Place
+    from univip_stream.distributed import Process
     from univip_stream.probe.labelled import ImageSource
 
 MOST_LISTED = 10
@@ -123,9 +123,9 @@ def running_options(command: _Command) -> _Command:
 
 def print_source_notes(*sources: "ImageSource", quiet: bool) -> None:
     """Print what is left out of the sources, on the first rank only."""
-    from univip_stream.distributed import place_from_environment
+    from univip_stream.distributed import process_from_environment
 
-    if quiet or not place_from_environment().is_first:
+    if quiet or not process_from_environment().is_first:
         return
     for source in sources:
         for note in source.notes:
@@ -139,24 +139,24 @@ def reading_workers(asked: int | None) -> int:
 
 def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
     """Print notes about the shards, each once, on the first rank only."""
-    from univip_stream.distributed import place_from_environment
+    from univip_stream.distributed import process_from_environment
 
-    if not quiet and place_from_environment().is_first:
+    if not quiet and process_from_environment().is_first:
         for note in dict.fromkeys(notes):
             click.echo(note, err=True)
 
 
 @contextmanager
-def cache_folder(run: Path, asked: Path | None, place: "Place") -> Iterator[Path]:
+def cache_folder(run: Path, asked: Path | None, process: "Process") -> Iterator[Path]:
     """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
     from univip_stream.distributed import said_by_the_first
 
     if asked is not None or run.is_dir():
         yield run / "features" if asked is None else asked
         return
-    made = tempfile.mkdtemp(prefix="univip-stream-features-") if place.is_first else ""
+    made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
     try:
-        yield Path(said_by_the_first(made, place))
+        yield Path(said_by_the_first(made, process))
     finally:
         if made:
             shutil.rmtree(made, ignore_errors=True)
@@ -174,11 +174,11 @@ def print_left_out(result: dict[str, Any]) -> None:
         click.echo(f"note: {note}")
 
 
-def sole_writer(out: Path | None, place: "Place") -> AbstractContextManager[None]:
+def sole_writer(out: Path | None, process: "Process") -> AbstractContextManager[None]:
     """While inside: only this job writes `out` and the state beside it; the first of its processes holds the lock."""
     from univip_stream.files import written_by_one
 
-    return written_by_one(out) if out is not None and place.is_first else nullcontext()
+    return written_by_one(out) if out is not None and process.is_first else nullcontext()
 
 
 def write_result(result: dict[str, Any], out: Path | None) -> None:

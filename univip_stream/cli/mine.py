@@ -15,7 +15,7 @@ from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.adding import Addition
 from univip_stream.mining.noticed import left_out
-from univip_stream.mining.pipeline import Plan, plan_job
+from univip_stream.mining.pipeline import MiningPlan, plan_job
 from univip_stream.proposals import ENGINES
 
 DEMO_BATCH = 32
@@ -176,7 +176,7 @@ def mine(
         return
     bar: list[Progress] = []
 
-    def planned(plan: Plan, finished: int) -> None:
+    def planned(plan: MiningPlan, finished: int) -> None:
         if not quiet:
             print_plan(plan, finished, out)
         bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
@@ -209,7 +209,7 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def print_plan(plan: Plan, finished: int, out: str) -> None:
+def print_plan(plan: MiningPlan, finished: int, out: str) -> None:
     """Print what is to be mined: images, shards, labels, and what the sources hold beside images."""
     kept = f", {finished} of them mined before" if finished else ""
     new = "" if plan.addition is None else "new "

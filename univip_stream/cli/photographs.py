@@ -12,12 +12,12 @@ import torch
 from univip_stream.cli.jobs import summary
 from univip_stream.cli.mine import print_plan
 from univip_stream.cli.progress import Progress, duration
-from univip_stream.distributed import ALONE, Place, pick_device
+from univip_stream.distributed import ALONE, Process, pick_device
 from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.machine import available_memory, usable_cpus
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
-from univip_stream.mining.pipeline import Plan
+from univip_stream.mining.pipeline import MiningPlan
 from univip_stream.pretrain import Interrupted, PretrainConfig
 from univip_stream.pretrain.auto import Images, Machine, choose
 from univip_stream.pretrain.load import CONFIG, told_now
@@ -35,7 +35,14 @@ _SHARDS_LOOKED_AT = 4
 
 
 def shards_of(
-    sources: tuple[str, ...], shards: tuple[str, ...], run: Path, place: Place, *, max_failures: str, say: Say, quiet: bool
+    sources: tuple[str, ...],
+    shards: tuple[str, ...],
+    run: Path,
+    process: Process,
+    *,
+    max_failures: str,
+    say: Say,
+    quiet: bool,
 ) -> str:
     """Mine photographs into a folder of shards, or find that it is done; the folder.
 
@@ -55,13 +62,13 @@ def shards_of(
     if (run / CONFIG).exists():
         say(f"the run has begun on {folder}: --src is not read again")
         return str(folder)
-    if place.world_size > 1:
+    if process.world_size > 1:
         raise UsageError(
             "--src with several ranks: each would mine; run `univip-stream mine` first, then train with --shards"
         )
     bar: list[Progress] = []
 
-    def planned(plan: Plan, finished: int) -> None:
+    def planned(plan: MiningPlan, finished: int) -> None:
         say("1 of 2: mining")
         if not quiet:
             print_plan(plan, finished, str(folder))
@@ -91,7 +98,7 @@ def shards_of(
 
 
 def chosen(
-    shards: list[str], run: Path, texts: list[str], *, device: str, place: Place, seconds: float | None, say: Say
+    shards: list[str], run: Path, texts: list[str], *, device: str, process: Process, seconds: float | None, say: Say
 ) -> PretrainConfig:
     """The recipe `auto` for these shards and this machine, with explicit settings over it; of a run that has begun, its own.
 
@@ -100,7 +107,7 @@ def chosen(
         run: the run folder.
         texts: settings that were asked for; the choice is made with them in place.
         device: as `train --device`.
-        place: this process; only one alone may choose.
+        process: this process; only one alone may choose.
         seconds: that the run may take.
         say: gets each choice with its reason.
 
@@ -113,7 +120,7 @@ def chosen(
         if seconds is not None:
             say("--time was for the run's beginning; its length stands")
         return with_settings(_begun(run / CONFIG), texts)
-    if place.world_size > 1:
+    if process.world_size > 1:
         raise UsageError(
             "recipe auto measures what one process does, and several ranks would each choose; name a recipe, or begin with one "
             f"process and go on with its settings ({run / CONFIG})"

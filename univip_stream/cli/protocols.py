@@ -22,7 +22,7 @@ from univip_stream.cli.judging import (
     write_result,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import Place, joined, pick_device, place_from_environment
+from univip_stream.distributed import Process, joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
 from univip_stream.evaluation.finetune import protocol_for as finetuning_for
@@ -82,18 +82,18 @@ def knn(
     sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
     print_source_notes(*sources, quiet=quiet)
 
-    def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
+    def judged(process: Process, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
-        where = pick_device(device, place)
-        with cache_folder(run, cache, place) as folder:
+        where = pick_device(device, process)
+        with cache_folder(run, cache, process) as folder:
             return knn_on(
                 subject, *sources, KnnConfig(k=k, temperature=temperature), cache=folder, batch_size=batch_size,
-                workers=reading_workers(workers), device=where, place=place, max_failures=max_failures,
+                workers=reading_workers(workers), device=where, process=process, max_failures=max_failures,
             )  # fmt: skip
 
-    def both(place: Place) -> dict[str, Any]:
-        result = judged(place)
-        return result | ({"untrained": {"top1": judged(place, fresh=True)["top1"]}} if untrained else {})
+    def both(process: Process) -> dict[str, Any]:
+        result = judged(process)
+        return result | ({"untrained": {"top1": judged(process, fresh=True)["top1"]}} if untrained else {})
 
     result = _first_rank_result(both, device, out)
     if result is None:
@@ -165,16 +165,16 @@ def linear(
 
     def progress(epoch: int, epochs: int) -> None:
         if not bar:
-            silent = quiet or not place_from_environment().is_first
+            silent = quiet or not process_from_environment().is_first
             bar.append(Progress("linear", epochs, unit="epochs", done=epoch - 1, quiet=silent))
         bar[0].add(epoch - bar[0].done)
 
-    def judged(place: Place) -> dict[str, Any]:
+    def judged(process: Process) -> dict[str, Any]:
         try:
-            with cache_folder(run, cache, place) as folder:
+            with cache_folder(run, cache, process) as folder:
                 return linear_on(
                     subject, *sources, chosen, cache=folder, out=out, seed=seed, workers=reading_workers(workers),
-                    device=pick_device(device, place), place=place, max_failures=max_failures, progress=progress, say=say,
+                    device=pick_device(device, process), process=process, max_failures=max_failures, progress=progress, say=say,
                 )  # fmt: skip
         finally:
             for line in bar:
@@ -257,10 +257,10 @@ def finetune(
     given = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
     chosen = finetuning_for(share, **{name: value for name, value in given.items() if value is not None})
 
-    def judged(place: Place) -> dict[str, Any]:
+    def judged(process: Process) -> dict[str, Any]:
         return finetune_subject(
             subject, *sources, share, chosen, subset=subset, out=out, seed=seed, workers=reading_workers(workers),
-            device=pick_device(device, place), place=place, max_failures=max_failures, say=_line_printer(quiet),
+            device=pick_device(device, process), process=process, max_failures=max_failures, say=_line_printer(quiet),
         )  # fmt: skip
 
     result = _first_rank_result(judged, device, out)
@@ -278,17 +278,17 @@ def finetune(
     print_left_out(result)
 
 
-def _first_rank_result(judged: Callable[[Place], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
+def _first_rank_result(judged: Callable[[Process], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
     """Judge on all of torchrun's ranks; return the result on the first, None on the others."""
-    place = place_from_environment()
-    with sole_writer(out, place), joined(place, pick_device(device, place)):
-        result = judged(place)
-    return result if place.is_first else None
+    process = process_from_environment()
+    with sole_writer(out, process), joined(process, pick_device(device, process)):
+        result = judged(process)
+    return result if process.is_first else None
 
 
 def _line_printer(quiet: bool) -> Callable[[str], None]:
     def say(line: str) -> None:
-        if not quiet and place_from_environment().is_first:
+        if not quiet and process_from_environment().is_first:
             click.echo(line, err=True)
 
     return say

@@ -15,7 +15,7 @@ from univip_stream.cli.judging import (
     sole_writer,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import as_json as failures_as_json
@@ -80,12 +80,12 @@ def retrieve(
     index = open_index(expand_shards(shards), max_pixels=max_pixels)
     print_notes(index.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
-    place = place_from_environment()
-    where = pick_device(device, place)
-    silent = quiet or not place.is_first
-    with sole_writer(out, place), joined(place, where):
+    process = process_from_environment()
+    where = pick_device(device, process)
+    silent = quiet or not process.is_first
+    with sole_writer(out, process), joined(process, where):
         found = Retrieval(
-            subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place,
+            subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, process=process,
             max_failures=max_failures,
         )  # fmt: skip
         with Progress(f"regions of {shards}", len(index), unit="images", quiet=silent) as bar:
@@ -94,7 +94,7 @@ def retrieve(
             found.match(device=where, progress=bar.add)
         found.write()
     failed = list(found.failed.values())
-    if as_json and place.is_first:
+    if as_json and process.is_first:
         facts = {"out": str(out), "images": len(index), "neighbours": found.neighbours}
         click.echo(json.dumps(facts | {"failed": failures_as_json(failed)}))
     elif not silent:

@@ -11,7 +11,7 @@ import click
 
 from univip_stream.cli.photographs import chosen, shards_of
 from univip_stream.cli.progress import duration
-from univip_stream.distributed import place_from_environment
+from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
@@ -173,7 +173,7 @@ def train(
             "neither --src nor --shards says what to train on; expected photographs by --src, or shards by --shards"
         )
     caches = (cache, decoded_cache)
-    place = place_from_environment()
+    process = process_from_environment()
     recipe = recipe or ("auto" if sources else "coco")
     if length is not None and recipe != "auto":
         raise UsageError(f"--time is for recipe auto, which chooses the length; {recipe} has its own: --epochs or --steps")
@@ -191,17 +191,17 @@ def train(
         raise UsageError("--ranks and --address are for --launcher ray; torchrun has --nproc-per-node")
 
     def say(line: str) -> None:
-        if place.is_first and not quiet:
+        if process.is_first and not quiet:
             click.echo(line, err=True)
 
     try:
         specs = (
-            [shards_of(sources, shards, out, place, max_failures=max_failures, say=say, quiet=quiet)]
+            [shards_of(sources, shards, out, process, max_failures=max_failures, say=say, quiet=quiet)]
             if sources
             else list(shards)
         )
         if recipe == "auto":
-            config = chosen(specs, out, texts, device=device, place=place, seconds=seconds, say=say)
+            config = chosen(specs, out, texts, device=device, process=process, seconds=seconds, say=say)
         # There is one seed for users; the stream's own field follows it.
         config = replace(config, stream=replace(config.stream, seed=config.seed))
         if launcher == "ray":
@@ -211,11 +211,11 @@ def train(
                 config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_ProgressLines(say)
             )
         else:
-            values = pretrain(config, specs, out, device=device, place=place, say=say, progress=_ProgressLines(say))
+            values = pretrain(config, specs, out, device=device, process=process, say=say, progress=_ProgressLines(say))
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(Interrupted.exit_status) from None
-    if place.is_first:
+    if process.is_first:
         if as_json:
             click.echo(json.dumps({"run": str(out), **(values or last_record(out) or {})}))
         else:

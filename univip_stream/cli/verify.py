@@ -9,7 +9,7 @@ import click
 from univip_stream.cli.jobs import where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.errors import counted
-from univip_stream.mining.runner import Place, run
+from univip_stream.mining.runner import Compute, run
 from univip_stream.shards.entry import numbers, tar_names
 from univip_stream.shards.manifest import MANIFEST, being_added, read_manifest
 from univip_stream.shards.spec import expand_shards
@@ -45,7 +45,7 @@ def verify(
     for folder in folders:
         manifest = read_manifest(folder)
         small = int(numbers(manifest.shards, "bytes").sum()) < _ON_RAY_FROM and workers is None and address is None
-        place = Place(workers=workers, address=address, inline=inline or small)
+        place = Compute(workers=workers, address=address, inline=inline or small)
         total = manifest.totals["images"]
         found: dict[str, list[Finding]] = {}
         with Progress(f"verifying {folder}", total, unit="images", quiet=quiet) as bar:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from univip_stream.distributed import ALONE, Place, wait_for_all
+from univip_stream.distributed import ALONE, Process, wait_for_all
 from univip_stream.errors import InputError, why
 from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
@@ -41,7 +41,7 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Failure]:
@@ -58,7 +58,7 @@ def embed(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: device of the backbone.
-        place: this process among those that share the chunks.
+        process: this process among those that share the chunks.
         max_failures: images that may be unreadable, a share or a number, before it stops.
         progress: called with the number of images just finished, including those of existing chunks.
 
@@ -74,10 +74,10 @@ def embed(
     parts = out.with_name(out.name + ".parts")
     make_chunks(
         subject, source, parts, max_failures=max_failures,
-        batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
+        batch_size=batch_size, workers=workers, device=device, process=process, progress=progress,
     )  # fmt: skip
-    wait_for_all(place)
-    if not place.is_first:
+    wait_for_all(process)
+    if not process.is_first:
         return []
     wanted = fingerprint(subject, source)
     failed = list(_failed(source, chunks(parts, wanted)).values())
@@ -109,7 +109,7 @@ def make_chunks(
     batch_size: int,
     workers: int,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     progress: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Write this rank's share of the missing chunks; see `embed`."""
@@ -118,7 +118,7 @@ def make_chunks(
     wanted = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, older=_ABANDONED_AFTER)  # younger files may belong to other evaluations that are running
-    if place.is_first:  # chunks of a larger source whose embedding was interrupted here
+    if process.is_first:  # chunks of a larger source whose embedding was interrupted here
         for path in folder.glob("*.parquet"):
             if path.stem.isdecimal() and int(path.stem) * CHUNK >= len(source):
                 path.unlink()
@@ -126,7 +126,7 @@ def make_chunks(
     looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):
         last = min(first + CHUNK, len(source))
-        if number % place.world_size != place.rank:
+        if number % process.world_size != process.rank:
             continue
         path = folder / f"{number:06d}.parquet"
         kept = _read(path, wanted)
@@ -226,7 +226,7 @@ def features(
     batch_size: int,
     workers: int,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     progress: Callable[[int], None] = lambda images: None,
 ) -> StoredFeatures:
     """Return the features of all images; they are computed once and kept below `cache`, for given weights, crop and images.
@@ -239,9 +239,9 @@ def features(
     folder = cache / wanted[:16]
     make_chunks(
         subject, source, folder, max_failures=max_failures,
-        batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
+        batch_size=batch_size, workers=workers, device=device, process=process, progress=progress,
     )  # fmt: skip
-    wait_for_all(place)
+    wait_for_all(process)
     tables = list(chunks(folder, wanted))
     failed = _failed(source, tables)
     _stop_if_hopeless(list(failed.values()), source, len(source), max_failures)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from univip_stream.augment import augment, normalised
-from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.distributed import ALONE, Process, in_parallel
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.heads import Tally
 from univip_stream.evaluation.linear import FLIP_ONLY, rate_at
@@ -71,7 +71,7 @@ def finetune(
     seed: int = 0,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def finetune(
         seed: seed of the draw, the order and the crops.
         workers: processes that read images.
         device: device of the network.
-        place: this process among those that work together.
+        process: this process among those that work together.
         max_failures: images that may be unreadable, of those with labels and of `val` each; they are left out.
         say: called with a line for each pair.
 
@@ -108,7 +108,7 @@ def finetune(
         raise UsageError(f"--fraction is {share:.2%}; expected more than 0 and at most 100%")
     asked = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
     bad, bad_val = (
-        unreadable(source, numbers, workers=workers, place=place, say=say)
+        unreadable(source, numbers, workers=workers, process=process, say=say)
         for source, numbers in ((train, asked), (val, np.arange(len(val))))
     )
     used = used_images(train, val, bad, bad_val, max_failures=max_failures, among=asked)
@@ -123,13 +123,13 @@ def finetune(
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     state = partial.load()
     rows: list[dict[str, Any]] = json.loads(state["rows"]) if state else []
-    job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
+    job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, process=process)
     for number, (rate, multiplier) in enumerate(pairs[len(rows) :] if len(pairs) > 1 else [], len(rows) + 1):
         network = job.trained(learn, rate, multiplier)
         right = job.judged(network, train, choose).top1()[0]
         rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right, "burst": _has_diverged(network)})
         say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {right:.3f}")
-        if place.is_first:
+        if process.is_first:
             partial.save(step=number, rows=json.dumps(rows))
     rate, multiplier = pairs[int(np.argmax([row["held_out_top1"] for row in rows]))] if rows else pairs[0]
     say(f"training on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
@@ -142,7 +142,7 @@ def finetune(
         used.notes.append(
             f"with the rates {', '.join(diverged)} the network diverged: its weights are not finite; try smaller ones"
         )
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     return {
         **facts,
@@ -194,17 +194,17 @@ class _Job:
     seed: int
     workers: int
     device: torch.device
-    place: Place
+    process: Process
 
     def trained(self, learn: np.ndarray, rate: float, multiplier: float) -> _Classifier:
         """Return a copy of the backbone with a new head, trained on the images `learn`."""
         torch.manual_seed(self.seed)
-        protocol, ranks = self.protocol, self.place.world_size
+        protocol, ranks = self.protocol, self.process.world_size
         network = _Classifier(copy.deepcopy(self.subject.backbone), self.subject.backbone.width, len(self.train.classes))
         network.requires_grad_(True).to(self.device)
         if ranks > 1:
             synchronise_batchnorm(network, self.device.type)
-        model = in_parallel(network, self.place, self.device)
+        model = in_parallel(network, self.process, self.device)
         groups = [
             {"params": list(network.backbone.parameters()), "peak": rate},
             {"params": list(network.head.parameters()), "peak": rate * multiplier},
@@ -221,7 +221,7 @@ class _Job:
         model.train()
         for epoch in range(protocol.epochs):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
-            order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.place.rank].ravel()
+            order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.process.rank].ravel()
             crop = RandomCrop(self.subject.size, flip, seed=self.seed, epoch=epoch)
             parts = require_readable(batches(self.train, order, crop, batch_size=size, workers=self.workers))
             for step, crops in enumerate(parts):
@@ -238,13 +238,13 @@ class _Job:
     def judged(self, network: _Classifier, source: LabelledSource, numbers: np.ndarray) -> Tally:
         """Return the counts of right answers on central crops."""
         tally = Tally(1)
-        place = {label: number for number, label in enumerate(self.train.classes)}
-        classes = torch.tensor([place[label] for label in source.labels])
-        mine = numbers[self.place.rank :: self.place.world_size]
+        process = {label: number for number, label in enumerate(self.train.classes)}
+        classes = torch.tensor([process[label] for label in source.labels])
+        mine = numbers[self.process.rank :: self.process.world_size]
         for crops in require_readable(
             batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers)
         ):
             logits = network(normalised(crops.images.to(self.device), self.subject.config.augment))
             # Diverged weights give NaN, which must not count as an answer.
             tally.add(torch.nan_to_num(logits)[None].cpu(), classes[crops.numbers])
-        return tally.over_ranks(self.device, self.place)
+        return tally.over_ranks(self.device, self.process)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from univip_stream.distributed import Place, summed_over_ranks
+from univip_stream.distributed import Process, summed_over_ranks
 
 
 class Heads(nn.Module):
@@ -64,10 +64,10 @@ class Tally:
         self.right += torch.stack([hit[..., 0].sum(1), hit.any(-1).sum(1)]).double().cpu()
         self.seen += len(classes_B)
 
-    def over_ranks(self, device: torch.device, place: Place) -> "Tally":
+    def over_ranks(self, device: torch.device, process: Process) -> "Tally":
         """Replace the counts by their sums over all processes, and return self."""
         counts = torch.cat([self.right.flatten(), torch.tensor([float(self.seen)], dtype=torch.float64)])
-        summed = summed_over_ranks(counts.to(device), place).cpu()
+        summed = summed_over_ranks(counts.to(device), process).cpu()
         self.right, self.seen = summed[:-1].reshape(2, -1), int(summed[-1])
         return self
 

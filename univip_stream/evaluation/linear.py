@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from univip_stream.augment import AugmentConfig, augment, normalised
-from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.distributed import ALONE, Process, in_parallel
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.heads import Heads, Tally, loss_of
@@ -114,7 +114,7 @@ def linear(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int, int], None] = lambda epoch, epochs: None,
     say: Callable[[str], None] = lambda line: None,
@@ -134,7 +134,7 @@ def linear(
         batch_size: images per forward pass without training.
         workers: processes that read images.
         device: device of the network.
-        place: this process among those that work together.
+        process: this process among those that work together.
         max_failures: images of each source that may be unreadable, a share or a number; they are left out.
         progress: called after each epoch with its number, from 1, and the number of epochs.
         say: called with lines for people.
@@ -148,8 +148,10 @@ def linear(
 
     """
     same_classes(train, val)
-    if protocol.batch_size % place.world_size:
-        raise UsageError(f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a divisor")
+    if protocol.batch_size % process.world_size:
+        raise UsageError(
+            f"a batch of {protocol.batch_size} does not split over {process.world_size} ranks; expected a divisor"
+        )
     sources = {"train": train, "val": val}
     made: dict[str, Tensor] = {}
     failed: dict[str, dict[int, Failure]] = {}
@@ -157,11 +159,11 @@ def linear(
         if protocol.augment is None:
             kept = features(
                 subject, source, cache, max_failures=max_failures,
-                batch_size=batch_size, workers=workers, device=device, place=place,
+                batch_size=batch_size, workers=workers, device=device, process=process,
             )  # fmt: skip
             made[name], failed[name] = torch.from_numpy(kept.vectors_ND), kept.failed
         else:
-            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
+            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, process=process, say=say)
     used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
     if protocol.augment is None:
         used.notes.extend(collapsed(made["train"][used.train].numpy()))
@@ -175,18 +177,18 @@ def linear(
     torch.manual_seed(seed)
     heads = Heads(subject.backbone.width, len(train.classes), len(protocol.rates), normalise=protocol.normalise)
     heads.to(device)
-    if place.world_size > 1:
+    if process.world_size > 1:
         synchronise_batchnorm(heads, device.type)
     groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
     batches_of: _FeatureBatches
     if protocol.augment is None:
         batches_of = _StoredBatches(
-            made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed
+            made, classes_of, learn, device=device, process=process, batch_size=protocol.batch_size, seed=seed
         )
     else:
         batches_of = _FreshBatches(
-            subject, sources, classes_of, learn, protocol.augment, device=device, place=place, batch_size=protocol.batch_size,
+            subject, sources, classes_of, learn, protocol.augment, device=device, process=process, batch_size=protocol.batch_size,
             workers=workers, seed=seed,
         )  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
@@ -196,7 +198,7 @@ def linear(
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
         say(f"continues after epoch {first} of {protocol.epochs}")
-    model = in_parallel(heads, place, device)
+    model = in_parallel(heads, process, device)
     for epoch in range(first, protocol.epochs):
         for count, (vectors, classes) in enumerate(batches_of.training(epoch)):
             share = (epoch + count / batches_of.steps) / protocol.epochs
@@ -207,7 +209,7 @@ def linear(
             optimizer.step()
             optimizer.zero_grad()
         progress(epoch + 1, protocol.epochs)
-        if place.is_first:
+        if process.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
     diverged = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
@@ -215,10 +217,10 @@ def linear(
         used.notes.append(
             f"the classifiers of the rates {', '.join(diverged)} diverged: their weights are not finite; try smaller ones"
         )
-    held_out = _judged(heads, batches_of.judging("train", choose), place).top1() if several else []
-    judged = _judged(heads, batches_of.judging("val", used.val), place)
+    held_out = _judged(heads, batches_of.judging("train", choose), process).top1() if several else []
+    judged = _judged(heads, batches_of.judging("val", used.val), process)
     best = int(np.argmax(held_out)) if several else 0
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     rows = zip(protocol.rates, held_out if several else [None], judged.top1(), judged.top5(), strict=True)
     return {
@@ -240,31 +242,31 @@ def rate_at(peak: float, share: float, milestones: tuple[float, ...] | None, fal
 
 
 def _numbers_in(source: LabelledSource, classes: list[str]) -> Tensor:
-    place = {label: number for number, label in enumerate(classes)}
-    return torch.tensor([place[label] for label in source.labels])
+    process = {label: number for number, label in enumerate(classes)}
+    return torch.tensor([process[label] for label in source.labels])
 
 
 @torch.inference_mode()
-def _judged(heads: Heads, parts: Any, place: Place) -> Tally:
+def _judged(heads: Heads, parts: Any, process: Process) -> Tally:
     tally = Tally(len(heads.weights))
     for vectors, classes in parts:
         tally.add(heads(vectors), classes)
-    return tally.over_ranks(heads.weights[0].device, place)
+    return tally.over_ranks(heads.weights[0].device, process)
 
 
 class _FeatureBatches:
     """Batches of features for training and judging."""
 
-    def __init__(self, learn: np.ndarray, *, device: torch.device, place: Place, batch_size: int, seed: int) -> None:
-        self.learn, self.device, self.place, self.seed = learn, device, place, seed
-        self.size = min(batch_size // place.world_size, len(learn) // place.world_size)
-        self.steps = max(1, len(learn) // (self.size * place.world_size))
+    def __init__(self, learn: np.ndarray, *, device: torch.device, process: Process, batch_size: int, seed: int) -> None:
+        self.learn, self.device, self.process, self.seed = learn, device, process, seed
+        self.size = min(batch_size // process.world_size, len(learn) // process.world_size)
+        self.steps = max(1, len(learn) // (self.size * process.world_size))
 
     def order(self, epoch: int) -> np.ndarray:
         """Return this rank's images of an epoch in order, full batches only."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
-        mixed = rng.permutation(self.learn)[: self.steps * self.size * self.place.world_size]
-        return mixed.reshape(self.steps, self.place.world_size, self.size)[:, self.place.rank].ravel()
+        mixed = rng.permutation(self.learn)[: self.steps * self.size * self.process.world_size]
+        return mixed.reshape(self.steps, self.process.world_size, self.size)[:, self.process.rank].ravel()
 
 
 class _StoredBatches(_FeatureBatches):
@@ -280,7 +282,7 @@ class _StoredBatches(_FeatureBatches):
             yield self.made["train"][part].to(self.device), self.classes["train"][part].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
-        mine = torch.from_numpy(numbers[self.place.rank :: self.place.world_size])
+        mine = torch.from_numpy(numbers[self.process.rank :: self.process.world_size])
         for part in torch.split(mine, 4096):  # type: ignore[no-untyped-call]
             yield self.made[name][part].to(self.device), self.classes[name][part].to(self.device)
 
@@ -317,7 +319,7 @@ class _FreshBatches(_FeatureBatches):
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
-        mine = numbers[self.place.rank :: self.place.world_size]
+        mine = numbers[self.process.rank :: self.process.world_size]
         crop = CentreCrop(self.subject.size)
         for crops in require_readable(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
             images = normalised(crops.images.to(self.device), self.subject.config.augment)

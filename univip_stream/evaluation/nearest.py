@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from univip_stream.distributed import ALONE, Place
+from univip_stream.distributed import ALONE, Process
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import collapsed, used_images
@@ -25,7 +25,7 @@ def knn(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
 ) -> dict[str, Any]:
     """Judge by kNN (Wu et al. 2018, arXiv:1805.01978, section 3.4): frozen backbone, central crops, `train` votes on `val`.
@@ -39,7 +39,7 @@ def knn(
         batch_size: images per forward pass.
         workers: processes that read images.
         device: device of the backbone.
-        place: this process among those that work together.
+        process: this process among those that work together.
         max_failures: images of each source that may be unreadable, a share or a number; they are left out.
 
     Returns:
@@ -54,7 +54,7 @@ def knn(
     known, asked = (
         features(
             subject, source, cache, max_failures=max_failures,
-            batch_size=batch_size, workers=workers, device=device, place=place,
+            batch_size=batch_size, workers=workers, device=device, process=process,
         )
         for source in (train, val)
     )  # fmt: skip

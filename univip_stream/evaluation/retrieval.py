@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from univip_stream.augment import normalised
-from univip_stream.distributed import ALONE, Place, wait_for_all
+from univip_stream.distributed import ALONE, Process, wait_for_all
 from univip_stream.errors import InputError
 from univip_stream.evaluation.embedding import load_features
 from univip_stream.evaluation.subject import Subject
@@ -69,7 +69,7 @@ class Retrieval:
         neighbours: K.
         share: pairs kept with each neighbour, as a share of the image's number of regions.
         max_boxes: maximal number of regions per image; the best ones are used.
-        place: this process among those that share the chunks.
+        process: this process among those that share the chunks.
         max_failures: images that may be unreadable, a share or a number.
 
     Raises:
@@ -88,10 +88,10 @@ class Retrieval:
         neighbours: int = 10,
         share: float = 0.1,
         max_boxes: int = 100,
-        place: Place = ALONE,
+        process: Process = ALONE,
         max_failures: str = MAX_FAILURES,
     ):
-        self.subject, self.index, self.out, self.place = subject, index, out, place
+        self.subject, self.index, self.out, self.process = subject, index, out, process
         self.share, self.max_boxes = share, max_boxes
         if out.is_dir():
             raise InputError(f"--out {out} is a folder; expected the name of a file, such as {out / 'pairs.parquet'}")
@@ -170,7 +170,7 @@ class Retrieval:
                         with written_atomically(unread) as names:
                             names.write(json.dumps(bad).encode())
             progress(last - first)
-        wait_for_all(self.place)
+        wait_for_all(self.process)
         for path in sorted(self._regions.glob("*.failed.json")):  # written by all ranks
             self.failed |= {int(number): Failure(*failure) for number, failure in json.loads(path.read_bytes()).items()}
         self.failed = dict(sorted(self.failed.items()))
@@ -199,11 +199,11 @@ class Retrieval:
                 with written_atomically(path) as file:
                     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             progress(last - first)
-        wait_for_all(self.place)
+        wait_for_all(self.process)
 
     def write(self) -> None:
         """Join the parts into the file and remove them; done by the first rank only."""
-        if not self.place.is_first:
+        if not self.process.is_first:
             return
         schema = pairs_table(self.index, [], self.facts).schema
         with (
@@ -229,7 +229,7 @@ class Retrieval:
 
     def _mine(self) -> list[tuple[int, int]]:
         """Return (first, last + 1) of each of this rank's chunks."""
-        starts = range(0, len(self.index), CHUNK)[self.place.rank :: self.place.world_size]
+        starts = range(0, len(self.index), CHUNK)[self.process.rank :: self.process.world_size]
         return [(first, min(first + CHUNK, len(self.index))) for first in starts]
 
     def _boxes(self, sample: int) -> np.ndarray:
@@ -301,7 +301,7 @@ class _Crops(Dataset[tuple[Tensor, dict[int, Failure]] | InputError]):
         pixels = np.zeros((len(some), self.size, self.size, 3), np.uint8)
         at, image = -1, np.empty(0)
         failed: dict[int, Failure] = {}
-        for place, (sample, box) in enumerate(some):
+        for process, (sample, box) in enumerate(some):
             if sample in failed:
                 continue
             try:
@@ -312,7 +312,7 @@ class _Crops(Dataset[tuple[Tensor, dict[int, Failure]] | InputError]):
             except InputError as error:
                 failed[sample] = Failure(self.index.text("source", sample), UNREADABLE, str(error))
                 continue
-            cut(image, box, pixels[place], "bilinear", antialias=True)
+            cut(image, box, pixels[process], "bilinear", antialias=True)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), failed
 
     def loaded(self, workers: int) -> Iterator[tuple[Tensor, dict[int, Failure]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from univip_stream.distributed import Place
+from univip_stream.distributed import Process
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure, as_json, listed, stop_if_too_many
 from univip_stream.probe.crops import look_through
@@ -104,7 +104,7 @@ def collapsed(vectors_ND: np.ndarray) -> list[str]:
 
 
 def unreadable(
-    source: LabelledSource, numbers: np.ndarray, *, workers: int, place: Place, say: Callable[[str], None]
+    source: LabelledSource, numbers: np.ndarray, *, workers: int, process: Process, say: Callable[[str], None]
 ) -> dict[int, Failure]:
     """Read all images once before training, and return those that cannot be used, by their number.
 
@@ -112,13 +112,13 @@ def unreadable(
     they are determined before the first epoch; that costs one pass of reading.
     """
     say(f"checking {len(numbers)} images of {source.name} for those that cannot be read")
-    return gathered(look_through(source, numbers[place.rank :: place.world_size], workers=workers), place)
+    return gathered(look_through(source, numbers[process.rank :: process.world_size], workers=workers), process)
 
 
-def gathered(failed: dict[int, Failure], place: Place) -> dict[int, Failure]:
+def gathered(failed: dict[int, Failure], process: Process) -> dict[int, Failure]:
     """Return the failures of all ranks, by number."""
-    if place.world_size == 1:
+    if process.world_size == 1:
         return failed
-    everyones: list[Any] = [None] * place.world_size
+    everyones: list[Any] = [None] * process.world_size
     dist.all_gather_object(everyones, failed)
     return dict(sorted(item for theirs in everyones for item in theirs.items()))

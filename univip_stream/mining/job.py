@@ -17,7 +17,7 @@ from univip_stream.errors import InputError
 from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
-from univip_stream.mining.runner import Place, Task
+from univip_stream.mining.runner import Compute, Task
 from univip_stream.parquet import table_of
 from univip_stream.shards.entry import ShardEntry, tar_names
 from univip_stream.shards.format import FAILED, candidates_name, files_of, index_name
@@ -71,7 +71,7 @@ class Job:
     """Of the parameters."""
     facts: dict[str, Any]
     """What else the manifest says."""
-    place: Place
+    place: Compute
     """Where the work is done."""
     retry_failed: bool = False
     """Do failed images again."""

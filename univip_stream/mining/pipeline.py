@@ -24,7 +24,7 @@ from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, p
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
-from univip_stream.mining.runner import Place
+from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import ShardTask, mine_shard
 from univip_stream.proposals import ENGINES
 from univip_stream.shards.format import CONTENT, shard_name
@@ -38,7 +38,7 @@ FEWEST_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiningConfig(Place):
+class MiningConfig(Compute):
     """What to mine, how, and where the work is done."""
 
     sources: tuple[str | Path, ...]
@@ -95,7 +95,7 @@ class MiningReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MiningPlan:
     """Images cut into shards."""
 
     listing: Listing
@@ -110,7 +110,7 @@ class Plan:
     """The set that they are added to; they are those that it has not."""
 
 
-def plan_job(config: MiningConfig) -> Plan:
+def plan_job(config: MiningConfig) -> MiningPlan:
     """List the sources and cut them into shards; write nothing.
 
     Raises:
@@ -210,13 +210,13 @@ def plan_job(config: MiningConfig) -> Plan:
         added_to=added.manifest if added else None,
         joined=(lambda made_by: added.joined(made_by, names)) if added else (lambda made_by: (made_by, ())),
     )
-    return Plan(listing=listing, job=job, match=match, upright=upright, addition=added)
+    return MiningPlan(listing=listing, job=job, match=match, upright=upright, addition=added)
 
 
 def mine(
     config: MiningConfig,
     *,
-    planned: Callable[[Plan, int], None] = lambda plan, finished: None,
+    planned: Callable[[MiningPlan, int], None] = lambda plan, finished: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> MiningReport:
     """Mine sources into shards; called again it keeps what is finished, and the bytes are the same.

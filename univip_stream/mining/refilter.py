@@ -9,16 +9,16 @@ from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError
 from univip_stream.mining.job import Job, carry_out, digest
 from univip_stream.mining.output import Output
-from univip_stream.mining.runner import Place
+from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import put_shard, reporting, status_of
 from univip_stream.shards.entry import ShardEntry, numbers, tar_names
-from univip_stream.shards.format import CONTENT, Sample
+from univip_stream.shards.format import CONTENT, StoredImage
 from univip_stream.shards.manifest import Manifest, read_manifest
 from univip_stream.shards.stored import stored_samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefilterConfig(Place):
+class RefilterConfig(Compute):
     """Which shards, which boxes, and where the work is done."""
 
     shards: str | Path
@@ -133,7 +133,7 @@ def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda 
     return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def _refiltered(sample: Sample, chosen: BoxFilter) -> Sample:
+def _refiltered(sample: StoredImage, chosen: BoxFilter) -> StoredImage:
     if sample.candidates is None:
         return sample
     boxes = chosen(sample.candidates)

@@ -50,7 +50,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSetting:
     """A setting and why it has its value."""
 
     key: str
@@ -66,7 +66,7 @@ class Choice:
 
 def choose(
     images: Images, machine: Machine, *, seconds: float | None = None, rate: Callable[[list[str]], float] | None = None
-) -> list[Choice]:
+) -> list[ChosenSetting]:
     """Choose network, resolution, batch, learning rate and length.
 
     Args:
@@ -84,10 +84,10 @@ def choose(
     if seconds is not None and seconds < 1:
         raise UsageError(f"--time of {seconds:g} s; expected at least a second, such as 30m or 2h")
     on_gpu = machine.device == "cuda"
-    made: list[Choice] = []
+    made: list[ChosenSetting] = []
 
     def add(key: str, value: object, why: str) -> None:
-        made.append(Choice(key, str(value).lower() if isinstance(value, bool) else str(value), why))
+        made.append(ChosenSetting(key, str(value).lower() if isinstance(value, bool) else str(value), why))
 
     backbone, why = _network(images, on_gpu)
     add("method.backbone", backbone, why)
@@ -163,7 +163,7 @@ def _batch(images: Images, machine: Machine, backbone: str, scene: int, instance
 
 
 def _length(
-    add: Callable[[str, object, str], None], made: list[Choice], images: Images, batch: int, on_gpu: bool,
+    add: Callable[[str, object, str], None], made: list[ChosenSetting], images: Images, batch: int, on_gpu: bool,
     seconds: float | None, rate: Callable[[list[str]], float] | None,
 ) -> None:  # fmt: skip
     found = None if rate is None else rate([choice.text for choice in made])

@@ -78,5 +78,5 @@ def _updates(config: PretrainConfig, device: torch.device) -> Updates:
     return Updates(
         method, method, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
         precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
-        device=device, place=ALONE, run=Path(tempfile.gettempdir()), channels_last=config.channels_last,
+        device=device, process=ALONE, run=Path(tempfile.gettempdir()), channels_last=config.channels_last,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
-from univip_stream.distributed import Place
+from univip_stream.distributed import Process
 from univip_stream.errors import InputError, why
 from univip_stream.files import locked, remove_leftovers, written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
@@ -61,7 +61,7 @@ def open_run(
     config: PretrainConfig,
     index: ShardSet,
     steps: int,
-    place: Place,
+    process: Process,
     *,
     shards: str | list[str],
     fingerprint: str | None = None,
@@ -76,7 +76,7 @@ def open_run(
         config: of the run.
         index: of its shards.
         steps: updates of the whole run.
-        place: this process; the first writes.
+        process: this process; the first writes.
         shards: as for `check_run`.
         fingerprint: of what the plan draws from beside the shards (`Plan.fingerprint`).
         first_weights: hash of the weights that the run begins with, where they were read; None for random ones, and for a run
@@ -91,10 +91,10 @@ def open_run(
     """
     path = run / CONFIG
     check_run(run, config, shards)
-    made = [folder for folder in (run, *run.parents) if not folder.exists()] if place.is_first else []
+    made = [folder for folder in (run, *run.parents) if not folder.exists()] if process.is_first else []
     lock = None
     try:
-        if place.is_first:
+        if process.is_first:
             lock = hold(run)
             remove_leftovers(run)
             remove_leftovers(run / CHECKPOINTS)
@@ -116,7 +116,7 @@ def open_run(
             if not differences:
                 return lock
             _refuse(path, facts, differences, shards)  # unless nothing was trained
-        if place.is_first:
+        if process.is_first:
             order = order_version(len(index))
             written = {
                 "config": to_dict(config),

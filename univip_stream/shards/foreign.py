@@ -30,7 +30,7 @@ from univip_stream.shards.format import NO_BOXES, OK, SCHEMA, SCHEMA_1, TOO_LARG
 from univip_stream.shards.samples import (
     MOST_JSON_BYTES,
     MOST_LABEL_BYTES,
-    Part,
+    SamplePart,
     class_of,
     grouped,
     is_picture,
@@ -227,7 +227,7 @@ class _Scan:
             raise InputError(f"it ends within its member {member.name!r}: it was cut off")
         return data
 
-    def _row(self, part: Part[tarfile.TarInfo]) -> None:
+    def _row(self, part: SamplePart[tarfile.TarInfo]) -> None:
         """A sample's row."""
         key = part.key.encode("utf-8", "backslashreplace").decode()
         row: dict[str, Any] = {"key": key, "source": f"{self.shard}/{key}.{part.suffix}"}

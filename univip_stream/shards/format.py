@@ -123,7 +123,7 @@ INDEX_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class StoredImage:
     """One image of the source, and what mining made of it."""
 
     key: str

@@ -26,7 +26,7 @@ _MANY = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Layout:
     """Where what is known of shards comes from: numbers of a manifest's entries, or a table that was read already."""
 
     manifests: list[Manifest]
@@ -46,7 +46,7 @@ class ShardSet:
     """
 
     def __init__(
-        self, shards: list[str], place: Place, *, counts: np.ndarray, pixels: np.ndarray, boxes: int | None, tar_bytes: list[int],
+        self, shards: list[str], place: Layout, *, counts: np.ndarray, pixels: np.ndarray, boxes: int | None, tar_bytes: list[int],
         tar_sha256: list[str], max_pixels: list[int], remote: np.ndarray, notes: list[str], cache: Cache,
     ):  # fmt: skip
         self.shards = shards

@@ -19,7 +19,7 @@ from univip_stream.shards.cache import Cache, checked_hash
 from univip_stream.shards.entry import EntryTable, ShardEntry, hashes, numbers, tar_names
 from univip_stream.shards.foreign import EXAMPLE, foreign_index
 from univip_stream.shards.format import index_name
-from univip_stream.shards.index import Place, ShardIndex, ShardSet
+from univip_stream.shards.index import Layout, ShardIndex, ShardSet
 from univip_stream.shards.manifest import JOB, Manifest, being_added, has_manifest, is_there, read_manifest
 from univip_stream.shards.rows import read_samples, rows_of, samples_of
 from univip_stream.storage import is_remote, join, name_of, opened, parent
@@ -128,11 +128,11 @@ def _named(folders: list[str], names: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _placed(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Place:
+def _placed(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Layout:
     """Which entry of which manifest each shard is."""
     known = list(manifests.values())
     if len(known) == 1 and len(set(folders)) == 1 and names == tar_names(known[0].shards):  # a whole set, as is usual
-        place = Place(manifests=known, manifest=np.zeros(len(shards), np.int32), entry=np.arange(len(shards)), foreign={})
+        place = Layout(manifests=known, manifest=np.zeros(len(shards), np.int32), entry=np.arange(len(shards)), foreign={})
         return _with_hashes(place, shards)
     number_of = {folder: number for number, folder in enumerate(manifests)}
     entries = {
@@ -152,10 +152,10 @@ def _placed(shards: list[str], folders: list[str], names: list[str], manifests: 
                 )
             raise InputError(f"{shards[at]}: the manifest of its folder does not name it; mine it, or leave it out")
         entry[at] = found
-    return _with_hashes(Place(manifests=known, manifest=manifest, entry=entry, foreign={}), shards)
+    return _with_hashes(Layout(manifests=known, manifest=manifest, entry=entry, foreign={}), shards)
 
 
-def _with_hashes(place: Place, shards: list[str]) -> Place:
+def _with_hashes(place: Layout, shards: list[str]) -> Layout:
     """The same, where all hashes are some; those of a table of entries are always."""
     tables = [isinstance(manifest.shards, EntryTable) for manifest in place.manifests]
     for at, of in enumerate(place.manifest.tolist()):
@@ -164,7 +164,7 @@ def _with_hashes(place: Place, shards: list[str]) -> Place:
     return place
 
 
-def _in_order(place: Place, values: list[list[str]]) -> list[str]:
+def _in_order(place: Layout, values: list[list[str]]) -> list[str]:
     """Of each shard the value of its entry; the empty text for shards of other programs."""
     if len(values) == 1 and len(values[0]) == len(place.entry) and (place.entry == np.arange(len(place.entry))).all():
         return values[0]
@@ -179,7 +179,7 @@ def _check_hashes(shard: str, entry: ShardEntry) -> None:
         raise InputError(f"the manifest's entry of {shard} cannot be used ({why(error)})") from error
 
 
-def _gathered(place: Place, manifests: list[Manifest], name: str) -> np.ndarray:
+def _gathered(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray:
     """int64 S: what the manifests say of each shard; 0 for others."""
     found = np.zeros(len(place.manifest), np.int64)
     for number, manifest in enumerate(manifests):
@@ -188,7 +188,7 @@ def _gathered(place: Place, manifests: list[Manifest], name: str) -> np.ndarray:
     return found
 
 
-def _look_at(found: ShardSet, place: Place) -> None:
+def _look_at(found: ShardSet, place: Layout) -> None:
     """Raise ShardError for what can be seen of local files without reading them."""
     for number in np.flatnonzero((place.manifest >= 0) & ~found.is_remote).tolist():
         shard, index = found.shards[number], Path(index_name(found.shards[number]))

@@ -14,10 +14,10 @@ from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_BYTES
 from univip_stream.shards.candidates import candidates_beside, rows_with_candidates
-from univip_stream.shards.format import HELD, Sample, index_name
+from univip_stream.shards.format import HELD, StoredImage, index_name
 
 
-def stored_samples(folder: str, name: str, proposals: str, index_sha256: str | None = None) -> Iterator[Sample]:
+def stored_samples(folder: str, name: str, proposals: str, index_sha256: str | None = None) -> Iterator[StoredImage]:
     """Every row of a shard in order, with the bytes of its image and all candidates; a group of rows in memory at a time.
 
     Args:
@@ -58,7 +58,7 @@ def _rows_of(index: bytes, candidates: bytes | None, name: str) -> Iterator[pa.R
 
 def _sample(
     row: dict[str, Any], boxes: np.ndarray, candidates: np.ndarray, tar: io.BufferedReader, name: str, proposals: str
-) -> Sample:
+) -> StoredImage:
     held = row["status"] in HELD
     data = b""
     if held:
@@ -69,7 +69,7 @@ def _sample(
                 f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "
                 "`univip-stream verify` lists what differs, mining again mends it"
             )
-    return Sample(
+    return StoredImage(
         key=row["key"],
         source=row["source"],
         status=row["status"],

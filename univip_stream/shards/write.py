@@ -25,7 +25,7 @@ from univip_stream.shards.format import (
     HELD_VALUES,
     SCHEMA,
     SCHEMA_1,
-    Sample,
+    StoredImage,
     candidates_name,
     index_name,
 )
@@ -64,7 +64,7 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.columns["key"])
 
-    def add(self, sample: Sample, offset: int | None) -> None:
+    def add(self, sample: StoredImage, offset: int | None) -> None:
         held = offset is not None
         for name in SCHEMA_1.names:
             if name not in ("offset", "size", "boxes", "candidates"):
@@ -85,7 +85,7 @@ class _Rows:
         return index, candidates
 
 
-def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> ShardEntry:
+def write_shard(samples: Iterable[StoredImage], tar_path: Path, fingerprint: str) -> ShardEntry:
     """Write `NNN.tar`, `NNN.candidates.parquet` and then `NNN.parquet`, and return the shard's entry for the manifest.
 
     Samples are taken one after the other, so memory holds one image and the rows of one group. The index is the shard's
@@ -214,7 +214,7 @@ def _entry(
     )
 
 
-def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: Sample) -> int:
+def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: StoredImage) -> int:
     """Append image and JSON side by side; return the offset of the image's first byte."""
     for suffix, data in ((sample.suffix, sample.data), ("json", sample.as_json())):
         member = tarfile.TarInfo(f"{sample.key}.{suffix}")

@@ -10,7 +10,7 @@ from univip_stream.files import system_file
 from univip_stream.shards.samples import (
     MOST_JSON_BYTES,
     MOST_LABEL_BYTES,
-    Part,
+    SamplePart,
     class_of,
     grouped,
     in_pairs,
@@ -79,7 +79,7 @@ def webdataset_images(shards: Sequence[tuple[str, str]], name: str, ignored: Cou
                 )
 
 
-def _facts(location: str, part: Part[Member], ignored: Counter[str]) -> dict[str, Any]:
+def _facts(location: str, part: SamplePart[Member], ignored: Counter[str]) -> dict[str, Any]:
     """Return a sample's label and image id, if it gives them."""
     fields: dict[str, Any] = {}
     label = None

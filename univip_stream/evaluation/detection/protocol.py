@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
+from univip_stream.distributed import ALONE, Process, in_parallel, mean_over_ranks
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.detection.data import DetectionSet
 from univip_stream.evaluation.detection.models import build_detector, first_label
@@ -95,7 +95,7 @@ def detect(
     save_every: int = 2500,
     workers: int = 2,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int, float], None] = lambda iteration, loss: None,
     say: Callable[[str], None] = lambda line: None,
@@ -112,7 +112,7 @@ def detect(
         save_every: iterations between two such states.
         workers: processes that read images.
         device: device of the detector.
-        place: this process among those that work together.
+        process: this process among those that work together.
         max_failures: images of each set that may be unreadable, a share or a number. In training, the next image of the order
             replaces an unreadable one; in scoring, it is left out with its objects.
         progress: called with each iteration's number and loss.
@@ -127,7 +127,7 @@ def detect(
             finite.
 
     """
-    _check(train, val, protocol, place)
+    _check(train, val, protocol, process)
     masks = protocol.model == "mask-rcnn"
     facts = {
         **subject.facts(), "protocol": "detect", "detect": asdict(protocol), "train": train.facts(), "val": val.facts(),
@@ -136,7 +136,7 @@ def detect(
     network = build_detector(
         protocol.model, subject, len(train.categories), sides=protocol.sides, longest=protocol.longest
     ).to(device)
-    if place.world_size > 1:
+    if process.world_size > 1:
         network = synchronise_batchnorm(network, device.type).to(device)
     optimizer = torch.optim.SGD(_groups(network, protocol), lr=protocol.rate, momentum=0.9)
     partial = Partial(out, json.dumps(facts, sort_keys=True))
@@ -148,19 +148,19 @@ def detect(
         first, losses = int(state["step"]), list(state["losses"])
         bad = {int(number): Failure(*failure) for number, failure in json.loads(state.get("failed", "{}")).items()}
         say(f"continues after iteration {first} of {protocol.iterations}")
-    model = in_parallel(network, place, device)
+    model = in_parallel(network, process, device)
     network.train()
     label = first_label(protocol.model)
-    parts = _batches(train, protocol, first, workers, place, masks=masks)
+    parts = _batches(train, protocol, first, workers, process, masks=masks)
     for iteration in range(first, protocol.iterations):
         images, targets, met = next(parts)
         bad |= met
         _stop_if_hopeless(bad, train, max_failures)
         # The detectors use torch's generator to draw the side of an image and the boxes to learn from.
-        torch.manual_seed((protocol.seed * 1_000_003 + iteration) * place.world_size + place.rank)
+        torch.manual_seed((protocol.seed * 1_000_003 + iteration) * process.world_size + process.rank)
         on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
         loss: Tensor = sum(model([image.to(device).float() / 255 for image in images], on).values())  # type: ignore[assignment]
-        losses.append(float(mean_over_ranks(loss.detach(), place)))
+        losses.append(float(mean_over_ranks(loss.detach(), process)))
         if not np.isfinite(losses[-1]):
             raise InputError(
                 f"the loss of iteration {iteration + 1} is {losses[-1]}, before its update; a smaller --lr usually helps"
@@ -174,19 +174,19 @@ def detect(
         progress(iteration + 1, losses[-1])
         if (iteration + 1) % save_every:
             continue
-        bad = gathered(bad, place)
-        if place.is_first:
+        bad = gathered(bad, process)
+        if process.is_first:
             partial.save(
                 step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:],
                 failed=json.dumps(bad),
             )  # fmt: skip
-    found, bad_val = _detect_all(network, val, protocol, workers, device, place, max_failures)
-    bad, bad_val = gathered(bad, place), gathered(bad_val, place)
+    found, bad_val = _detect_all(network, val, protocol, workers, device, process, max_failures)
+    bad, bad_val = gathered(bad, process), gathered(bad_val, process)
     for failed, known in ((bad, train), (bad_val, val)):
         _stop_if_hopeless(failed, known, max_failures)
     if len(bad_val) == len(val):
         raise InputError(f"none of the {len(val)} images of {val.name} can be read")
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     tenth = max(1, len(losses) // 10)
     kinds = ("bbox", *(["segm"] if masks else []))
@@ -220,7 +220,7 @@ def _groups(network: nn.Module, protocol: DetectionProtocol) -> list[dict[str, A
     ]
 
 
-def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, place: Place) -> None:
+def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, process: Process) -> None:
     ours, theirs = ([category.get("name", category["id"]) for category in known.categories] for known in (train, val))
     if ours != theirs:
         differ = sorted(set(map(str, ours)) ^ set(map(str, theirs)))
@@ -234,9 +234,9 @@ def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, 
                 raise InputError(
                     f"{known.name} has objects without an outline; expected `segmentation`s for mask-rcnn, or --model faster-rcnn"
                 )
-    if protocol.batch_size % place.world_size:
+    if protocol.batch_size % process.world_size:
         raise UsageError(
-            f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a multiple"
+            f"a batch of {protocol.batch_size} does not split over {process.world_size} ranks; expected a multiple"
         )
     if not any(len(known) for known in train.annotations):
         raise InputError(f"{train.name} has no object to learn from")
@@ -306,15 +306,15 @@ class _Images(Dataset[Any]):
 class _Order:
     """Batches of (number of an image, whether it is flipped) for one rank: a pure function of seed and iteration."""
 
-    def __init__(self, count: int, protocol: DetectionProtocol, first: int, place: Place) -> None:
-        self.count, self.protocol, self.first, self.place = count, protocol, first, place
+    def __init__(self, count: int, protocol: DetectionProtocol, first: int, process: Process) -> None:
+        self.count, self.protocol, self.first, self.process = count, protocol, first, process
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
         protocol, epoch, order = self.protocol, -1, np.empty(0, np.int64)
         flips = np.empty(0)
         for iteration in range(self.first, protocol.iterations):
             batch = []
-            for at in range(self.place.rank, protocol.batch_size, self.place.world_size):
+            for at in range(self.process.rank, protocol.batch_size, self.process.world_size):
                 turn, where = divmod(iteration * protocol.batch_size + at, self.count)
                 if turn != epoch:
                     rng = np.random.Generator(np.random.Philox(key=[protocol.seed, turn]))
@@ -327,9 +327,9 @@ class _Order:
 
 
 def _batches(
-    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, place: Place, *, masks: bool
+    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, process: Process, *, masks: bool
 ) -> Iterator[Any]:
-    order: Any = _Order(len(known), protocol, first, place)
+    order: Any = _Order(len(known), protocol, first, process)
     for images, targets, met in loaded(
         _Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_transposed
     ):
@@ -350,12 +350,12 @@ def _detect_all(
     protocol: DetectionProtocol,
     workers: int,
     device: torch.device,
-    place: Place,
+    process: Process,
     max_failures: str,
 ) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
     """Return the detections of all ranks on all images, and the images of this rank that cannot be read."""
     network.eval()
-    numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
+    numbers = [[(number, False)] for number in range(process.rank, len(known), process.world_size)]
     loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_transposed)
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
@@ -367,8 +367,8 @@ def _detect_all(
             continue
         (found,) = network([image.to(device).float() / 255])
         rows += detections(known, number, {**found, "labels": found["labels"] - label})
-    if place.world_size == 1:
+    if process.world_size == 1:
         return rows, bad
-    everyones: list[Any] = [None] * place.world_size
+    everyones: list[Any] = [None] * process.world_size
     dist.all_gather_object(everyones, rows)
     return [row for theirs in everyones for row in theirs], bad
