@@ -159,8 +159,9 @@ def ended_by_others(error: RuntimeError, process: Process) -> str | None:
         "was told to stop while others were still training" if told and not silent else "lost the connection to another rank"
     )
     return (
-        f"rank {process.rank} of {process.world_size} {what}: a rank died or was stopped, and the log of the first that did says "
-        f"why. ({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it continues from the last checkpoint"
+        f"rank {process.rank} of {process.world_size} {what}: a rank died or was stopped, and the log of the first that did "
+        f"says why. ({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it "
+        "continues from the last checkpoint"
     )
 
 
