@@ -105,10 +105,15 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 def table(known: dict) -> str:
     """Spearman of each measure with kNN over runs and over rows' means, with the interval of 2,000 bootstraps over runs."""
+    trained = {name: values for name, values in known.items() if "/untrained" not in name}
+    return "\n\n".join([_table("all runs", known), _table("trained runs alone", trained)])
+
+
+def _table(what: str, known: dict) -> str:
     names = sorted(known)
     knn = np.array([known[name]["knn"] for name in names])
     lines = [
-        f"{len(names)} runs, kNN {knn.min():.3f} to {knn.max():.3f}",
+        f"{what}: {len(names)}, kNN {knn.min():.3f} to {knn.max():.3f}",
         "measure  Spearman with kNN [95 %]  between halves",
     ]
     rng = np.random.default_rng(0)
