@@ -23,6 +23,10 @@ from univip_stream.shards.format import FORMAT_1, FORMAT_2, STATUSES
 
 MOST_IN_JSON = 4096
 """Shards that a manifest lists in its JSON; of more it names the Parquet file that does."""
+MOST_IMAGES = 1 << 24
+"""Images of a shard; a manifest that says more lies, and the order is made of what it says."""
+_MOST = 1 << 62
+"""Whole numbers are below this."""
 _NAME = r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar"
 """A shard's file name: of its own folder, and not hidden."""
 _NAME_WHOLE = re.compile(_NAME)
@@ -108,6 +112,8 @@ class ShardEntry:
         """
         if problem := wrong(fields, _ENTRY) or wrong(fields, {n: kind for n, kind in _MAY_HAVE.items() if n in fields}):
             raise ValueError(problem)
+        if not fields["samples"] <= fields["images"] <= MOST_IMAGES:
+            raise ValueError(_too_many(fields["samples"], fields["images"]))
         return cls(
             **{name: fields[name] for name in ("name", "images", "samples", "bytes", "sha256")},
             boxes=fields.get("boxes"),
@@ -116,6 +122,10 @@ class ShardEntry:
             candidates=_facts(fields["candidates"]) if "candidates" in fields else None,
             totals=dict(fields["totals"]),
         )
+
+
+def _too_many(samples: int, images: int) -> str:
+    return f"samples is {samples} of {images} images, expected at most all, and {MOST_IMAGES} images a shard"
 
 
 def _facts(fields: Mapping[str, Any]) -> FileFacts:
@@ -133,7 +143,7 @@ def wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
         if isinstance(kind, dict):
             if problem := wrong(value, kind):
                 return f"{name}: {problem}"
-        elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < _MOST):
             return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"
         if name == "totals" and not all(isinstance(count, int) for count in dict(value).values()):
             return "totals holds something that is no number"
@@ -187,6 +197,9 @@ class EntryTable(Sequence[ShardEntry]):
                 raise ValueError(f"its column {field_.name} has rows without a value")
             if field_.type == pa.int64() and (pc.min(column).as_py() or 0) < 0:
                 raise ValueError(f"its column {field_.name} has numbers below 0")
+        images, samples = (whole_numbers(one_array(table.column(name))) for name in ("images", "samples"))
+        if len(odd := np.flatnonzero((samples > images) | (images > MOST_IMAGES))):
+            raise ValueError(f"shard {odd[0]}: {_too_many(int(samples[odd[0]]), int(images[odd[0]]))}")
         return cls(table.select(_COLUMNS.names).combine_chunks())
 
     @classmethod
