@@ -149,7 +149,7 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
     link.symlink_to(coloured / "train")
     cases = [
         (coloured / "train", link, "36 of the 36 images of"),
-        (coloured / "train", coloured / "val", "k is 99, and there are 36 images that vote"),
+        (coloured / "train", coloured / "val", "k is 99, but there are only 36 images: all of them vote"),
         (same, same, "all images to learn from have the same features"),
     ]
     for train, val, words in cases:

@@ -138,3 +138,17 @@ def test_an_index_that_was_changed_is_not_upgraded(old):
     done = call("upgrade", old)
     assert (done.exit_code, "001.parquet is not the index that its manifest names" in done.output) == (1, True)
     assert read_manifest(old).format == "univip-stream/1"
+
+
+def test_two_at_once_leave_a_whole_set(old, drawn_shards):
+    command = [sys.executable, "-m", "univip_stream", "upgrade", str(old)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    statuses = sorted(process.returncode for process in both)
+    # The second comes while the first works, or after it.
+    assert statuses in ([0, 0], [0, 1]), said
+    if statuses[1]:
+        assert any("another" in error for _, error in said), said
+    assert verify_folder(old) == []
+    same = ("manifest.json", *(path.name for path in sorted(drawn_shards.glob("*.parquet"))))
+    assert [(old / name).read_bytes() for name in same] == [(drawn_shards / name).read_bytes() for name in same]

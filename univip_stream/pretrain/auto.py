@@ -148,8 +148,8 @@ def _batch(images: Images, machine: Machine, backbone: str, scene: int, instance
     """Images of an update, parts that it is computed in, and why."""
     most = 512 if machine.device == "cuda" else 64
     # Eight updates an epoch, but never so few images that batch statistics are noise.
-    floor = min(32, images.count - images.count % 2)
-    wanted = max(2, floor, min(most, 1 << max(1, int(math.log2(max(2, images.count / 8))))))
+    floor = 1 << int(math.log2(min(32, images.count)))
+    wanted = max(floor, min(most, 1 << max(1, int(math.log2(max(2, images.count / 8))))))
     own = bytes_of_an_image(backbone, scene, instance, full_precision=machine.device == "cpu")
     fitting = max(2, (machine.memory - _FIXED) // own)
     parts = 1
