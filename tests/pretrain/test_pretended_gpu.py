@@ -78,7 +78,7 @@ def updates_of(
     method = build_method(config, plan)
     method.to(memory_format=torch.channels_last)
     batches = itertools.repeat(batch_of(gpu, plan))
-    gpu.process(method)
+    gpu.place(method)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)),
         accumulate=1, precision=precision, config=AugmentConfig(), regions=K, device=CUDA, process=ALONE, run=Path(),
