@@ -27,7 +27,7 @@ B, K = 12, 2
 SMALL = UniVIPConfig(backbone="mobilenetv3_small_050", hidden=32, width=16)
 
 
-def two_steps(place: Process, synchronised: bool) -> dict[str, torch.Tensor]:
+def two_steps(process: Process, synchronised: bool) -> dict[str, torch.Tensor]:
     """Everything two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
     method: Method = build_method(SMALL, UniVIPPlan(ViewConfig(instances=K), AugmentConfig())).double()
@@ -35,7 +35,7 @@ def two_steps(place: Process, synchronised: bool) -> dict[str, torch.Tensor]:
     if process.world_size > 1:
         if synchronised:
             synchronise_batchnorm(method, "cpu")
-        model = in_parallel(method, place, torch.device("cpu"))
+        model = in_parallel(method, process, torch.device("cpu"))
     optimizer = torch.optim.SGD(method.online_parameters(), lr=0.1, momentum=0.9)
     mine = slice(process.rank * B // process.world_size, (process.rank + 1) * B // process.world_size)
     left = {}
@@ -58,11 +58,11 @@ def be_a_rank(rank: int, ports: dict[int, int], folder: str) -> None:
             continue
         names = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}
-        place = Process(rank=rank, world_size=world_size)
-        with joined(place, torch.device("cpu")):
-            torch.save(two_steps(place, True), f"{folder}/{world_size}-{rank}.pt")
+        process = Process(rank=rank, world_size=world_size)
+        with joined(process, torch.device("cpu")):
+            torch.save(two_steps(process, True), f"{folder}/{world_size}-{rank}.pt")
             if world_size == 2:
-                torch.save(two_steps(place, False), f"{folder}/apart-{rank}.pt")
+                torch.save(two_steps(process, False), f"{folder}/apart-{rank}.pt")
 
 
 def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
