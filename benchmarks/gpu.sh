@@ -24,8 +24,10 @@ PYTHON
 )
 if ((${#missing[@]})); then
     site=$(mktemp -d)
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "${missing[@]}" 2>&1 |
-        tee -a "$out/transcript.txt"
+    for wheel in "${missing[@]}"; do  # a wheel is a zip file, where there is no pip
+        { "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheel" ||
+            "$python" -m zipfile -e "$wheel" "$site"; } 2>&1 | tee -a "$out/transcript.txt"
+    done
     export PYTHONPATH="$PYTHONPATH:$site"
 fi
 exec "$python" "$root/benchmarks/gpu" "$out" "$@"

@@ -74,7 +74,7 @@ class Trained:
         self.batches = itertools.repeat(next(iter(stream)))
         self.updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=1, precision=torch.float32,
-            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=scratch,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), process=ALONE, run=scratch,
         )  # fmt: skip
         self.trained = sum(parameter.numel() for parameter in method.online_parameters())
         self.inputs: list[int] = []

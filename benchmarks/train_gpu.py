@@ -50,7 +50,7 @@ def main() -> None:
     updates = Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=1,
         precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
-        device=device, place=ALONE, run=Path(tempfile.mkdtemp()),
+        device=device, process=ALONE, run=Path(tempfile.mkdtemp()),
     )  # fmt: skip
     real = iter(stream)
     memory = itertools.repeat(next(real).to(device))

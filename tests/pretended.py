@@ -5,6 +5,7 @@ Fake tensors know neither a backward pass without a driver nor every fused opera
 """
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from univip_stream import augment
 CUDA = torch.device("cuda", 0)
 
 
-_FREE = ("detach", "empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view")
+_FREE = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 
 
 class HostWaitsError(AssertionError):
@@ -40,6 +41,8 @@ class _Watch(TorchDispatchMode):
         self.dtypes: set[tuple[str, torch.dtype]] = set()
         self.scattered: list[tuple[int, ...]] = []
         """Shapes of what came to a convolution in another layout than channels last."""
+        self.moved = 0
+        """Bytes that kernels on the GPU read and wrote: each tensor once, what is broadcast as it lies in memory."""
         self.copied = 0
         """Bytes from the host to the GPU."""
         self.copies_may_wait = copies_may_wait
@@ -68,6 +71,7 @@ class _Watch(TorchDispatchMode):
                     raise HostWaitsError(f"{name}: {source.device} -> {goal.device}, non_blocking={patient}")
         if any(tensor.device.type == "cuda" for tensor in [*given, *made]) and not _is_free(func):
             self.launched[name] += 1
+            self.moved += sum(map(_bytes, [*given, *made]))
             self.dtypes |= {(name, tensor.dtype) for tensor in made}
         return result
 
@@ -76,6 +80,11 @@ class _Watch(TorchDispatchMode):
         if not _is_last(images):
             self.scattered.append(tuple(images.shape))
         return torch.empty_like(result, memory_format=torch.channels_last) if _is_last(images) or _is_last(weight) else result
+
+
+def _bytes(tensor: Tensor) -> int:
+    sides = [side for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(sides) * tensor.element_size()
 
 
 def _is_last(tensor: Tensor) -> bool:

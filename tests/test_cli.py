@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from univip_stream.cli import COMMANDS, cli
-from univip_stream.cli.trouble import told
+from univip_stream.cli.trouble import errors_reported
 
 COMMAND = str(Path(sys.executable).parent / "univip-stream")
 
@@ -74,7 +74,7 @@ def test_memory_that_is_full_is_said_by_every_command(error, words):
     @click.command()
     @click.pass_context
     def judge(ctx):
-        with told(ctx):
+        with errors_reported(ctx):
             raise error
 
     done = CliRunner().invoke(judge, [])

@@ -25,7 +25,7 @@ import ray
 from univip_stream.mining import MiningConfig, mine
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
 report = mine(MiningConfig(sources=({str(drawn_folder)!r},), out={str(tmp_path / "shards")!r}, proposals="none", num_shards=2))
-print(report.manifest["totals"]["images"], ray.get(ray.remote(lambda: 42).remote()))
+print(report.manifest.totals["images"], ray.get(ray.remote(lambda: 42).remote()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["12", "42"], done.stderr

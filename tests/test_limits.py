@@ -42,7 +42,7 @@ def shards(large, tmp_path_factory):
     """It mined under a limit that allows it."""
     out = tmp_path_factory.mktemp("large") / "shards"
     report = mine(MiningConfig(sources=(large,), out=out, proposals="none", inline=True, max_pixels=WIDTH * HEIGHT))
-    assert report.manifest["totals"]["samples"] == 1
+    assert report.manifest.totals["samples"] == 1
     return out
 
 

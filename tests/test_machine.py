@@ -77,7 +77,7 @@ def test_every_default_that_counts_cpus_asks_here(monkeypatch):
 
     monkeypatch.setattr(runner, "attached", asked)
     with pytest.raises(AskedError, match=r"^3$"):
-        list(runner.run(len, [()], runner.Place(), lambda done: None))
+        list(runner.run(len, [()], runner.Compute(), lambda done: None))
     assert judging.reading_workers(None) == 2
     [cpus] = [finding for finding in doctor._machine(doctor.Path()) if finding.what == "CPUs"]
     assert cpus.state == "note"

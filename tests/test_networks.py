@@ -9,6 +9,8 @@ from torch import nn
 from univip_stream.errors import UsageError
 from univip_stream.networks import (
     build_backbone,
+    countable_together,
+    counted_together,
     frozen_copy,
     per_view_batchnorm,
     projector,
@@ -87,8 +89,9 @@ def test_moving_average_at_its_ends_copies_or_keeps(momentum: float):
     assert all(torch.equal(new, old) for new, old in zip(target.parameters(), expected, strict=True))
 
 
+@pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(channels_last: bool):
+def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(channels_last: bool, written: bool):
     views = [drawn(4, 6, 5, 5), 3 * drawn(4, 6, 5, 5) + 1]
     if channels_last:
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
@@ -98,8 +101,10 @@ def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(c
     together = [view.clone().requires_grad_() for view in views]
     expected = torch.cat([plain(view) for view in apart])
     with views_in_batch(joint, 2):
-        result = joint(torch.cat(together))
+        result = joint._write_views(torch.cat(together)) if written else joint(torch.cat(together))
     assert torch.equal(result, expected)
+    assert joint._can_write_views()
+    assert result.stride() == expected.stride()
     assert all(torch.equal(a, b) for a, b in zip(joint.state_dict().values(), plain.state_dict().values(), strict=True))
     assert joint.num_batches_tracked == 2
     weight = drawn(*expected.shape)
@@ -147,3 +152,33 @@ def test_synchronised_norms_still_know_their_views():
     assert isinstance(network[1], nn.SyncBatchNorm)
     with views_in_batch(network, 2):
         assert network[1].views == 2
+
+
+def test_batches_counted_together_are_those_counted_one_by_one():
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=None))
+    one_by_one = copy.deepcopy(network)
+    per_view_batchnorm(network)
+    counted = list(network[:2])
+
+    def step(module: nn.Sequential) -> None:
+        module[0](drawn(4, 3))
+        module(drawn(4, 3))
+        with pytest.raises(RuntimeError):
+            module(drawn(4, 5))
+
+    with counted_together(counted):
+        step(network)
+    with pytest.raises(KeyError), counted_together(counted):
+        raise KeyError
+    step(one_by_one)
+    for name, value in one_by_one.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+
+
+def test_counters_of_a_cpu_and_of_what_is_compiled_are_left_alone():
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=None), nn.InstanceNorm1d(3))
+    assert countable_together(network) == []
+    network.to("meta")
+    assert countable_together(network) == [network[0]]
+    network[2].compile()
+    assert countable_together(network) == []

@@ -5,7 +5,7 @@ import ot
 import pytest
 import torch
 
-from univip_stream.transport import sinkhorn
+from univip_stream.transport import _sinkhorn, _sinkhorn_by_plans, sinkhorn
 
 
 def problems(
@@ -128,3 +128,23 @@ def test_a_differentiable_plan_is_the_same_plan_with_the_gradient_of_finite_diff
         sinkhorn(cost, rows, columns, differentiable=True).square().sum(), rows
     )
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (3, 7), (1, 5), (6, 1)])
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.1, 50), (0.01, 50), (1e-4, 20), (1.0, 2)])
+def test_the_form_for_gpus_is_as_near_to_float64_as_that_for_cpus(m: int, n: int, epsilon: float, iterations: int):
+    cost, rows, columns = problems(300, m, n)
+    rows[torch.rand(rows.shape, generator=torch.Generator().manual_seed(1)) < 0.3] = 0
+    columns[torch.rand(columns.shape, generator=torch.Generator().manual_seed(2)) < 0.3] = 0
+    true = _sinkhorn(cost.double(), rows.double(), columns.double(), epsilon, iterations, 2.0)
+    plans = [solve(cost, rows, columns, epsilon, iterations, 2.0) for solve in (_sinkhorn, _sinkhorn_by_plans)]
+    apart = [(plan - true).abs().max() for plan in plans]
+    assert apart[1] <= 2 * apart[0] + 1e-6
+    assert torch.equal(plans[1] == 0, plans[0] == 0)
+
+
+def test_the_form_for_gpus_shows_what_is_no_number():
+    cost, rows, columns = problems(3, 4, 4)
+    rows[0, 1], columns[1, 2] = torch.nan, torch.inf
+    plan = _sinkhorn_by_plans(cost, rows, columns, 0.1, 50, 1.0)
+    assert plan.isnan().flatten(1).any(1).tolist() == [True, True, False]

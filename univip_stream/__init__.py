@@ -1,6 +1,6 @@
 """univip-stream: mine region proposals into WebDataset shards, and train UniVIP from them.
 
-Nothing heavy is imported here: mining works without torch, training without Ray.
+This imports nothing heavy: mining works without torch, training without Ray.
 """
 
 from typing import TYPE_CHECKING, Any

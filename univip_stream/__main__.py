@@ -1,4 +1,4 @@
-"""`python -m univip_stream` is `univip-stream`."""
+"""Makes `python -m univip_stream` the same as `univip-stream`."""
 
 from univip_stream.cli import main
 

@@ -1,14 +1,17 @@
 """BYOL's image augmentations on batches of uint8, on any device, from numbers drawn beforehand.
 
-`draw` takes the numbers from the sample's own generator, in the worker; `augment` applies them to a whole batch without
-asking the device for anything. So an image's augmentation depends on its place in the sequence alone.
+`draw` draws the numbers from the sample's own generator, in the worker; `augment` applies them to a whole batch without
+reading anything back from the device. So an image's augmentation depends only on its position in the sequence.
 
-Shape letters: N images, S their side, P numbers of a draw, R taps of a blur. Images are float32 of 0 to 1, N x 3 x S x S.
+Shape letters: N images, S their side, Q = S * S, P numbers of a draw, R taps of a blur. Images are float32 of 0 to 1,
+N x 3 x S x S.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +25,9 @@ FLIP = 0
 # The other columns.
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _ORDER, _GREY, _SIGMA, _SOLARIZE = (1, 2, 3, 4, 5, 9, 10, 11)
 DRAW_SIZE = 12
-"""P: numbers of one image's augmentation."""
+"""P: the number of values that describe one image's augmentation."""
 _BLENDS = (_BRIGHTNESS, _CONTRAST, _SATURATION)
-# What the four numbers from _ORDER on stand for; the number of a blend's column is one more.
+# Meaning of the four numbers from _ORDER on; the column of a blend is its number plus one.
 _TO_BLACK, _TO_MEAN, _TO_GREY, _TURN = range(4)
 # ITU-R BT.601 luma, as Pillow and torchvision turn colours to grey.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -32,7 +35,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """BYOL's numbers (arXiv:2006.07733, table 6 and its code; ORL's COCO recipe has the same)."""
+    """Settings of the augmentations; the defaults are BYOL's (arXiv:2006.07733, table 6 and its code; ORL has the same on COCO)."""
 
     flip_p: float = 0.5
     """Chance that an image is mirrored left to right. Source: BYOL."""
@@ -41,9 +44,9 @@ class AugmentConfig:
     brightness: float = 0.4
     """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """As brightness, but towards the image's mean grey. Source: BYOL."""
+    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source: BYOL."""
     saturation: float = 0.2
-    """As brightness, but towards the grey image. Source: BYOL."""
+    """s: saturation, the distance from the grey image, is multiplied by a factor drawn from 1 - s to 1 + s. Source: BYOL."""
     hue: float = 0.1
     """h: hue is turned by an angle drawn from -h to h of the full circle. Source: BYOL."""
     grey_p: float = 0.2
@@ -89,13 +92,13 @@ class AugmentConfig:
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[np.ndarray, "P"]:
-    """One image's numbers: one draw for the whole image, always the same count of numbers from the generator.
+    """Draw the augmentation of one picture; always takes the same count of numbers from the generator.
 
     Args:
-        rng: of the sample.
-        config: whose numbers.
-        view: 0 or 1; the two scene views differ in blur and solarization. An instance draws as the first view does, its
-            second augmentation (if it has one) as the second.
+        rng: generator of the sample.
+        config: settings of the augmentations.
+        view: 0 or 1; the two scene views differ in blur and solarization. An instance is drawn like the first view, its second
+            augmentation (if it has one) like the second.
 
     """
     chance = rng.random(10)
@@ -121,6 +124,7 @@ def augment(
     config: AugmentConfig,
     *,
     keep_uint8: bool = False,
+    compiled: bool = False,
 ) -> Float[Tensor, "N 3 S S"] | UInt8[Tensor, "N 3 S S"]:
     """Flip, jitter, grey, blur, solarize and normalise a batch, each image by its own draw.
 
@@ -129,10 +133,11 @@ def augment(
     operations alone, so its pixels do not depend, to the bit, on what else is in the batch.
 
     Args:
-        images_NCSS: any memory layout; left as they are.
-        draws_NP: rows of `draw`, on the same device.
-        config: for the blur's width, the threshold, mean and standard deviation.
-        keep_uint8: give the augmented pictures as uint8, not normalised, to look at.
+        images_NCSS: images in any memory layout; they are not changed.
+        draws_NP: results of `draw`, on the same device.
+        config: provides the blur's width, the threshold, mean and standard deviation.
+        keep_uint8: whether to return the augmented pictures as uint8, not normalised, for display.
+        compiled: whether torch.compile may join the many passes over a batch into few; each shape is compiled once. Not on a CPU.
 
     Returns:
         float32, normalised; or uint8. On a CPU contiguous, elsewhere in the input's memory layout.
@@ -141,44 +146,41 @@ def augment(
     with torch.no_grad(), torch.autocast(images_NCSS.device.type, enabled=False):
         if images_NCSS.device.type == "cpu":
             x = torch.empty(images_NCSS.shape, dtype=torch.float32)
-            # One image fits the cache, and up to 104 pixels a side PyTorch does not share its operations among threads,
-            # whose waiting for each other costs more than the work wherever the loader's workers want the cores too.
+            # One image fits the cache, and up to 104 pixels a side PyTorch does not spread its operations over threads, whose
+            # synchronisation costs more than the work if the loader's workers need the cores too.
             for n, row in enumerate(draws_NP.tolist()):
                 x_1CSS = x[n : n + 1].copy_(images_NCSS[n : n + 1]).div_(255)
                 _finish(x_1CSS, _change_one(x_1CSS, row, config), config, keep_uint8)
         else:
-            changed = _change_all(
-                images_NCSS.to(torch.float32, memory_format=torch.contiguous_format).div_(255), draws_NP, config
-            )
-            # The last pass writes each pixel anyway, and where convolutions want it: as the input lay.
-            x = torch.empty_like(images_NCSS, dtype=torch.float32)
-            _finish(x, changed, config, keep_uint8)
+            tables = _tables(images_NCSS.shape[-1], config, images_NCSS.device)
+            run = _compiled() if compiled and not keep_uint8 else _augment_all
+            x = run(images_NCSS, draws_NP, tables, config.solarize_threshold, keep_uint8)
         return x.to(torch.uint8) if keep_uint8 else x
 
 
 def normalised(images_NCSS: UInt8[Tensor, "N 3 S S"], config: AugmentConfig) -> Float[Tensor, "N 3 S S"]:
-    """A batch as it is, normalised by the mean and standard deviation of a run's augmentation: what its network is judged on."""
+    """Normalise a batch without augmentation by the mean and standard deviation of a run, as for judging its network."""
     mean, std = (torch.tensor(values, device=images_NCSS.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return (images_NCSS.float() / 255 - mean) / std
 
 
 def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:
-    """Write whole grey levels, or normalised pixels."""
+    """Write whole grey levels, or normalised pixels, to `out`."""
     if keep_uint8:
         torch.mul(x, 255, out=out).round_()
     else:
-        mean, scale = _constants((config.mean, tuple(1 / std for std in config.std)), out.device)
+        mean, scale = _normalisation(config, out.device)
         torch.sub(x, mean, out=out).mul_(scale)
 
 
 def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
-    """The operations of one draw on 1 x 3 x S x S; may write into it."""
+    """Apply one draw to 1 x 3 x S x S, which may be overwritten."""
     if row[FLIP]:
         x = x.flip(-1)
     for operation in map(int, row[_ORDER : _ORDER + 4]):
         if operation == _TURN:
             if row[_HUE]:
-                x = _turn_hue(x, row[_HUE])
+                x = _turn_hue(x, row[_HUE], _hues(x.device))
         elif row[1 + operation] != 1:
             x = _blend(x, _reference(x, operation), row[1 + operation])
     if row[_GREY]:
@@ -186,72 +188,122 @@ def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
     if row[_SIGMA]:
         x = _blur_one(x, row[_SIGMA], blur_width(x.shape[-1], config))
     if row[_SOLARIZE]:
-        x = _solarize(x, config)
+        x = _solarize(x, config.solarize_threshold)
     return x
 
 
-def _change_all(x: Tensor, draws_NP: Tensor, config: AugmentConfig) -> Tensor:
-    """The operations of all draws on N x 3 x S x S, without asking the device what was drawn."""
+class _Tables(NamedTuple):
+    """What is the same for all images, on the device. Made beforehand: sending it there makes the host wait."""
+
+    hues: Float[Tensor, "1 3 1 1"]
+    """Where red, green and blue are on the circle of six."""
+    shifts: Float[Tensor, "R Q"]
+    """Of the blur."""
+    mean: Float[Tensor, "1 3 1 1"]
+    scale: Float[Tensor, "1 3 1 1"]
+
+
+def _tables(side: int, config: AugmentConfig, device: torch.device) -> _Tables:
+    radius = min(blur_width(side, config) // 2, side - 1)
+    return _Tables(_hues(device), _shifts(side, radius, device), *_normalisation(config, device))
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor, _Tables, float, bool], Tensor]:
+    return torch.compile(_augment_all, dynamic=False)
+
+
+def _augment_all(images_NCSS: Tensor, draws_NP: Tensor, tables: _Tables, threshold: float, keep_uint8: bool) -> Tensor:
+    """All of `augment` for devices that would rather do everything to every image than ask what was drawn."""
+    x = _change_all(images_NCSS, draws_NP, tables, threshold)
+    # The last pass writes each pixel anyway, and where convolutions want it: as the input lay.
+    if torch.compiler.is_compiling():  # what is written into loses its layout there
+        last = images_NCSS.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return ((x - tables.mean) * tables.scale).contiguous(memory_format=layout)
+    out = torch.empty_like(images_NCSS, dtype=torch.float32)
+    if keep_uint8:
+        return torch.mul(x, 255, out=out).round_()
+    return torch.sub(x, tables.mean, out=out).mul_(tables.scale)
+
+
+def _change_all(images_NCSS: Tensor, draws_NP: Tensor, tables: _Tables, threshold: float) -> Tensor:
+    """The operations of all draws on images of 0 to 255: contiguous floats of 0 to 1.
+
+    What counts here is how often memory is gone through: a step of UniVIP would spend an eighth of its traffic on it.
+    """
 
     def where(flags_N: Tensor, changed: Tensor, same: Tensor) -> Tensor:
         return torch.where(flags_N.view(-1, 1, 1, 1), changed, same)
 
-    x = where(draws_NP[:, FLIP] > 0, x.flip(-1), x)
+    bytes_NCSS = where(draws_NP[:, FLIP] > 0, images_NCSS.flip(-1), images_NCSS)
+    x = torch.empty(images_NCSS.shape, dtype=torch.float32, device=images_NCSS.device)
+    torch.div(bytes_NCSS, 255, out=x)
     # Turning the hue is dear, so it comes once: before it the blends that an image's order has before it, then the others.
     order_N4 = draws_NP[:, _ORDER : _ORDER + 4].long()
     factors_N4 = draws_NP.gather(1, 1 + order_N4)
     turned_N4 = (order_N4 == _TURN).cumsum(1)
+    to_mean_N4, to_grey_N4 = (order_N4 == _TO_MEAN).float(), (order_N4 == _TO_GREY).float()
     for slots, due_N4 in ((range(3), turned_N4 == 0), (range(1, 4), (turned_N4 == 1) & (order_N4 != _TURN))):
+        due_factors_N4 = torch.where(due_N4, factors_N4, 1)  # a factor of 1 gives back the image, to the bit
         for slot in slots:
-            operation_N, due_N = order_N4[:, slot], due_N4[:, slot]
+            to_mean, to_grey, factor = (
+                numbers_N4[:, slot].view(-1, 1, 1, 1) for numbers_N4 in (to_mean_N4, to_grey_N4, due_factors_N4)
+            )
             grey = _grey(x)
-            reference = where(operation_N == _TO_MEAN, _mean(grey), grey)
-            reference = where(operation_N == _TO_BLACK, torch.zeros_like(grey), reference)
-            # A factor of 1 gives back the image, to the bit.
-            x = _blend(x, reference, torch.where(due_N, factors_N4[:, slot], 1).view(-1, 1, 1, 1))
+            x = _blend(x, torch.addcmul(_mean(grey) * to_mean, grey, to_grey), factor)  # of the three, two are times 0
         if slots.start == 0:
-            x = where(draws_NP[:, _HUE] != 0, _turn_hue(x, draws_NP[:, _HUE].view(-1, 1, 1)), x)
+            x = where(draws_NP[:, _HUE] != 0, _turn_hue(x, draws_NP[:, _HUE].view(-1, 1, 1), tables.hues), x)
     x = where(draws_NP[:, _GREY] > 0, _grey(x), x)
-    x = where(draws_NP[:, _SIGMA] > 0, _blur(x, draws_NP[:, _SIGMA], blur_width(x.shape[-1], config)), x)
-    return where(draws_NP[:, _SOLARIZE] > 0, _solarize(x, config), x)
+    x = where(draws_NP[:, _SIGMA] > 0, _blur(x, draws_NP[:, _SIGMA], tables.shifts), x)
+    return where(draws_NP[:, _SOLARIZE] > 0, _solarize(x, threshold), x)
 
 
 def blur_width(side: int, config: AugmentConfig) -> int:
-    """Taps of the blur for an image's side: the odd number nearest to its share of it."""
+    """Return the number of taps of the blur: the odd number nearest to `blur_kernel` times the image's side."""
     return 2 * round((side * config.blur_kernel - 1) / 2 + 1e-9) + 1 if side * config.blur_kernel > 1 else 1
 
 
 @functools.lru_cache(maxsize=16)
 def _constants(channels: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Each as 1 x 3 x 1 x 1. Kept, because sending them to a GPU makes the host wait."""
+    """Return each as a tensor 1 x 3 x 1 x 1. They are cached, because sending them to a GPU makes the host wait."""
     return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in channels)
 
 
+def _hues(device: torch.device) -> Tensor:
+    return _constants(((0.0, 2.0, 4.0),), device)[0]
+
+
+def _normalisation(config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, scale = _constants((config.mean, tuple(1 / std for std in config.std)), device)
+    return mean, scale
+
+
 def _grey(x: Tensor) -> Tensor:
-    """N x 1 x S x S luma."""
+    """Return the luma, N x 1 x S x S."""
     red, green, blue = _LUMA
     return (x[:, 0:1] * red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:3], alpha=blue)
 
 
 def _mean(grey: Tensor) -> Tensor:
-    """N x 1 x 1 x 1."""
+    """Return the mean of each grey image, N x 1 x 1 x 1."""
     return grey.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _reference(x: Tensor, operation: int) -> Tensor | None:
-    """What an image is blended with: None for black, the mean grey for contrast, the grey image for saturation."""
+    """Return what an image is blended with: None for black, the mean grey for contrast, the grey image for saturation."""
     if operation == _TO_BLACK:
         return None
     return _mean(_grey(x)) if operation == _TO_MEAN else _grey(x)
 
 
 def _blend(x: Tensor, reference: Tensor | None, factor: Tensor | float) -> Tensor:
-    """factor * x + (1 - factor) * reference, clamped: torchvision's brightness, contrast and saturation."""
+    """Return factor * x + (1 - factor) * reference, clamped: torchvision's brightness, contrast and saturation."""
     blended = x * factor if reference is None else torch.lerp(reference.expand_as(x), x, factor)
     return blended.clamp_(0, 1)
 
 
-def _turn_hue(x: Tensor, turn: Tensor | float) -> Tensor:
+def _turn_hue(x: Tensor, turn: Tensor | float, hues: Tensor) -> Tensor:
     """Turn the hue of RGB images by a share of the circle, to HSV and back (Smith 1978).
 
     The way back is C = V - V S min(1, max(0, 2 - d)), where d is how far H, six to the circle, lies from what is opposite
@@ -265,14 +317,14 @@ def _turn_hue(x: Tensor, turn: Tensor | float) -> Tensor:
         value == red, (green - blue) / unit, torch.where(value == green, 2 + (blue - red) / unit, 4 + (red - green) / unit)
     )
     hue = hue.add_(6 * turn).remainder_(6)
-    (own,) = _constants(((0.0, 2.0, 4.0),), x.device)
-    ramp = (hue[:, None] - own).abs_().sub_(3).abs_().neg_().add_(2).clamp_(0, 1)
+    ramp = (hue[:, None] - hues).abs_().sub_(3).abs_()
+    ramp = torch.rsub(ramp, 2).clamp_(0, 1)
     return torch.addcmul(value[:, None], spread[:, None], ramp, value=-1).clamp_(0, 1)
 
 
-def _solarize(x: Tensor, config: AugmentConfig) -> Tensor:
+def _solarize(x: Tensor, threshold: float) -> Tensor:
     """Invert the bright pixels."""
-    return torch.where(x >= config.solarize_threshold, 1 - x, x)
+    return torch.where(x >= threshold, 1 - x, x)
 
 
 def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
@@ -295,20 +347,19 @@ def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
     return x
 
 
-def _blur(x_NCSS: Tensor, sigma_N: Tensor, kernel: int) -> Tensor:
+def _blur(x_NCSS: Tensor, sigma_N: Tensor, shifts: Float[Tensor, "R Q"]) -> Tensor:
     """The same with each image's own sigma as two matrix products, which is best on a GPU."""
-    side = x_NCSS.shape[-1]
-    radius = min(kernel // 2, side - 1)
+    side, radius = x_NCSS.shape[-1], len(shifts) // 2
     steps_R = torch.arange(-radius, radius + 1, device=x_NCSS.device, dtype=torch.float32)
     weights_NR = torch.exp(-(steps_R**2) / (2 * sigma_N.clamp_min(1e-3).view(-1, 1) ** 2))
     weights_NR = weights_NR / weights_NR.sum(dim=1, keepdim=True)
-    smoothing_NSS = (weights_NR @ _shifts(side, radius, x_NCSS.device)).view(-1, 1, side, side)
+    smoothing_NSS = (weights_NR @ shifts).view(-1, 1, side, side)
     return smoothing_NSS @ x_NCSS @ smoothing_NSS.transpose(-1, -2)
 
 
 @functools.lru_cache(maxsize=16)
 def _shifts(side: int, radius: int, device: torch.device) -> Tensor:
-    """R x (S * S): for each tap the matrix that moves a row of S pixels by it, mirrored at the ends."""
+    """R x Q: for each tap the matrix that moves a row of S pixels by it, mirrored at the ends."""
     place = torch.arange(side)
     source = place[None] + torch.arange(-radius, radius + 1)[:, None]
     mirrored = source.abs()

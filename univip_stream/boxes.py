@@ -1,6 +1,6 @@
-"""Boxes: the filter of the paper, and random boxes where there are too few.
+"""Boxes: frames, overlaps, the filter of the paper, and random boxes.
 
-A box is four integers x, y, w, h in pixels: x to the right, y down, and x + w and y + h lie just outside the box.
+A box is four integers x, y, w, h in pixels: x to the right, y down, and x + w and y + h are just outside the box.
 
 Shape letters: N and M boxes.
 """
@@ -15,14 +15,14 @@ from univip_stream.errors import InputError
 from univip_stream.shapes import Bool, Float, Int32
 
 BoxesLike = np.ndarray | Sequence[Any]
-"""An array or nested sequence: N x 4, or 4 for a region. What it holds is checked when it is read."""
+"""An array or nested sequence: N x 4, or 4 for a region. Its content is checked when it is used."""
 
 
 def as_boxes(boxes: BoxesLike) -> Int32[np.ndarray, "N 4"]:
-    """Any sequence of x, y, w, h as an int32 N x 4 array; an empty one has shape 0 x 4.
+    """Return a sequence of x, y, w, h as an int32 N x 4 array; an empty one has shape 0 x 4.
 
     Raises:
-        InputError: for another shape, for numbers that are not whole, or that do not fit 32 bits.
+        InputError: the shape is another, or numbers are not whole or do not fit 32 bits.
 
     """
     array = np.asarray(boxes)
@@ -31,7 +31,7 @@ def as_boxes(boxes: BoxesLike) -> Int32[np.ndarray, "N 4"]:
     if array.ndim != 2 or array.shape[1] != 4 or array.dtype.kind not in "iuf":
         raise InputError(f"boxes have shape {array.shape} and type {array.dtype}; expected N x 4 numbers x, y, w, h")
     if not np.isfinite(array).all() or np.any(array != np.trunc(array)) or np.any(np.abs(array) > 2**31 - 1):
-        raise InputError("boxes hold numbers that are no whole pixels; expected 32-bit integers x, y, w, h")
+        raise InputError("boxes hold numbers that are not whole pixels; expected 32-bit integers x, y, w, h")
     return array.astype(np.int32)
 
 
@@ -48,39 +48,41 @@ def validate_boxes(boxes: BoxesLike, width: int, height: int) -> None:
 
 
 UPRIGHT, STORED = "upright", "stored"
-"""The two frames that boxes of a photograph may be in, which differ where EXIF says that it is to be turned: the picture as a
-viewer shows it, and the pixels as they lie in the file."""
+"""The two frames of a photograph's boxes, which differ if EXIF turns it: the picture as a viewer shows it, and the pixels as
+they are stored in the file."""
 FRAMES = (UPRIGHT, STORED)
 
 
 def to_upright(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
-    """Corners in the stored pixels as corners in the upright image. A point is given as both.
+    """Transform corners in the stored pixels to corners in the upright image. For a point, give it as both.
 
     Args:
         low: N x 2, x and y of the corner nearest to the first pixel.
-        high: N x 2, of the other corner.
+        high: N x 2, x and y of the other corner.
         size: width and height of the upright image, pixels.
-        orientation: EXIF's, 1 to 8 (Exif 2.32, tag 0x0112).
+        orientation: EXIF orientation, 1 to 8 (Exif 2.32, tag 0x0112).
 
     """
     if orientation >= 5:  # stored x runs along upright y
         low, high = low[:, ::-1], high[:, ::-1]
-    return _mirrored(low, high, size, orientation)
+    return _mirror_corners(low, high, size, orientation)
 
 
 def to_stored(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
-    """The reverse of `to_upright`; `size` is the upright image's here too."""
-    low, high = _mirrored(low, high, size, orientation)
+    """Transform corners in the upright image to the stored pixels, the inverse of `to_upright`; `size` is the upright image's."""
+    low, high = _mirror_corners(low, high, size, orientation)
     return (low[:, ::-1], high[:, ::-1]) if orientation >= 5 else (low, high)
 
 
-def _mirrored(low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, np.ndarray]:
+def _mirror_corners(
+    low: np.ndarray, high: np.ndarray, size: tuple[int, int], orientation: int
+) -> tuple[np.ndarray, np.ndarray]:
     backwards = np.array([orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)])
     return np.where(backwards, np.array(size) - high, low), np.where(backwards, np.array(size) - low, high)
 
 
 def iou(boxes: BoxesLike, others: BoxesLike) -> Float[np.ndarray, "N M"]:
-    """Intersection over union of every pair, 0 to 1, float64."""
+    """Return the intersection over union of every pair, 0 to 1, float64."""
     a, b = as_boxes(boxes).astype(np.int64), as_boxes(others).astype(np.int64)
     overlap = np.ones((len(a), len(b)), np.int64)
     for axis in (0, 1):
@@ -95,7 +97,7 @@ def iou(boxes: BoxesLike, others: BoxesLike) -> Float[np.ndarray, "N M"]:
 def inside(boxes: BoxesLike, region: BoxesLike) -> Bool[np.ndarray, "N"]:
     """Whether each box lies wholly inside the region x, y, w, h; touching its border counts as inside.
 
-    This is the test of UniVIP's Algorithm 1 with its erratum mended: as printed, it asks whether the region lies in the box.
+    This is the test of UniVIP's Algorithm 1 with its erratum corrected: as printed, it asks whether the region is in the box.
     """
     x, y, w, h = as_boxes(boxes).astype(np.int64).T
     left, top, width, height = (int(v) for v in np.asarray(region))
@@ -114,16 +116,16 @@ def filter_boxes(
 ) -> Int32[np.ndarray, "N 4"]:
     """Keep boxes that are large, not too long, and not covered by a better one (UniVIP, section 3.1; ORL's order).
 
-    First go boxes with min(w, h) < `min_scale` pixels or an aspect outside [1 / `max_aspect`, `max_aspect`]. Then, in the
-    given order (best first), a box is kept if its IoU with every box kept before it is at most `max_iou`. The first kept
-    box is therefore always the first that passed, and the result does not depend on boxes that were dropped.
+    First, boxes with min(w, h) < `min_scale` pixels or an aspect outside [1 / `max_aspect`, `max_aspect`] are dropped. Then, in
+    the given order (best first), a box is kept if its IoU with every box kept before it is at most `max_iou`. So the first
+    kept box is always the first that passed, and the result does not depend on boxes that were dropped.
 
     Args:
         boxes: N x 4 integers x, y, w, h, best first.
         min_scale: shortest side kept, in pixels. 64 in the paper.
         max_aspect: longest side over shortest. 3 in the paper.
         max_iou: greatest overlap of two kept boxes, 0 to 1. 0.5 in the paper.
-        max_boxes: stop after so many; None keeps all.
+        max_boxes: maximal number of boxes kept; None keeps all.
 
     Returns:
         The kept boxes in their order, int32.
@@ -138,7 +140,7 @@ def filter_boxes(
     edges, number = np.stack([x, y, x + w, y + h, w * h]), np.arange(len(array))
     kept: list[int] = []
     while len(number) and (max_boxes is None or len(kept) < max_boxes):
-        # The next few against all that are left, at once; who of them stays is then settled one by one.
+        # Compare the next few with all that are left at once; then decide one by one which of them to keep.
         head = edges[:, :_AT_ONCE, None]
         wide = np.minimum(head[2], edges[2]) - np.maximum(head[0], edges[0])
         high = np.minimum(head[3], edges[3]) - np.maximum(head[1], edges[1])
@@ -156,7 +158,7 @@ def filter_boxes(
 
 @dataclass(frozen=True, kw_only=True)
 class BoxFilter:
-    """The filter's numbers, as one value."""
+    """Settings of the filter, as one value."""
 
     min_scale: int = 64
     """Shortest side kept, in pixels of the image. Smaller boxes rarely hold an object that 96 x 96 can show."""
@@ -165,7 +167,7 @@ class BoxFilter:
     max_iou: float = 0.5
     """Of two boxes overlapping more than this, the earlier stays."""
     max_boxes: int | None = None
-    """Keep at most so many; None keeps all."""
+    """Maximal number of boxes kept; None keeps all."""
 
     def __post_init__(self) -> None:
         if self.min_scale < 1:
@@ -181,7 +183,7 @@ class BoxFilter:
         return filter_boxes(boxes, self.min_scale, self.max_aspect, self.max_iou, self.max_boxes)
 
 
-# Random boxes tried before the overlap constraint gives way. With K = 4 at IoU 0.5 the first few nearly always do.
+# Random boxes tried before the overlap constraint is dropped. With K = 4 and IoU 0.5, one of the first few nearly always fits.
 _TRIES_A_BOX = 32
 
 
@@ -195,20 +197,20 @@ def naive_boxes(
     max_iou: float = 0.5,
     avoid: BoxesLike = (),
 ) -> Int32[np.ndarray, "N 4"]:
-    """Random boxes inside a region, under the constraints of the filter (the paper's "naive" strategy, Table 8 b).
+    """Draw random boxes inside a region, under the constraints of the filter (the paper's "naive" strategy, Table 8 b).
 
-    Side lengths are uniform among those allowed, then places. Where the region is smaller than `min_scale`, the shortest
-    side allowed becomes the region's; where no free place is found, the box that overlaps least is taken. So there are
-    always exactly `count` boxes and it always ends.
+    Side lengths are uniform among those allowed, then positions. If the region is smaller than `min_scale`, its shortest side
+    is the smallest allowed; if no free position is found, the box that overlaps least is taken. So there are always exactly
+    `count` boxes, and it always ends.
 
     Args:
         region: x, y, w, h to stay inside; w, h >= 1.
-        count: how many.
-        rng: where chance comes from.
+        count: number of boxes.
+        rng: random generator.
         min_scale: shortest side in pixels.
         max_aspect: longest side over shortest, at least 1.
         max_iou: greatest overlap among them and with `avoid`.
-        avoid: boxes that are there already.
+        avoid: existing boxes.
 
     Returns:
         int32, count x 4.
@@ -234,20 +236,20 @@ def naive_boxes(
 
 
 _NEARBY_TRIES = 200
-"""Boxes tried by `nearby_box`, as in ORL's code."""
+"""Number of boxes tried by `nearby_box`, as in ORL's code."""
 
 
 def nearby_box(box: Int32[np.ndarray, "4"], width: int, height: int, rng: np.random.Generator) -> Int32[np.ndarray, "4"]:
-    """A random box about another, as ORL draws the second view of a region (Jiahao000/ORL @ 2ad64f7, `aug_bbox`).
+    """Draw a random box near another, as ORL draws the second view of a region (Jiahao000/ORL @ 2ad64f7, `aug_bbox`).
 
-    Half to twice the area, an aspect of 1/2 to 2, the centre moved by up to half the sides; inside the image, and with an IoU
-    of more than 0.5. Of 200 draws the first that is all this; if none is, the box itself.
+    It has half to twice the area, an aspect of 1/2 to 2, and a centre moved by up to half the sides; it must be inside the image,
+    with an IoU of more than 0.5. The first of 200 draws that fits is returned; if none does, the box itself.
 
     Args:
         box: x, y, w, h.
-        width: of the image, pixels.
-        height: of the image, pixels.
-        rng: where chance comes from.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        rng: random generator.
 
     """
     x, y, w, h = (int(v) for v in box)

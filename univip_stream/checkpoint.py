@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last few kept, read without running anything.
+"""Checkpoints: written whole or not at all, the last few kept, read without running code.
 
 A file holds plain tensors, numbers and text; it is loaded with `weights_only=True`.
 """
@@ -21,8 +21,8 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they lie; made when the first is saved.
-        keep: how many of the last stay.
+        folder: folder of the checkpoints; created when the first is saved.
+        keep: number of checkpoints to keep, the latest ones.
 
     """
 
@@ -30,20 +30,20 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def steps(self) -> list[int]:
-        """The steps there are checkpoints of, ascending."""
+        """Return the steps of all checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _NAME.fullmatch(path.name)))
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the path of the checkpoint of a step."""
         return self.folder / f"step-{step:09d}.pt"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after `step` steps, then drop the oldest beyond `keep`.
+        """Write the state after `step` steps, then delete all but the latest `keep`.
 
         Raises:
-            NoRoomError: the disk is full. What was there before stays whole, and nothing half written is left.
+            NoRoomError: the disk is full. Earlier checkpoints stay intact, and nothing half written is left.
 
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,12 @@ class Checkpoints:
         return path
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest state, or None if there is none. A damaged newest one is an error, never passed over in silence."""
+        """Return the latest state, or None if there is none.
+
+        Raises:
+            InputError: the latest checkpoint is damaged; an older one is never used silently.
+
+        """
         steps = self.steps()
         if not steps:
             return None
@@ -68,7 +73,7 @@ class Checkpoints:
 
 
 def _bytes_of(state: Any) -> int:
-    """What tensors in nested dictionaries and lists take."""
+    """Return the total size of tensors in nested dictionaries and lists."""
     if isinstance(state, torch.Tensor):
         return state.numel() * state.element_size()
     if isinstance(state, dict):
@@ -80,7 +85,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint into CPU memory.
 
     Raises:
-        InputError: it is missing, damaged, or no checkpoint of ours.
+        InputError: it is missing, damaged, or not a checkpoint of ours.
 
     """
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Ray as this project meets it: a cluster of somebody's, one that this process is part of already, or one of its own."""
+"""Connect to Ray: to a running cluster, to one that this process is already part of, or to a local one started here."""
 
 import contextlib
 import logging
@@ -15,52 +15,52 @@ from typing import Any
 from univip_stream.errors import InputError, in_words, too_long_for_sockets
 
 ANSWER_WITHIN = 10.0
-"""Seconds that a cluster's address has for an answer."""
-_LOOK = {"log_to_driver": False, "logging_level": logging.ERROR}
+"""Seconds within which a cluster must answer."""
+_QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @contextlib.contextmanager
 def attached(ray: Any, address: str | None, *, otherwise: str, **local: Any) -> Iterator[None]:
-    """Within: this process talks to a Ray. What was started here ends with it; a Ray that was there before stays.
+    """While inside: this process is connected to Ray. A Ray that was started here ends with it; an existing one stays.
 
     Args:
-        ray: the module; whoever calls decides when it is imported.
-        address: of a running cluster; None starts a local one, unless this process has called `ray.init` before.
-        otherwise: what to do without Ray, for the messages.
-        local: what `ray.init` gets for a local one.
+        ray: the module; the caller decides when it is imported.
+        address: address of a running cluster; None starts a local one, unless this process has called `ray.init` before.
+        otherwise: advice for working without Ray, for the messages.
+        local: arguments of `ray.init` for a local one.
 
     Raises:
-        InputError: no cluster answers, it is of another version, or none can be started here.
+        InputError: no cluster answers, it has another version, or none can be started here.
 
     """
-    if ray.is_initialized():  # `mine()` called by a program that uses Ray itself: its cluster, which is not ours to end
+    if ray.is_initialized():  # `mine()` was called by a program that uses Ray itself, so it is not ours to shut down
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's coming default; without it, it warns about accelerators that nobody here asks it for.
+    # Ray's future default; without it, Ray warns about accelerators that are not requested here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(ray, address) if address else _begin(ray, otherwise, local)
+        _connect(ray, address) if address else _start_local(ray, otherwise, local)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which exits without a word of ours
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs its own handler, which exits without our message
         yield
     finally:
         ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
-    _refuse_silence(address)
+    _require_answer(address)
     try:
-        ray.init(address=address, **_LOOK)
+        ray.init(address=address, **_QUIET)
     except Exception as error:  # ConnectionError, Ray's own, ValueError, and RuntimeError for another version
-        raise InputError(f"--address {address}: {_why_not(error)}") from error
+        raise InputError(f"--address {address}: {_connection_failure(error)}") from error
 
 
-def _why_not(error: Exception) -> str:
+def _connection_failure(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if "ersion mismatch" in text:
-        # Of several lines, which say what either side has.
+        # The message has several lines, with the versions of both sides.
         return f"{' '.join(text.split())}; install the cluster's versions here, in a fresh environment"
     return (
         f"{text.splitlines()[0]}; is a cluster running (`ray start --head`)? If it asks for a token: copy "
@@ -68,11 +68,11 @@ def _why_not(error: Exception) -> str:
     )
 
 
-def _begin(ray: Any, otherwise: str, settings: dict[str, Any]) -> None:
+def _start_local(ray: Any, otherwise: str, settings: dict[str, Any]) -> None:
     _keep_token_without_home()
     try:
-        ray.init(address="local", include_dashboard=False, **_LOOK, **settings)
-    except Exception as error:  # whatever one of its processes died of, or that took too long
+        ray.init(address="local", include_dashboard=False, **_QUIET, **settings)
+    except Exception as error:  # one of Ray's processes died, or took too long
         if "AF_UNIX path" in str(error):
             reason = too_long_for_sockets()
         else:
@@ -83,9 +83,9 @@ def _begin(ray: Any, otherwise: str, settings: dict[str, Any]) -> None:
 
 
 def _keep_token_without_home() -> None:
-    """Give a local Ray its token by the environment where there is no home directory for ~/.ray/auth_token.
+    """Pass a local Ray its token in the environment if there is no home directory for ~/.ray/auth_token.
 
-    So it is in containers that run as a user without one (`docker run --user`). Its processes inherit the variable.
+    This happens in containers that run as a user without one (`docker run --user`). Ray's processes inherit the variable.
     """
     if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
@@ -99,8 +99,8 @@ def _keep_token_without_home() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _refuse_silence(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
+def _require_answer(address: str) -> None:
+    """Raise InputError if nobody answers at the address, where Ray itself would wait for minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or _latest_cluster() or address
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -115,7 +115,7 @@ def _refuse_silence(address: str) -> None:
 
 
 def _latest_cluster() -> str | None:
-    """Where Ray remembers this machine's cluster, also one that is gone."""
+    """Return the address that Ray has recorded for this machine's cluster, which may have ended."""
     try:
         return Path(tempfile.gettempdir(), "ray", "ray_current_cluster").read_text().strip()
     except (OSError, UnicodeError):

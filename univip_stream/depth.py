@@ -1,8 +1,8 @@
-"""Samples of more than 8 bits, brought to 8.
+"""Convert samples of more than 8 bits to 8.
 
-A file of 16 bits a sample often holds fewer: cameras, microscopes and X-ray detectors write 10, 12 or 14 bits into 16, and taken
-for 16 such an image is almost black. How many are used is told by the file (PNG's sBIT, TIFF's bits a sample) or by its
-largest value; samples are then shifted so that these bits fill 8.
+A file with 16 bits per sample often uses fewer: cameras, microscopes and X-ray detectors store 10, 12 or 14 bits in 16, and read
+as 16 bits such an image is almost black. The number of bits used is given by the file (PNG's sBIT, TIFF's bits per sample) or
+follows from its largest value; samples are then shifted so that these bits fill 8.
 """
 
 import cv2
@@ -12,12 +12,12 @@ from PIL import Image
 from univip_stream.filetypes import BadImageError
 
 _DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that detectors' converters have. The largest value counts only in these steps, so that a dark picture of full depth is
-brightened by four at the most, and usually not at all."""
+"""Bit depths of common detectors. The largest value is rounded up to one of these, so that a dark picture of full depth is
+brightened by a factor of four at most, and usually not at all."""
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether samples have more than 8 bits in the file; not of formats whose decoder gives 8 (HEIC, AVIF, JPEG 2000 in colour)."""
+    """Whether samples have more than 8 bits in the file; False for decoders that return 8 (HEIC, AVIF, JPEG 2000 in colour)."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "PNG":
@@ -27,14 +27,14 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def to_8_bits(image: Image.Image, data: bytes) -> tuple[Image.Image, int]:
-    """The image with samples of 8 bits (L, RGB or RGBA), and how many bits of each were used.
+    """Return the image with samples of 8 bits (L, RGB or RGBA), and the number of bits that each sample used.
 
     Args:
-        image: opened by Pillow, of a kind that `is_deep` finds.
-        data: the file.
+        image: image opened by Pillow, for which `is_deep` is True.
+        data: bytes of the file.
 
     Raises:
-        BadImageError: numbers whose range nothing tells: floating point, negative, or beyond 16 bits.
+        BadImageError: the range of the samples is unknown: they are floating point, negative, or larger than 16 bits.
 
     """
     if image.mode == "F":
@@ -54,43 +54,43 @@ def to_8_bits(image: Image.Image, data: bytes) -> tuple[Image.Image, int]:
             )
         clear = image.info.get("transparency") if image.format == "PNG" else None
         mask = values != clear if isinstance(clear, int) else None
-        used = _used(values, image, data)
+        used = _used_bits(values, image, data)
         if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # type: ignore[attr-defined]
-            values = (1 << used) - 1 - values  # TIFF 6.0: the smallest value is white, which Pillow does not look at here
+            values = (1 << used) - 1 - values  # TIFF 6.0: the smallest value is white, which Pillow ignores here
         grey = Image.fromarray(_shifted(values, used))
         if mask is not None:
             grey.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
         return grey, used
     associated = image.format == "TIFF" and 1 in tuple(image.tag_v2.get(338, ()))  # type: ignore[attr-defined]
     if image.mode not in ("RGB", "RGBA", "LA") or associated:
-        return image, 16  # colours that OpenCV reads otherwise: Pillow's upper 8 bits
+        return image, 16  # colours that OpenCV reads differently: keep Pillow's upper 8 bits
     # Pillow keeps the upper 8 bits of colours. OpenCV turns a TIFF by its orientation, as Pillow does, and nothing else.
     wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if wide is None or wide.dtype != np.uint16 or wide.shape[:2] != (image.height, image.width) or wide.ndim != 3:
         return image, 16
     colours = wide[..., 2::-1]
-    used = _used(colours, image, data)
+    used = _used_bits(colours, image, data)
     planes = [_shifted(colours, used)]
     clear = image.info.get("transparency")
-    if isinstance(clear, tuple):  # PNG's one colour that is none
+    if isinstance(clear, tuple):  # the one colour of a PNG that is transparent
         planes.append((~(colours == np.array(clear)).all(axis=2, keepdims=True) * 255).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA") and wide.shape[2] == 4:  # opaque is all bits set, however few the colours use
+    elif image.mode in ("RGBA", "LA") and wide.shape[2] == 4:  # in alpha, all 16 bits set is opaque, whatever the colours use
         planes.append(_shifted(wide[..., 3:], 16))
     return Image.fromarray(np.concatenate(planes, axis=2)), used
 
 
-def _used(values: np.ndarray, image: Image.Image, data: bytes) -> int:
-    """How many bits of each sample hold the picture."""
+def _used_bits(values: np.ndarray, image: Image.Image, data: bytes) -> int:
+    """Return how many bits of each sample are used."""
     most = int(values.max())
-    said = _said(image, data)
-    if said is not None and most < 1 << said:
-        return said
-    # PNG 3rd edition, 11.3.2.7: a conforming file has scaled its fewer bits up to 16 already, and then the upper ones count.
-    return 16 if said is not None or most == 0 else next(depth for depth in _DEPTHS if most < 1 << depth)
+    stated = _stated_bits(image, data)
+    if stated is not None and most < 1 << stated:
+        return stated
+    # PNG 3rd edition, 11.3.2.7: a conforming file has scaled its fewer bits up to 16 already, so the upper bits count.
+    return 16 if stated is not None or most == 0 else next(depth for depth in _DEPTHS if most < 1 << depth)
 
 
-def _said(image: Image.Image, data: bytes) -> int | None:
-    """What the file says of it; None where it says nothing, or 16, which any file of this kind says."""
+def _stated_bits(image: Image.Image, data: bytes) -> int | None:
+    """Return the number of used bits that the file states; None if it states none, or 16, which all files of this kind do."""
     bits: tuple[int, ...] = ()
     if image.format == "PNG":
         at, end = data.find(b"sBIT", 0, 1 << 16), data.find(b"IDAT", 0, 1 << 16)

@@ -20,7 +20,7 @@ PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Process:
     """One process of a job."""
 
     rank: int = 0
@@ -36,11 +36,11 @@ class Place:
         return self.rank == 0
 
 
-ALONE = Place()
+ALONE = Process()
 """The one process of a job without others."""
 
 
-def place_from_environment() -> Place:
+def process_from_environment() -> Process:
     """What torchrun (or any launcher that sets the same variables) says; alone if it says nothing.
 
     Raises:
@@ -48,24 +48,24 @@ def place_from_environment() -> Place:
 
     """
     try:
-        place = Place(
+        process = Process(
             rank=int(os.environ.get("RANK", 0)),
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         )
     except ValueError as error:
         raise InputError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them: {error}") from error
-    if not 0 <= place.rank < place.world_size:
-        raise InputError(f"RANK is {place.rank} and WORLD_SIZE {place.world_size}; expected 0 <= RANK < WORLD_SIZE")
-    if place.world_size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+    if not 0 <= process.rank < process.world_size:
+        raise InputError(f"RANK is {process.rank} and WORLD_SIZE {process.world_size}; expected 0 <= RANK < WORLD_SIZE")
+    if process.world_size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
         raise InputError(
-            f"WORLD_SIZE is {place.world_size}, but MASTER_ADDR and MASTER_PORT do not say where rank 0 listens; torchrun sets "
+            f"WORLD_SIZE is {process.world_size}, but MASTER_ADDR and MASTER_PORT do not say where rank 0 listens; torchrun sets "
             "them, or unset WORLD_SIZE to train alone"
         )
-    return place
+    return process
 
 
-def pick_device(name: str, place: Place) -> torch.device:
+def pick_device(name: str, process: Process) -> torch.device:
     """`auto` is this process's GPU where there is one, else the CPU.
 
     Raises:
@@ -76,7 +76,7 @@ def pick_device(name: str, place: Place) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{place.local_rank}"
+        name = f"cuda:{process.local_rank}"
     known = re.fullmatch(r"cpu|cuda(:\d{1,3})?", name)
     if known is None:
         guess = "; an NVIDIA GPU is called cuda" if name in ("gpu", "GPU", "CUDA", "nvidia") else ""
@@ -90,14 +90,14 @@ def pick_device(name: str, place: Place) -> torch.device:
 
 
 @contextmanager
-def joined(place: Place, device: torch.device) -> Iterator[None]:
+def joined(process: Process, device: torch.device) -> Iterator[None]:
     """Within: the processes of the job can talk to each other.
 
     Raises:
         InputError: another process is gone, so that this one cannot go on.
 
     """
-    if place.world_size == 1:
+    if process.world_size == 1:
         yield
         return
     if device.type == "cuda":
@@ -112,31 +112,31 @@ def joined(place: Place, device: torch.device) -> Iterator[None]:
             if ours:
                 dist.destroy_process_group()
     except RuntimeError as error:
-        if gone := ended_by_others(error, place):
+        if gone := ended_by_others(error, process):
             raise InputError(gone) from error
         raise
 
 
-def mean_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+def mean_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
     """The mean of a tensor over all processes; the tensor itself where there is one."""
-    return summed_over_ranks(values, place) / place.world_size
+    return summed_over_ranks(values, process) / process.world_size
 
 
-def summed_over_ranks(values: torch.Tensor, place: Place) -> torch.Tensor:
+def summed_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
     """The sum of a tensor over all processes; the tensor itself where there is one."""
-    if place.world_size == 1:
+    if process.world_size == 1:
         return values
     summed = values.clone()
     dist.all_reduce(summed)
     return summed
 
 
-def in_parallel(module: nn.Module, place: Place, device: torch.device) -> nn.Module:
+def in_parallel(module: nn.Module, process: Process, device: torch.device) -> nn.Module:
     """The module, its gradients averaged over all processes; the module itself where there is one.
 
     Buffers are left alone: batch statistics over all ranks are equal anyway, and those of one rank are its own.
     """
-    if place.world_size == 1:
+    if process.world_size == 1:
         return module
     with warnings.catch_warnings():
         # Its successor, forward_sync_buffers, is missing from the older versions of torch that we support.
@@ -145,10 +145,10 @@ def in_parallel(module: nn.Module, place: Place, device: torch.device) -> nn.Mod
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
-def ended_by_others(error: RuntimeError, place: Place) -> str | None:
+def ended_by_others(error: RuntimeError, process: Process) -> str | None:
     """What to tell a person if the error means that another process of the job is gone; None if it means something else."""
     text = str(error)
-    if place.world_size == 1:
+    if process.world_size == 1:
         return None
     silent = isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection closed", "NCCL"))
     # torchrun that sees a rank die sends SIGTERM to the others, their loader workers included, which do not outlive it.
@@ -159,21 +159,22 @@ def ended_by_others(error: RuntimeError, place: Place) -> str | None:
         "was told to stop while others were still training" if told and not silent else "lost the connection to another rank"
     )
     return (
-        f"rank {place.rank} of {place.world_size} {what}: a rank died or was stopped, and the log of the first that did says why. "
-        f"({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it continues from the last checkpoint"
+        f"rank {process.rank} of {process.world_size} {what}: a rank died or was stopped, and the log of the first that did "
+        f"says why. ({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it "
+        "continues from the last checkpoint"
     )
 
 
 @contextmanager
-def after_the_first(place: Place) -> Iterator[None]:
+def after_the_first(process: Process) -> Iterator[None]:
     """Within: rank 0 alone, and only when it is through the others, so that they find what it wrote.
 
     An InputError of rank 0 is raised by all: nobody waits for one that has left.
     """
-    if place.world_size == 1:
+    if process.world_size == 1:
         yield
         return
-    if place.is_first:
+    if process.is_first:
         try:
             yield
         except InputError as error:
@@ -186,26 +187,26 @@ def after_the_first(place: Place) -> Iterator[None]:
     yield
 
 
-def agree(number: int, place: Place, what: str) -> None:
+def agree(number: int, process: Process, what: str) -> None:
     """Make sure that all processes have the same number.
 
     Raises:
         InputError: this process has another than rank 0.
 
     """
-    if place.world_size == 1:
+    if process.world_size == 1:
         return
-    theirs = int(_from_the_first(str(number) if place.is_first else None))
+    theirs = int(_from_the_first(str(number) if process.is_first else None))
     if theirs != number:
         raise InputError(
-            f"{what} is {number} for rank {place.rank} and {theirs} for rank 0; expected the same run folder on every machine: "
+            f"{what} is {number} for rank {process.rank} and {theirs} for rank 0; expected the same run folder on every machine: "
             "put --out on a file system that all of them share"
         )
 
 
-def said_by_the_first(text: str, place: Place) -> str:
+def said_by_the_first(text: str, process: Process) -> str:
     """Rank 0's text, for every process."""
-    return text if place.world_size == 1 else _from_the_first(text if place.is_first else None)
+    return text if process.world_size == 1 else _from_the_first(text if process.is_first else None)
 
 
 def _from_the_first(text: str | None) -> str:
@@ -215,7 +216,7 @@ def _from_the_first(text: str | None) -> str:
     return said[0] or ""
 
 
-def wait_for_all(place: Place) -> None:
+def wait_for_all(process: Process) -> None:
     """Return when every process is here."""
-    if place.world_size > 1:
+    if process.world_size > 1:
         dist.barrier()

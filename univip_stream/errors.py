@@ -1,4 +1,4 @@
-"""What went wrong, said to the person who can mend it."""
+"""Errors whose messages are written for the person who can fix the problem."""
 
 import errno
 import json
@@ -7,9 +7,9 @@ import tempfile
 
 
 class InputError(ValueError):
-    """People's input cannot be used: the message says what was found, what was expected and what to do.
+    """A user's input cannot be used: the message says what was found, what was expected and what to do.
 
-    The commands print the message without a traceback and leave with `exit_status`.
+    The commands print the message without a traceback and exit with `exit_status`.
     """
 
     exit_status = 1
@@ -42,13 +42,13 @@ _CURES = {
     errno.ESPIPE: "expected a file, which can be read at any place; this is a pipe",
     errno.EINVAL: "expected an ordinary file or folder",
 }
-"""What to do about what a file system says."""
+"""Advice for the errors of file systems."""
 
 
 def in_words(error: OSError) -> str:
-    """What the file system or network said as a sentence: the place, the reason, what to do.
+    """Return an error of the file system or network as a sentence: the path, the reason, what to do.
 
-    Errors of other makers (a message of their own, no number) are passed on as they are.
+    Errors of other origin (with a message but no number) keep their message.
     """
     if error.errno == errno.ENOENT and not _here():
         return "the folder that this was called in is gone; `cd` to one that exists"
@@ -57,7 +57,7 @@ def in_words(error: OSError) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The reason alone, in words, to follow `... cannot be read: `, whose sentence has named the place already."""
+    """Return the reason of an error alone, to follow `... cannot be read: ` in a sentence that has named the file already."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError):
@@ -67,10 +67,10 @@ def why(error: BaseException) -> str:
             return f"{error.strerror[:1].lower()}{error.strerror[1:]}; make room there, or set TMPDIR to another folder"
         if "AF_UNIX path too long" in str(error):
             return too_long_for_sockets()
-        # Arrow puts the system's words behind its own, the number twice.
-        said = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
+        # Arrow appends the system's message to its own, with the number twice.
+        reason = os.strerror(error.errno) if "[errno" in error.strerror.lower() else error.strerror
         cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
-        return said[:1].lower() + said[1:] + cure
+        return reason[:1].lower() + reason[1:] + cure
     if isinstance(error, json.JSONDecodeError):
         return f"no JSON: {error}"
     if isinstance(error, UnicodeDecodeError):
@@ -79,13 +79,13 @@ def why(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, KeyError):
         return f"{error} is missing in it"
-    if isinstance(error, TypeError | AttributeError | IndexError):  # Python's own words are about our code
-        return "it is built otherwise"
+    if isinstance(error, TypeError | AttributeError | IndexError):  # Python's own message is about our code
+        return "it has another structure"
     return str(error) or type(error).__name__
 
 
 def too_long_for_sockets() -> str:
-    """The sentence about a temporary folder whose name leaves no room for a socket's; the kernel takes 107 bytes in all."""
+    """Return the message for a temporary folder whose name is too long for sockets, which the kernel limits to 107 bytes."""
     return (
         f"the temporary folder's name is too long for sockets ({tempfile.gettempdir()}); set TMPDIR, and for Ray RAY_TMPDIR, to "
         "a shorter one, such as /tmp"
@@ -93,7 +93,7 @@ def too_long_for_sockets() -> str:
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """`1 shard`, `2 shards`; `many` where the plural is not with an s."""
+    """Return a count with its noun, such as `1 shard` or `2 shards`; `many` is the plural if it is irregular."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 

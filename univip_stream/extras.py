@@ -1,4 +1,4 @@
-"""Which part of an installation brings which library: a machine that mines needs no torch, one that trains no Ray."""
+"""Optional parts of an installation and their libraries: a machine that mines needs no torch, one that trains needs no Ray."""
 
 import importlib.util
 
@@ -9,21 +9,21 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pycocotools": "pycocotools",
     },
 }  # fmt: skip
-"""Extra of pyproject.toml -> its modules, each with the name of its package."""
+"""Extras of pyproject.toml -> their modules, each with the name of its package."""
 
 
 def cure_for(module: str) -> str | None:
-    """How to get a module that is not there; None for one that no extra brings."""
+    """Return the command that installs a missing module; None if no extra contains it."""
     name = module.partition(".")[0]
     extras = [extra for extra, modules in EXTRAS.items() if name in modules]
     return f"pip install 'univip-stream[{extras[0]}]' ([all] for both jobs, mining and training)" if extras else None
 
 
 def require(*modules: str) -> None:
-    """See that modules are installed, without importing them: before work begins that would need them at its end.
+    """Check that modules are installed, without importing them, before work begins that needs them only at its end.
 
     Raises:
-        ModuleNotFoundError: one is not; `cure_for` says what brings it.
+        ModuleNotFoundError: one is not; `cure_for` says how to install it.
 
     """
     for module in modules:

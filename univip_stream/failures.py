@@ -1,4 +1,4 @@
-"""Images that cannot be used: each with its reason, counted against what is put up with, and listed when there are more."""
+"""Images that cannot be used: recorded with their reasons, and an error with a list if there are more than allowed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 from univip_stream.errors import InputError, UsageError
 
 MAX_FAILURES = "1%"
-"""Of the images, as `--max-failures` says it."""
+"""Default of `--max-failures`: a share of the images."""
 _LISTED = 20
-"""Images that an error names; a result names all."""
+"""Number of images that an error names; a result names all."""
 
 
 class Failure(NamedTuple):
     """An image that cannot be used."""
 
     source: str
-    """Its name in the source."""
+    """Name in the source."""
     status: str
-    """`unreadable`, `too_small` or `too_large`, as the shard format has them."""
+    """`unreadable`, `too_small` or `too_large`, as in the shard format."""
     reason: str
-    """Why, in words."""
+    """Reason in words."""
 
 
 def allowed_failures(text: str, images: int) -> float:
-    """How many images may fail: `1%` of `images`, or a plain number.
+    """Return the number of images that may fail: a share of `images` such as `1%`, or a plain number.
 
     Raises:
         UsageError: it is neither.
@@ -40,14 +40,14 @@ def allowed_failures(text: str, images: int) -> float:
 
 
 def too_many(failed: Sequence[tuple[str, str, str]], *, seen: int, images: int, allowed: str, advice: str) -> InputError:
-    """The error that stops a job: the first failures, and what to do.
+    """Return the error that stops a job: the first failures, and what to do.
 
     Args:
         failed: (source, status, reason) of the images that cannot be used.
-        seen: images looked at so far.
-        images: all of them.
-        allowed: `--max-failures`, in the user's words.
-        advice: what is kept and what to do.
+        seen: number of images processed so far.
+        images: number of all images.
+        allowed: `--max-failures`, as the user wrote it.
+        advice: sentences about what is kept and what to do.
 
     """
     lines = "\n".join(listed(failed, _LISTED))
@@ -59,18 +59,18 @@ def too_many(failed: Sequence[tuple[str, str, str]], *, seen: int, images: int, 
 def stop_if_too_many(
     failed: Sequence[Failure], *, seen: int, images: int, allowed: str, advice: str = "", where: str = ""
 ) -> None:
-    """Raise `too_many` where there are more failures than are put up with.
+    """Raise `too_many` if there are more failures than allowed.
 
     Args:
-        failed: so far.
-        seen: images looked at so far.
-        images: all of them.
-        allowed: `--max-failures`, in the user's words.
-        advice: what is kept; what to do follows.
-        where: the source, for people.
+        failed: failures so far.
+        seen: number of images processed so far.
+        images: number of all images.
+        allowed: `--max-failures`, as the user wrote it.
+        advice: sentence about what is kept; what to do is appended.
+        where: name of the source.
 
     Raises:
-        InputError: there are.
+        InputError: there are more than allowed.
 
     """
     if len(failed) > allowed_failures(allowed, images):
@@ -80,11 +80,11 @@ def stop_if_too_many(
 
 
 def listed(failed: Sequence[tuple[str, str, str]], most: int) -> list[str]:
-    """A line an image, the first `most`, and one that counts the others."""
+    """Return one line per image for the first `most`, and one that counts the others."""
     lines = [f"  {source}: {status}: {reason}" for source, status, reason in failed[:most]]
     return lines + ([f"  and {len(failed) - most} more"] if len(failed) > most else [])
 
 
 def as_json(failed: Iterable[Failure]) -> list[dict[str, Any]]:
-    """Failures as a result's JSON has them."""
+    """Return failures in the form of a result's JSON."""
     return [failure._asdict() for failure in failed]

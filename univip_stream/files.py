@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Write files that are either complete or absent, and lock, clean up and recognise files."""
 
 import contextlib
 import errno
@@ -18,29 +18,29 @@ from typing import Any, BinaryIO
 from univip_stream.errors import InputError
 
 TEMPORARY = ".tmp"
-"""Suffix of files being written; one that is left over belongs to an attempt that died and is never read."""
+"""Suffix of files being written; a leftover one belongs to a process that was killed, and is never read."""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The disk is full, this user's share of it is, or a file may not be so large (`ulimit -f`)."""
+"""The disk is full, this user's quota is used up, or a file is larger than allowed (`ulimit -f`)."""
 
 
 class NoRoomError(InputError, OSError):
-    """A file does not fit on its disk: which, how much was wanted, and how much is free."""
+    """A file does not fit on its disk; the message names the file, the space needed and the space that is free."""
 
 
 @contextlib.contextmanager
 def no_room_in_words(path: Path, wanted: int | None = None) -> Iterator[None]:
-    """Within: an error that means a full disk is a NoRoomError about `path`, also where a library laid its own over it.
+    """While inside: turn an error that means a full disk, also if a library wrapped it, into a NoRoomError about `path`.
 
     Args:
-        path: what is written.
-        wanted: bytes it takes, if that is known.
+        path: file that is written.
+        wanted: its size in bytes, if that is known.
 
     """
     try:
         yield
-    except InputError:  # said already, or about something else
+    except InputError:  # readable already, or about something else
         raise
     except Exception as error:
         full = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _FULL), None)
@@ -57,9 +57,9 @@ def no_room_in_words(path: Path, wanted: int | None = None) -> Iterator[None]:
 
 
 class Scratch(io.FileIO):
-    """A file without a name in the temporary folder: gone with the process, however that ends.
+    """An unnamed file in the temporary folder, which disappears with the process, however that ends.
 
-    It has no buffer, so whatever does not fit is told where it is written, and nothing is left to be written when it is let go.
+    It has no buffer, so a full disk is reported by the write itself, and nothing is left to write when it is closed.
 
     Raises:
         OSError: there is no temporary folder that can be written to.
@@ -71,7 +71,7 @@ class Scratch(io.FileIO):
             super().__init__(os.dup(file.fileno()), "r+b")
 
     def write(self, data: Any) -> int:
-        """Write all of it.
+        """Write all of the data.
 
         Raises:
             NoRoomError: the temporary folder is full.
@@ -100,7 +100,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def said_size(size: int) -> str:
-    """`26.6 MB`: bytes for a person."""
+    """Return a size in readable form, such as `26.6 MB`."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
@@ -111,12 +111,12 @@ def said_size(size: int) -> str:
 def written_atomically(path: Path, *, wanted: int | None = None) -> Iterator[BinaryIO]:
     """Write a file that appears under `path` only when it is complete and on disk.
 
-    The temporary name is unique to the attempt, so an older attempt that is still alive cannot mix with this one. When
-    the body raises, the temporary file is removed and what stood under `path` stays.
+    The temporary name is unique to the attempt, so an older attempt that is still alive cannot mix with this one. If the
+    body raises, the temporary file is removed and the file under `path` stays.
 
     Args:
-        path: of the file.
-        wanted: bytes it will take, if that is known, to be told where they do not fit.
+        path: path of the file.
+        wanted: its size in bytes, if that is known, for the message if it does not fit.
 
     Raises:
         NoRoomError: the disk is full.
@@ -143,9 +143,9 @@ def _written_atomically(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def folder_written_atomically(path: Path) -> Iterator[Path]:
-    """A folder to fill, which appears under `path` when it is complete; `path` is nothing or an empty folder before.
+    """Yield a folder to fill, which appears under `path` when it is complete; before, `path` must be absent or an empty folder.
 
-    When the body raises, what was written is removed.
+    If the body raises, everything written is removed.
 
     Raises:
         NoRoomError: the disk is full.
@@ -165,15 +165,15 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
 
 
 def locked(path: Path, *, of_process: bool) -> int:
-    """A descriptor of a file that this process has locked, made if it is not there. The kernel unlocks it however this ends.
+    """Create a file if it is missing, lock it, and return its descriptor. The kernel unlocks it however the process ends.
 
     Args:
-        path: of the file.
-        of_process: the lock ends with this process, also where ones that it forked live on; not among its own threads.
+        path: path of the file.
+        of_process: whether the lock ends with this process even if forked ones live on; it does not exclude its own threads.
 
     Raises:
-        BlockingIOError: another holds it.
-        OSError: it cannot be made or locked.
+        BlockingIOError: another process holds the lock.
+        OSError: the file cannot be created or locked.
 
     """
     take = fcntl.lockf if of_process else fcntl.flock
@@ -181,7 +181,7 @@ def locked(path: Path, *, of_process: bool) -> int:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
             take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed it in between: then this is a lock on nothing.
+            # The last holder may have removed the file in between: then this is a lock on a deleted file.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except BaseException:
@@ -192,12 +192,12 @@ def locked(path: Path, *, of_process: bool) -> int:
 
 @contextlib.contextmanager
 def written_by_one(path: Path) -> Iterator[None]:
-    """Within: no other process that asks the same writes `path`, or what lies beside it to go on from.
+    """While inside: exclude other processes that call this from writing `path` and the state beside it.
 
-    What an attempt that was killed has left half written goes first: nobody else would know of it.
+    Half-written files of a killed process are removed first, because nobody else would find them.
 
     Raises:
-        InputError: another does.
+        InputError: another process writes it.
 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,12 +216,12 @@ def written_by_one(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, *, of: str | None = None, older: float = 0.0) -> None:
-    """Delete what attempts that died were writing. Only for whoever knows that no attempt is alive.
+    """Delete files that killed processes were writing. The caller must know that no such process is alive.
 
     Args:
-        folder: that they wrote in; may not be there.
-        of: only files called so, whatever their suffix; None for all.
-        older: only those that nobody has written to for so many seconds.
+        folder: folder of the files; it may be missing.
+        of: only delete files with this stem, whatever their suffix; None for all.
+        older: only delete files that were not written to for this many seconds.
 
     """
     name = ".+" if of is None else rf"{re.escape(of)}(\..+)?"
@@ -236,7 +236,7 @@ def remove_leftovers(folder: Path, *, of: str | None = None, older: float = 0.0)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where the file system can."""
+    """Make renames in a folder survive a power cut, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -246,9 +246,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    """SHA-256, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
 
 
 _SYSTEM_FOLDERS = frozenset(
@@ -260,15 +265,15 @@ _SYSTEM_FOLDERS = frozenset(
         "lost+found",
     }
 )
-"""What macOS (in archives and on shares), Synology, QNAP, Windows and ext4 leave in folders."""
+"""Folders made by macOS (in archives and on shares), Synology, QNAP, Windows and ext4."""
 _KNOWN_HIDDEN = frozenset([".ipynb_checkpoints", ".thumbnails", ".AppleDouble", ".Trashes", ".git"])
 
 
 def system_file(path: str) -> str | None:
-    """What a file is that an operating system or a program left behind, by its path with forward slashes; None of any other.
+    """Return the kind of a file left behind by an operating system or program, by its path with forward slashes; None for others.
 
-    Names that begin with a dot are hidden: previews, trash, version control, unfinished copies. `._x.jpg` is what macOS keeps
-    beside `x.jpg` where the disk cannot hold it (AppleDouble): no image, whatever its ending.
+    Names that begin with a dot are hidden: previews, trash, version control, unfinished copies. `._x.jpg` holds what macOS
+    cannot store in `x.jpg` on some disks (AppleDouble): it is not an image, whatever its suffix.
     """
     *folders, name = path.split("/")
     for folder in folders:

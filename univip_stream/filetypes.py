@@ -1,4 +1,4 @@
-"""What an image file is, by its bytes, and opening it with Pillow: also HEIC and JPEG XL, where their plugins are installed."""
+"""Recognise image files by their bytes, and open them with Pillow: also HEIC and JPEG XL, if their plugins are installed."""
 
 import contextlib
 import importlib
@@ -14,15 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from univip_stream.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What Pillow reads for us without a plugin. Not EPS and its like: those run an interpreter."""
+"""Formats that Pillow may read without a plugin. EPS and the like are excluded, because they run an interpreter."""
 _SUFFIXES = "jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpf jpx avif mpo heic heif hif jxl"
 SUFFIXES = frozenset(_SUFFIXES.split())
-"""File name endings taken for images, lower case."""
+"""Suffixes of image files, lower case."""
 _UNREAD = "arw bpg cr2 cr3 dcm dng eps exr hdr ico jxr nef orf pcx pef psd psb raf raw rw2 sgi svg svgz tga xcf"
 UNREAD_SUFFIXES = frozenset(_UNREAD.split())
-"""Endings of images of kinds that are not read, lower case."""
+"""Suffixes of image files of kinds that are not read, lower case."""
 PLUGINS = {"HEIF": ("pillow_heif", "pillow-heif", "HEIC"), "JXL": ("pillow_jxl", "pillow-jxl-plugin", "JPEG XL")}
-"""Format -> module, package, and what people call it."""
+"""Format -> module, package, and common name."""
 
 MAX_PIXELS = 100_000_000
 """Width times height beyond which an image is not decoded: 300 MB of RGB."""
@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 29
 
 
 class BadImageError(InputError):
-    """An image that cannot be used; `status` is one of the shard format's words for why."""
+    """An image that cannot be used; `status` is the reason in the shard format."""
 
     def __init__(self, status: str, reason: str):
         super().__init__(reason)
@@ -39,7 +39,7 @@ class BadImageError(InputError):
 
 
 def too_large(width: int, height: int, max_pixels: int, max_side: int) -> BadImageError:
-    """What is said of an image beyond a limit."""
+    """Return the error for an image beyond a limit."""
     return BadImageError(
         "too_large",
         f"{width} x {height} pixels; the limit is {max_pixels} pixels and {max_side} a side (--max-pixels)",
@@ -47,12 +47,12 @@ def too_large(width: int, height: int, max_pixels: int, max_side: int) -> BadIma
 
 
 def opened(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image that bytes are, opened but not decoded.
+    """Open an image file without decoding it.
 
     Args:
-        data: a whole file.
-        max_pixels: width times height up to which it is opened for certain. Pillow's own limit does not come before; larger
-            ones may be opened too, so that the caller still has to look.
+        data: the whole file.
+        max_pixels: images up to this width times height are opened, whatever Pillow's own limit. Larger ones may be opened
+            too, so the caller must check the size.
 
     Raises:
         BadImageError: `unreadable` or `too_large`.
@@ -71,7 +71,7 @@ def opened(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise too_large(width, height, max_pixels, 1 << 30)
     try:
         with warnings.catch_warnings(), pillows_limit_lifted(max_pixels):
-            warnings.simplefilter("ignore")  # about bombs and odd metadata: sizes are checked by the caller
+            warnings.simplefilter("ignore")  # about huge images and odd metadata: the caller checks sizes
             return Image.open(io.BytesIO(data), formats=(plugin,) if plugin else FORMATS)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
@@ -79,16 +79,16 @@ def opened(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             "too_large", f"{pixels[0] if pixels else 'too many'} pixels; the limit is {max_pixels} pixels (--max-pixels)"
         ) from error
     except UnidentifiedImageError as error:
-        raise BadImageError("unreadable", _unknown(data)) from error
-    except Exception as error:  # Pillow's readers raise whatever broken headers lead them to
+        raise BadImageError("unreadable", _why_unreadable(data)) from error
+    except Exception as error:  # Pillow's readers can raise any error for a damaged header
         raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
 def turned_by(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8: how the decoder's pixels have to be turned to be upright.
+    """Return EXIF's orientation, 1 to 8: how the decoder's pixels must be turned to be upright.
 
-    HEIC and JPEG XL say it in the image itself, their decoders turn, and what EXIF says beside it is to be ignored (ISO/IEC
-    23008-12, 6.5.10; ISO/IEC 18181-2). A JPEG packed into JPEG XL comes out as that JPEG, unturned.
+    HEIC and JPEG XL record the orientation in the image itself and their decoders apply it, so EXIF's must be ignored (ISO/IEC
+    23008-12, 6.5.10; ISO/IEC 18181-2). A JPEG packed into JPEG XL is decoded as that JPEG, unturned.
     """
     if image.format == "HEIF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1
@@ -97,7 +97,7 @@ def turned_by(image: Image.Image) -> int:
 
 
 def plugin_for(data: bytes) -> str | None:
-    """The format whose plugin reads this file; None where Pillow does alone, if anything does."""
+    """Return the format whose plugin reads this file; None if Pillow reads it alone, or nothing does."""
     if data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
         return "JXL"
     if data[4:8] == b"ftyp":
@@ -121,7 +121,7 @@ def plugin_for(data: bytes) -> str | None:
 def _load(plugin: str) -> None:
     module, package, called = PLUGINS[plugin]
     try:
-        loaded = importlib.import_module(module)  # JPEG XL's makes itself known to Pillow
+        loaded = importlib.import_module(module)  # JPEG XL's plugin registers itself with Pillow
         if plugin == "HEIF" and plugin not in Image.OPEN:
             loaded.register_heif_opener()
     except ImportError as error:
@@ -131,7 +131,7 @@ def _load(plugin: str) -> None:
 
 
 def jxl_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a JPEG XL file, from its header (ISO/IEC 18181-1, SizeHeader), before any turning.
+    """Return (width, height) of a JPEG XL file from its header (ISO/IEC 18181-1, SizeHeader), before any turning.
 
     Raises:
         BadImageError: `unreadable`.
@@ -164,8 +164,8 @@ def jxl_size(data: bytes) -> tuple[int, int]:
     return (height * across // down if ratio else side()), height
 
 
-def _unknown(data: bytes) -> str:
-    """Why Pillow reads nothing here."""
+def _why_unreadable(data: bytes) -> str:
+    """Return the reason why Pillow cannot read a file."""
     bits = jpeg_bits(data)
     if bits is not None and bits != 8:
         return (
@@ -175,7 +175,7 @@ def _unknown(data: bytes) -> str:
 
 
 def jpeg_bits(data: bytes) -> int | None:
-    """Bits a sample, as a JPEG's frame header says (ITU-T T.81, B.2.2); None where there is none."""
+    """Return the bits per sample from a JPEG's frame header (ITU-T T.81, B.2.2); None if there is none."""
     at = data.find(b"\xff\xd8", 0, 64)
     at = at + 2 if at >= 0 else len(data)
     while at + 5 <= len(data) and data[at] == 0xFF:
@@ -191,22 +191,22 @@ def jpeg_bits(data: bytes) -> int | None:
 
 _lock = threading.Lock()
 _lifted = 0
-_theirs: int | None = None
+_pillows_limit: int | None = None
 
 
 @contextlib.contextmanager
 def pillows_limit_lifted(max_pixels: int) -> Iterator[None]:
-    """Let Pillow read images of up to `max_pixels`; whoever calls has looked, or looks, at their size.
+    """While inside: let Pillow read images of up to `max_pixels`; the caller must check their size.
 
-    Pillow's limit is one for the process. It goes with the first thread that needs that and is back with the last.
+    Pillow has one limit for the process. It is removed for the first thread that needs it, and restored after the last.
     """
-    global _lifted, _theirs
+    global _lifted, _pillows_limit
     with _lock:
-        limit = _theirs if _lifted else Image.MAX_IMAGE_PIXELS
+        limit = _pillows_limit if _lifted else Image.MAX_IMAGE_PIXELS
         lifting = limit is not None and max_pixels > 2 * limit  # Pillow only warns up to twice its limit
         if lifting:
             if not _lifted:
-                _theirs, Image.MAX_IMAGE_PIXELS = limit, None
+                _pillows_limit, Image.MAX_IMAGE_PIXELS = limit, None
             _lifted += 1
     try:
         yield
@@ -215,15 +215,15 @@ def pillows_limit_lifted(max_pixels: int) -> Iterator[None]:
             with _lock:
                 _lifted -= 1
                 if not _lifted:
-                    Image.MAX_IMAGE_PIXELS = _theirs
+                    Image.MAX_IMAGE_PIXELS = _pillows_limit
 
 
 def _after_fork() -> None:
-    """A forked process has none of the threads that had lifted it, or held the lock."""
+    """Reset lock and limit in a forked process, which has none of the threads that held or lifted them."""
     global _lock, _lifted
     _lock = threading.Lock()
     if _lifted:
-        _lifted, Image.MAX_IMAGE_PIXELS = 0, _theirs
+        _lifted, Image.MAX_IMAGE_PIXELS = 0, _pillows_limit
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,8 +1,8 @@
-"""Image bytes -> upright RGB pixels: one reading of every file, for mining, stream and evaluation.
+"""Decode image files to upright RGB pixels, in the same way for mining, stream and evaluation.
 
-Most images are plain: an 8-bit JPEG, PNG or WebP that every decoder shows alike. Those are kept as they are. What a plain
-decoder would show differently (rotated, CMYK, 16 bit, see-through, moving, or a format that few read) is read here once,
-carefully, and can be stored as an upright RGB JPEG instead.
+Most images are plain: an 8-bit JPEG, PNG or WebP that all decoders decode alike. Those are kept as they are. An image that
+ordinary decoders would treat differently (rotated, CMYK, 16 bit, transparent, animated, or in a rare format) is decoded here
+once, carefully, and can be stored as an upright RGB JPEG instead.
 """
 
 import io
@@ -30,10 +30,10 @@ from univip_stream.filetypes import (
 
 try:
     import simplejpeg
-except ImportError:  # slower without it, equal in its pixels
+except ImportError:  # without it decoding is slower, with the same pixels
     simplejpeg = None
 
-# The first four are looked for here, beside what reads by them.
+# The first four are exported here too, beside the functions that use them.
 __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
@@ -49,11 +49,11 @@ __all__ = [
 ]
 
 VERSION = "2"
-"""Of how pixels come of bytes. Shards that were made by another are not continued. 1 took all samples of 16 bits for full range."""
+"""Version of the decoding. Shards made by another version are not continued. Version 1 took all 16-bit samples as full range."""
 
 # Formats whose bytes may go into a shard untouched, with the member's suffix.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-# EXIF 2.32, 4.6.4 A: what makes the pixels upright.
+# EXIF 2.32, 4.6.4 A: transpositions that make the pixels upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,26 +64,26 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _END = b"\xff\xd9"
-"""Of a JPEG."""
+"""End mark of a JPEG."""
 
 MAX_SIDE = 32_767
 """Longest side in pixels: boxes are stored in 16 bits."""
 MIN_SIDE = 16
-"""Shortest side in pixels: below it no view can be cut that shows anything."""
+"""Shortest side in pixels: views of smaller images show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image as mining sees and stores it."""
+    """A decoded image, with the bytes that mining stores."""
 
     pixels: np.ndarray
     """uint8, height x width x 3, RGB, upright."""
     data: bytes
-    """What to store: the source's own bytes, or an upright RGB JPEG."""
+    """Bytes to store: the source's own, or an upright RGB JPEG."""
     suffix: str
-    """Of the stored bytes: jpg, png or webp."""
+    """Suffix of the stored bytes: jpg, png or webp."""
     converted: str | None
-    """Why the stored bytes are not the source's; None if they are."""
+    """Reason why the stored bytes are not the source's; None if they are."""
 
 
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, max_side: int = MAX_SIDE) -> Picture:
@@ -102,7 +102,7 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = M
                 return Picture(pixels=_plain_pixels(image, data), data=data, suffix=_KEPT[str(image.format)], converted=None)
             pixels, more = _decoded(lambda img: _upright_rgb(img, data), image)
         except BadImageError:
-            whole = _with_its_end(data)
+            whole = _with_end_mark(data)
             if whole is None:
                 raise
     if whole is not None:
@@ -116,26 +116,26 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = M
 
 
 def upright_size(data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> tuple[int, int]:
-    """(width, height) of what `read_picture` would give, from the header alone.
+    """Return (width, height) of the image that `read_picture` would return, from the header alone.
 
     Raises:
-        BadImageError: `unreadable`, `too_large` or `too_small`, as far as the header tells.
+        BadImageError: `unreadable`, `too_large` or `too_small`, as far as the header shows.
 
     """
     with opened(data, max_pixels=max_pixels) as image:
         _check_size(image, max_pixels, MIN_SIDE, max_side)
         width, height = image.size
-        if image.format == "TIFF":  # its size is turned already
+        if image.format == "TIFF":  # Pillow gives its upright size
             return width, height
         turned = _decoded(turned_by, image) >= 5
     return (height, width) if turned else (width, height)
 
 
 def orientation_of(data: bytes) -> int:
-    """EXIF's orientation, 1 to 8: how `read_picture` turned the stored pixels to make them upright.
+    """Return EXIF's orientation, 1 to 8: how `read_picture` turned the stored pixels to make them upright.
 
     Raises:
-        BadImageError: `unreadable`, as far as the header tells.
+        BadImageError: `unreadable`, as far as the header shows.
 
     """
     with opened(data, max_pixels=1 << 62) as image:
@@ -143,10 +143,10 @@ def orientation_of(data: bytes) -> int:
 
 
 def stored_size_of(path: Path) -> tuple[int, int, int]:
-    """(width, height, EXIF's orientation) of the pixels as they lie in a local file, from its header alone. Pillow may warn.
+    """Return (width, height, EXIF's orientation) of the stored pixels of a local file, from its header alone. Pillow may warn.
 
     Raises:
-        BadImageError: `unreadable`, as far as the header tells.
+        BadImageError: `unreadable`, as far as the header shows.
 
     """
     try:
@@ -157,16 +157,16 @@ def stored_size_of(path: Path) -> tuple[int, int, int]:
                 image = opened(file.read(), max_pixels=1 << 62)
                 return (*image.size, turned_by(image))
             image = Image.open(file, formats=FORMATS)
-            # Pillow decodes a whole PNG to look for EXIF behind the pixels; few have it there, and a walk over the chunks shows it.
-            late = image.format == "PNG" and _facts_behind_pixels(file)
+            # Pillow decodes a whole PNG to find EXIF behind the pixels; few have it there, and the list of chunks shows which.
+            late = image.format == "PNG" and _has_late_metadata(file)
             found = (image.getexif() if late or image.format != "PNG" else Image.Image.getexif(image)).get(0x0112, 1)
             return (*image.size, int(found) if found in range(2, 9) else 1)
     except Exception as error:  # as in `_opened`
         raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def _facts_behind_pixels(file: BinaryIO) -> bool:
-    """Whether a PNG has text or EXIF behind its first pixels; the place in the file stays."""
+def _has_late_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG has text or EXIF behind its first pixels; the position in the file is restored."""
     place = file.tell()
     file.seek(8)
     pixels = found = False
@@ -179,10 +179,10 @@ def _facts_behind_pixels(file: BinaryIO) -> bool:
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The pixels that boxes of a shard refer to: uint8, height x width x 3, RGB.
+    """Decode a shard's image to the pixels that its boxes refer to: uint8, height x width x 3, RGB.
 
     Raises:
-        BadImageError: unreadable or too large.
+        BadImageError: it is unreadable or too large.
 
     """
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
@@ -191,12 +191,12 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             if width * height <= max_pixels and colours in ("YCbCr", "Gray", "RGB"):
                 return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
         except ValueError:
-            pass  # Pillow forgives harmless flaws and names the others
+            pass  # Pillow tolerates harmless flaws and names the others
     return read_picture(data, max_pixels=max_pixels, min_side=1, max_side=1 << 30).pixels
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """An RGB image as JPEG at quality 95 without chroma subsampling: the loss is invisible to proposals and training."""
+    """Encode an RGB image as JPEG at quality 95 without chroma subsampling: the loss does not affect proposals and training."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
@@ -211,7 +211,7 @@ def _check_size(image: Image.Image, max_pixels: int, min_side: int, max_side: in
 
 
 def _why_not_plain(image: Image.Image, data: bytes) -> str | None:
-    """Why an ordinary decoder would show other pixels than `_upright_rgb`, or None."""
+    """Return the reason why an ordinary decoder would give other pixels than `_upright_rgb`, or None."""
     if image.format not in _KEPT:
         return f"format {image.format}"
     if image.mode == "CMYK":
@@ -231,15 +231,15 @@ def _plain_pixels(image: Image.Image, data: bytes) -> np.ndarray:
         try:
             return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
         except ValueError:
-            pass  # Pillow forgives harmless flaws (stray bytes between markers) and names the others
+            pass  # Pillow tolerates harmless flaws (stray bytes between markers) and names the others
     pixels: np.ndarray = _decoded(lambda img: np.array(img.convert("RGB")), image)
     return pixels
 
 
-def _with_its_end(data: bytes) -> bytes | None:
-    """A JPEG that lacks nothing but its end mark, with one; None of anything else.
+def _with_end_mark(data: bytes) -> bytes | None:
+    """Return a JPEG that lacks only its end mark, with the end mark; None for any other file.
 
-    libjpeg fills what is missing with grey and warns; only a file in which it finds every block decodes without a warning.
+    libjpeg fills missing blocks with grey and warns; a file decodes without a warning only if all blocks are there.
     """
     if simplejpeg is None or data[:2] != b"\xff\xd8" or data.endswith(_END):
         return None
@@ -252,7 +252,7 @@ def _with_its_end(data: bytes) -> bytes | None:
 
 
 def _upright_rgb(image: Image.Image, data: bytes) -> tuple[np.ndarray, str]:
-    """Pixels, and what was done to them that the format's name does not say."""
+    """Return upright RGB pixels, and remarks on the conversion that the format's name does not imply."""
     turned = 1 if image.format == "TIFF" else turned_by(image)  # Pillow turns a TIFF as it loads
     more = ", first of several pages" if image.format == "TIFF" and getattr(image, "is_animated", False) else ""
     deep = is_deep(image, data)
@@ -281,5 +281,5 @@ def _decoded(read: Any, image: Image.Image) -> Any:
         raise
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a broken body leads them to
+    except Exception as error:  # Pillow's readers can raise any error for a damaged file
         raise BadImageError("unreadable", f"{type(error).__name__}: {error}") from error

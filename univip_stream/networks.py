@@ -132,7 +132,22 @@ class ViewBatchNorm:
             return cast(Tensor, one_view(batch))
         if len(batch) % self.views:
             raise ValueError(f"a batch of {len(batch)} does not split into {self.views} views")
+        if batch.device.type != "cpu" and not together and self._can_write_views():
+            return self._write_views(batch)
         return torch.cat([one_view(view) for view in batch.chunk(self.views)])
+
+    def _can_write_views(self) -> bool:
+        """Whether this is PyTorch's own normalisation as it mostly is. A compiler writes each view where it belongs by itself."""
+        norm = cast(Any, self)
+        own = type(self).__bases__[1] in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
+        return bool(own and norm.momentum is not None and not torch.compiler.is_compiling())
+
+    def _write_views(self, batch: Tensor) -> Tensor:
+        """As torch.cat of the views normalised one by one, but for rounding where weights' gradients are added up."""
+        norm = cast(Any, self)
+        norm.num_batches_tracked.add_(self.views)
+        given = (batch, norm.weight, norm.bias, norm.running_mean, norm.running_var, self.views, norm.momentum, norm.eps)
+        return cast(Tensor, _NormalisedViews.apply(*given))  # type: ignore[no-untyped-call]
 
     def _over_ranks(self, batch: Tensor) -> Tensor:
         """Normalise with mean and variance over all processes; the gradient passes through both, as in one big batch."""
@@ -164,6 +179,51 @@ class ViewBatchNorm:
         for name in ("drop", "act"):
             out = getattr(norm, name)(out) if hasattr(norm, name) else out
         return cast(Tensor, out)
+
+
+class _NormalisedViews(torch.autograd.Function):
+    """Batch normalisation of each view, written where it belongs: torch.cat would copy all of them once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        batch: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        views: int,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        out = torch.empty_like(batch)
+        full = torch.promote_types(batch.dtype, torch.float32)
+        saved = [batch.new_empty(batch.shape[1], dtype=full) for _ in range(2 * views)]
+        for number, (view, goal) in enumerate(zip(batch.chunk(views), out.chunk(views), strict=True)):
+            where = (goal, *saved[2 * number : 2 * number + 2])
+            torch.native_batch_norm(view, weight, bias, mean, var, True, momentum, eps, out=where)
+        ctx.save_for_backward(batch, weight, *saved)
+        ctx.views, ctx.eps = views, eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        batch, weight, *saved = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        of_batch = torch.empty_like(batch) if wanted[0] else None
+        of_weight = of_bias = None
+        for number in reversed(range(ctx.views)):  # as autograd would add up
+            given, view = gradient.chunk(ctx.views)[number], batch.chunk(ctx.views)[number]
+            here = torch.ops.aten.native_batch_norm_backward(
+                given, view, weight, None, None, *saved[2 * number : 2 * number + 2], True, ctx.eps, wanted
+            )
+            if of_batch is not None:
+                of_batch.chunk(ctx.views)[number].copy_(here[0])
+            if wanted[1]:
+                of_weight = here[1] if of_weight is None else of_weight + here[1]
+            if wanted[2]:
+                of_bias = here[2] if of_bias is None else of_bias + here[2]
+        return of_batch, of_weight, of_bias, None, None, None, None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -222,6 +282,49 @@ def views_in_batch(module: nn.Module, views: int) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.views = 1
+
+
+class _Tally:
+    """Takes the place of a batch normalisation's counter: counts on the host."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add_(self, number: int) -> None:
+        self.count += number
+
+
+@contextmanager
+def counted_together(norms: list[nn.Module]) -> Iterator[None]:
+    """Within: `num_batches_tracked` of these normalisations stands still; afterwards it is what it would have been.
+
+    It is a number on the device, and each forward pass of each normalisation launches a kernel to add 1: three hundred a step
+    of UniVIP with ResNet-50. Here those with the same count are added to at once. Not for `compile`, which would see a Python
+    object change, nor for normalisations without `momentum`, which compute with the counter.
+    """
+    counters = [norm._buffers["num_batches_tracked"] for norm in norms]
+    tallies = [_Tally() for _ in norms]
+    for norm, tally in zip(norms, tallies, strict=True):
+        norm._buffers["num_batches_tracked"] = cast(Tensor, tally)
+    try:
+        yield
+    finally:
+        counted: dict[int, list[Tensor]] = {}
+        for norm, counter, tally in zip(norms, counters, tallies, strict=True):
+            norm._buffers["num_batches_tracked"] = counter
+            if tally.count:
+                counted.setdefault(tally.count, []).append(cast(Tensor, counter))
+        with torch.no_grad():
+            for count, of_count in counted.items():
+                torch._foreach_add_(of_count, count)
+
+
+def countable_together(module: nn.Module) -> list[nn.Module]:
+    """The normalisations of a module whose counters are on an accelerator, for `counted_together`; none of a compiled module."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
+    compiled = any(getattr(child, "_compiled_call_impl", None) is not None for child in module.modules())
+    away = [norm for norm in norms if norm.num_batches_tracked is not None and norm.num_batches_tracked.device.type != "cpu"]
+    return [] if compiled else [norm for norm in away if norm.momentum is not None]
 
 
 @functools.cache

@@ -1,26 +1,30 @@
-"""Parquet that lies in memory, read by this thread alone.
+"""Read Parquet from memory, in this thread alone.
 
-`pq.read_table` reads in threads of Arrow's, which let go of what they read from when they like: also after the call has returned,
-while Python ends. If that is memory of Python's (a BytesIO, bytes in a BufferReader), the process is aborted with all work done:
-status 134. A path is Arrow's own to open and close, and may be given to `pq.read_table`.
+`pq.read_table` reads in Arrow's threads, which may release their input late: even after the call has returned, while Python ends.
+If the input is Python's memory (a BytesIO, bytes in a BufferReader), the process is then aborted with status 134, after all work
+is done. A path is opened and closed by Arrow itself, and is safe to give to `pq.read_table`.
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+_SCHEMA = b"ARROW:schema"
+"""Arrow's own copy of the schema, which some writers add."""
+
 
 def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file of Parquet as a table.
+    """Read a Parquet file as a table.
 
     Args:
         data: the whole file.
-        columns: which to read, in this order; None: all.
+        columns: columns to read, in this order; None for all.
 
     Raises:
-        pa.ArrowException: no Parquet.
-        KeyError: a column that it lacks.
+        pa.ArrowException: it is not Parquet.
+        KeyError: it lacks a column.
 
     """
     with _opened(data, columns) as file:
@@ -28,8 +32,43 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return table if columns is None else table.select(list(columns))
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+
+
+def whole_numbers(array: pa.Array, null: int = 0) -> np.ndarray:
+    """Whole numbers as numpy has them, and `null` for nulls.
+
+    From the bytes themselves: Arrow's `to_numpy` imports pandas where that is installed, half a second and 40 MB of every process
+    that reads an index.
+    """
+    kind, (valid, values) = np.dtype(str(array.type)), array.buffers()
+    if values is None:
+        return np.full(len(array), null, kind)
+    here = slice(array.offset, array.offset + len(array))
+    found = np.frombuffer(values, kind)[here]
+    if not array.null_count or valid is None:
+        return found
+    return np.where(np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here], found, kind.type(null))
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    """What a file of Parquet says of itself beside its columns.
+
+    Raises:
+        pa.ArrowException: no Parquet.
+
+    """
+    with _opened(data, None) as file:
+        found = file.schema_arrow.metadata or {}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found.items() if key != _SCHEMA}
+
+
 def batches_of(data: bytes, size: int = 65536, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The same in batches of at most `size` rows; of the columns, those that it has."""
+    """Read a Parquet file in batches of at most `size` rows; columns that it lacks are ignored."""
     with _opened(data, None) as file:
         there = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         yield from file.iter_batches(size, columns=there, use_threads=False)

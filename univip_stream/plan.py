@@ -1,10 +1,10 @@
-"""What is cut out of an image: a method states it, the stream carries it out, and neither knows the other.
+"""Plans: a method states what is cut out of an image, and the stream carries it out; neither depends on the other.
 
 A plan names groups of pictures (`Cut`), once for a run, so that a batch's memory is known beforehand. For every image it draws
-where each picture's window is and the numbers of its augmentation (`Drawn`): a pure function of the image's boxes and size, its
-number, and its own random generator.
+the window and the augmentation of each picture (`Drawn`): a pure function of the image's boxes and size, its number, and its
+own random generator.
 
-Letters: B images of a batch, N pictures a cut gives of each, S side, P numbers of an augmentation (`augment.DRAW_SIZE`).
+Letters: B images of a batch, N pictures of each in a cut, S side, P numbers of an augmentation (`augment.DRAW_SIZE`).
 """
 
 import os
@@ -19,92 +19,95 @@ import numpy as np
 from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.shapes import Int32
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A group of pictures that every image gives, under one name."""
+    """A named group of pictures that are cut out of every image."""
 
     count: int
-    """N, pictures of each image."""
+    """N, the number of pictures per image."""
     size: int
-    """S, their side in pixels."""
+    """S, the side of the pictures in pixels."""
     together: bool = False
-    """False lays a batch out as (N, B, 3, S, S), N views of B images; True as (B, N, 3, S, S), an image's pictures side by side,
-    to be seen in one forward pass of B * N."""
+    """Layout of a batch: False is (N, B, 3, S, S), N views of B images; True is (B, N, 3, S, S), an image's pictures side by
+    side, for one forward pass of B * N."""
     again: str = ""
-    """Name of a cut above, whose pictures these are once more, with augmentations of their own: nothing is cut twice."""
+    """Name of an earlier cut, whose pictures are used again with other augmentations, without cutting them twice."""
     setting: str = ""
-    """What a person sets to change the size, for messages."""
+    """Name of the setting for the size, for messages."""
 
     def layout(self, images: int) -> tuple[int, int]:
-        """The two leading sides of a batch's array."""
+        """Return the two leading dimensions of a batch's array."""
         return (images, self.count) if self.together else (self.count, images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a plan knows of an image."""
+    """Facts about an image that a plan may use."""
 
     sample: int
-    """Its place in the shards."""
+    """Number of the sample in the shards."""
     boxes: Int32[np.ndarray, "M 4"]
-    """Its boxes: x, y, w, h in pixels, best first; may be none."""
+    """Boxes as x, y, w, h in pixels, best first; there may be none."""
     width: int
-    """In pixels."""
+    """Width in pixels."""
     height: int
-    """In pixels."""
+    """Height in pixels."""
 
 
 @dataclass(kw_only=True)
 class Drawn:
-    """What was drawn for one image."""
+    """Windows and augmentations drawn for one image."""
 
     windows: dict[str, np.ndarray] = field(default_factory=dict)
-    """int32 (N, 4) of every cut: x, y, w, h in pixels of the image. None for a cut that is another's `again`."""
+    """For every cut, int32 (N, 4): x, y, w, h in pixels of the image. A cut with `again` has no entry."""
     draws: dict[str, np.ndarray] = field(default_factory=dict)
-    """float32 (N, P) of every cut: `augment.draw`."""
+    """For every cut, float32 (N, P): results of `augment.draw`."""
     facts: dict[str, np.ndarray] = field(default_factory=dict)
-    """float32, of the shapes of `Plan.facts`."""
+    """For every name in `Plan.facts`, float32 of the shape given there."""
     filled: int = 0
-    """How many of the image's regions are random boxes, because there were too few."""
+    """Number of the image's regions that are random boxes, because there were too few."""
     elsewhere: dict[tuple[str, int], int] = field(default_factory=dict)
-    """(cut, number) -> the sample that this picture is cut from, where it is not the image itself."""
+    """(cut, number) -> the sample that this picture is cut from, if it is not the image itself."""
     instead: dict[str, np.ndarray] = field(default_factory=dict)
-    """Windows in the image itself, of the cuts that change, for when a sample of `elsewhere` cannot be read."""
+    """Replacement windows in the image itself, used if a sample of `elsewhere` cannot be read; only of cuts that change."""
 
 
 class Plan(ABC):
-    """What a method wants to see of an image. It travels to loader workers, so it holds nothing that does not."""
+    """The pictures that a method needs of an image. A plan is sent to loader workers, so it must be picklable."""
 
     cuts: Mapping[str, Cut]
-    """By name. A cut whose pictures another takes `again` comes before it."""
+    """Cuts by name. A cut must come after the one that it names in `again`."""
     facts: Mapping[str, tuple[int, ...]] = {}
-    """Numbers that go with an image's pictures, by name: the shape of each; a batch has (B, ...) of them."""
+    """Shapes, by name, of arrays that accompany an image's pictures; in a batch they are (B, ...)."""
     regions: int = 0
-    """Regions that are drawn of every image, of which `Drawn.filled` counts the random ones."""
+    """Number of regions drawn for every image; `Drawn.filled` counts the random ones among them."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How pictures are resized."""
+    """Interpolation used to resize pictures."""
     fingerprint: str | None = None
-    """SHA-256 of the file that the plan draws from beside the shards; None for none. A run continues with the same only."""
+    """SHA-256 of a file that the plan draws from beside the shards, or None. A run only continues with the same file."""
     all_shards: bool = False
-    """Whether pictures come from anywhere in the shards, not only from those that are read at the time."""
+    """Whether pictures come from all shards, not only from those that are being read."""
 
-    def opened(self, index: ShardIndex) -> "Plan":
-        """The plan, ready to draw for images of these shards: where files of its own are read."""
+    def opened(self, index: ShardSet) -> "Plan":
+        """Return the plan, ready to draw for images of these shards; plans read files of their own here.
+
+        What a plan needs of all images, `index.whole()` returns as arrays; with `all_shards` the index is that already.
+        """
         return self
 
     @abstractmethod
     def draw(self, look: Look, rng: np.random.Generator) -> Drawn:
-        """Draw for one image. All chance comes from `rng`, which nothing else draws from."""
+        """Draw for one image. All randomness comes from `rng`, which nothing else uses."""
 
 
 def drawn_by(plan: Plan, look: Look, rng: np.random.Generator) -> Drawn:
-    """What a plan draws for an image, looked at, because a plan may be somebody's own.
+    """Draw for an image and check the result, because the plan may be a user's own.
 
     Raises:
-        UsageError: drawing failed, or gave what is not as the plan says of itself.
+        UsageError: drawing failed, or the result does not fit the plan's own attributes.
 
     """
     try:
@@ -145,7 +148,7 @@ def _check_drawn(drawn: object, plan: Plan, look: Look) -> None:
 
 
 def check_plan(plan: object, who: str) -> None:
-    """Raise UsageError where what a method gave is no plan that can be carried out."""
+    """Raise UsageError if a method returned something that is not a valid plan."""
     if not isinstance(plan, Plan):
         raise UsageError(f"{who} gave a {type(plan).__name__}; expected a univip_stream.plan.Plan")
     cuts = getattr(plan, "cuts", None)
@@ -176,5 +179,7 @@ _LARGEST = 4096
 def _check_array(arrays: Mapping[str, object], name: str, shape: tuple[int, ...], kind: type, who: str) -> None:
     found = arrays.get(name)
     if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype != kind:
-        said = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none" if found is None else "no array"
-        raise UsageError(f"{who} of {name} {said}; expected {np.dtype(kind)} {shape}")
+        description = (
+            f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "none" if found is None else "no array"
+        )
+        raise UsageError(f"{who} of {name} {description}; expected {np.dtype(kind)} {shape}")

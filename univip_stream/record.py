@@ -1,4 +1,4 @@
-"""What a run says of itself: one JSON object a recorded step, and TensorBoard events beside it where that is installed."""
+"""Record the metrics of a run: one JSON object per recorded step, and TensorBoard events if that is installed."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ class Recorder:
     """Appends to `metrics.jsonl` of a run folder.
 
     Args:
-        folder: of the run.
-        resumed: the step the run continues from. Lines of later steps, from a run that died after its checkpoint, are
-            dropped: those steps are run again, to the same numbers.
+        folder: folder of the run.
+        resumed: step from which the run continues. Lines of later steps, from a run that was killed after its checkpoint, are
+            dropped: those steps are repeated, with the same results.
 
     """
 
@@ -34,7 +34,7 @@ class Recorder:
         self._board = _Board(folder / "tensorboard", resumed)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one step's values; `step` must be among them.
+        """Append the values of one step; `step` must be among them.
 
         Raises:
             NoRoomError: the disk is full; no part of the line is left.
@@ -52,7 +52,7 @@ class Recorder:
         self._board.scalars({name: value for name, value in values.items() if name != "step"}, values["step"])
 
     def pictures(self, pictures: Mapping[str, Tensor], config: AugmentConfig, step: int) -> None:
-        """Show normalised pictures, float (B, N, 3, S, S) by name, in TensorBoard: a row an image."""
+        """Show normalised pictures, float (B, N, 3, S, S) by name, in TensorBoard, one row per image."""
         if not self._board.open:
             return
         for name, shown in pictures.items():
@@ -61,7 +61,7 @@ class Recorder:
             self._board.picture(name, (grid * std + mean).clamp(0, 1), step)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the file and the TensorBoard events."""
         self._file.close()
         self._board.close()
 
@@ -80,9 +80,9 @@ class Recorder:
 
 
 class _Board:
-    """TensorBoard events of a run, where that is installed: a mirror of what is in metrics.jsonl.
+    """TensorBoard events of a run, if TensorBoard is installed: a copy of metrics.jsonl.
 
-    Where they cannot be written (a full disk) there are no more of them, and the run goes on: nothing is lost that is not there.
+    If they cannot be written (the disk is full), no more are written and the run continues: metrics.jsonl has all values.
     """
 
     def __init__(self, folder: Path, resumed: int) -> None:
@@ -92,39 +92,39 @@ class _Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        # Events are written in a thread, whose error would be printed with its traceback; `_do` meets it again.
+        # Events are written in a thread, whose error would be printed with a traceback; `_call` gets the error too.
         self._hook = threading.excepthook
-        threading.excepthook = self._heard
+        threading.excepthook = self._on_thread_error
         with contextlib.suppress(OSError):
             self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)  # type: ignore[no-untyped-call]
 
     @property
     def open(self) -> bool:
-        """Whether anything is written."""
+        """Whether events are written."""
         return self._writer is not None
 
     def scalars(self, values: dict[str, Any], step: int) -> None:
-        """Curves, a point each."""
+        """Add a point to each curve."""
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._do("add_scalar", name, value, step)
+                self._call("add_scalar", name, value, step)
 
     def picture(self, name: str, image: Tensor, step: int) -> None:
-        """A picture, 3 x H x W, 0 to 1."""
-        self._do("add_image", name, image, step)
+        """Add a picture, 3 x H x W, 0 to 1."""
+        self._call("add_image", name, image, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._do("close")
+        self._call("close")
         self._writer = None
-        if threading.excepthook == self._heard:
+        if threading.excepthook == self._on_thread_error:
             threading.excepthook = self._hook
 
-    def _heard(self, hook: threading.ExceptHookArgs) -> None:
+    def _on_thread_error(self, hook: threading.ExceptHookArgs) -> None:
         if not (isinstance(hook.exc_value, OSError) and type(hook.thread).__module__.startswith("tensorboard.")):
             self._hook(hook)
 
-    def _do(self, what: str, *arguments: Any) -> None:
+    def _call(self, what: str, *arguments: Any) -> None:
         try:
             if self._writer is not None:
                 getattr(self._writer, what)(*arguments)

@@ -1,7 +1,7 @@
-"""Shapes in signatures: `Float[Tensor, "B D"]`, one letter an axis, spelt out in each file's legend.
+"""Shapes in signatures: `Float[Tensor, "B D"]`, one letter per axis, explained in each file's legend.
 
-Where jaxtyping is installed (the tests have it) these are its types, and the tests check every call. Elsewhere they are
-the plain array types: a training machine needs nothing more.
+If jaxtyping is installed (as for the tests), these are its types, and the tests check every call. Otherwise they are the
+plain array types: a training machine needs nothing more.
 """
 
 from typing import TYPE_CHECKING, Any

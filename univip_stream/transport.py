@@ -8,6 +8,9 @@ from torch import Tensor
 
 from univip_stream.shapes import Float
 
+_NOTHING = -1e30
+"""Logarithm of a share that is none."""
+
 
 def sinkhorn(
     cost: Float[Tensor, "B M N"],
@@ -31,7 +34,9 @@ def sinkhorn(
     rows and columns. Weights that are not finite give a plan of NaN, so that a broken model is seen, not hidden.
     """
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _sinkhorn(cost, rows, columns, epsilon, iterations, mass)
+        # Each of some 800 operations on a few numbers is a launch there; on a CPU none of them costs what a softmax does.
+        solve = _sinkhorn_by_plans if cost.is_cuda and not torch.is_grad_enabled() else _sinkhorn
+        return solve(cost, rows, columns, epsilon, iterations, mass)
 
 
 def _sinkhorn(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, iterations: int, mass: float) -> Tensor:
@@ -45,6 +50,22 @@ def _sinkhorn(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, itera
         u_M1B = log_rows_M1B - _logsumexp_(log_kernel_MNB + v_1NB, 1)
         v_1NB = log_columns_1NB - _logsumexp_(log_kernel_MNB + u_M1B, 0)
     return ((log_kernel_MNB + u_M1B + v_1NB).exp() * mass).permute(2, 0, 1)
+
+
+def _sinkhorn_by_plans(cost: Tensor, rows: Tensor, columns: Tensor, epsilon: float, iterations: int, mass: float) -> Tensor:
+    """The same, equal but for rounding, with the plan itself brought to its sums in turn: 4 kernels an iteration, not 16.
+
+    A row's softmax forgets what its factor was, so only the plan is kept. It is no further from float64's than `_sinkhorn`'s.
+    """
+    dtype = torch.promote_types(cost.dtype, torch.float32)
+    log_plan_MNB = (cost.to(dtype) / -epsilon).permute(1, 2, 0).contiguous()
+    # A softmax of nothing but -inf is NaN. Of what is as little as this, an exponential is 0 all the same.
+    log_rows_M1B = _log_shares(rows.to(dtype)).clamp_min(_NOTHING).T.contiguous().unsqueeze(1)
+    log_columns_1NB = _log_shares(columns.to(dtype)).clamp_min(_NOTHING).T.contiguous().unsqueeze(0)
+    for _ in range(iterations):
+        log_plan_MNB = log_plan_MNB.log_softmax(1).add_(log_rows_M1B)
+        log_plan_MNB = log_plan_MNB.log_softmax(0).add_(log_columns_1NB)
+    return (log_plan_MNB.exp_() * mass).permute(2, 0, 1)
 
 
 def _log_shares(weights: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:

@@ -1,7 +1,7 @@
-"""Algorithm 1: two random views whose overlap holds K instances.
+"""Algorithm 1: draw two random views whose overlap contains K instances.
 
-The printed algorithm has three errata that are mended here (docs/method.md): its containment test is reversed, its count
-must start again at each try, and its order (x, y, h, w) mixes the axes.
+The printed algorithm has three errata that are corrected here (docs/method.md): its containment test is reversed, its count
+must be reset at each try, and its order (x, y, h, w) mixes the axes.
 
 Shape letters: N boxes of the image, K instances, T tries, C crops. Boxes are x, y, w, h in pixels of the image.
 """
@@ -17,18 +17,18 @@ from univip_stream.errors import UsageError
 from univip_stream.shapes import Float32, Int32
 
 _CROP_TRIES = 10
-"""Shapes that a random resized crop tries before it falls back to a central one, as torchvision's does."""
+"""Number of shapes that a random resized crop tries before it falls back to a central one, as in torchvision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """Which views and instances to cut."""
+    """Settings of the views and instances."""
 
     overlap: bool = True
     """Draw pairs of views until their overlap holds K boxes (Algorithm 1). False takes any two views. Source: UniVIP, Table
     8 (a)."""
     regions: Literal["mined", "naive", "none"] = "mined"
-    """Where instances come from: mined takes the boxes of the shards, naive random ones, and none goes with
+    """Origin of the instances: mined takes the boxes of the shards, naive random ones, and none goes with
     views.instances=0. Source: UniVIP, Table 8 (b)."""
     scene_size: int = 224
     """Side of a scene view, in pixels. Source: BYOL."""
@@ -37,7 +37,7 @@ class ViewConfig:
     instances: int = 4
     """K, the instances taken from an image; 0 for none. Source: UniVIP, Table 8 (c)."""
     tries: int = 20
-    """How many pairs of views Algorithm 1 draws before it takes the best of them. Source: UniVIP, Table 9."""
+    """Number of pairs of views that Algorithm 1 draws before it takes the best of them. Source: UniVIP, Table 9."""
     min_scale: int = 64
     """Shortest side of an overlap, and of the random boxes that fill one that holds fewer than K boxes, in pixels of the
     stored image. Source: UniVIP, section A.2."""
@@ -50,12 +50,12 @@ class ViewConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width over height of a view before it is made square. Source: BYOL."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """How a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
+    """Interpolation with which a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
     instance_augmentations: Literal[1, 2] = 1
     """1 gives both networks the same augmented instance, 2 gives each its own augmentation. Source: ours; docs/method.md
     says why."""
     instance_draws: Literal["in-order", "either"] = "in-order"
-    """Which view's chances of blur and solarization an instance is augmented with: in-order takes the first view's (and the
+    """View whose chances of blur and solarization apply to an instance: in-order takes the first view's (and the
     second view's for a second augmentation), either draws one of the two for every augmentation of every instance. Source:
     ours; UniVIP does not say."""
     whole_first: bool = False
@@ -113,18 +113,18 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What to cut out of one image."""
+    """Views and instances of one image."""
 
     scenes: Int32[np.ndarray, "2 4"]
     """The two views."""
     instances: Int32[np.ndarray, "K 4"]
     """The instances, all inside the overlap (or, without overlap, anywhere)."""
     overlap: Int32[np.ndarray, "4"]
-    """Where the two views overlap; zeros if they do not."""
+    """Overlap of the two views; zeros if there is none."""
     filled: int
-    """How many of the instances are random boxes."""
+    """Number of instances that are random boxes."""
     tries: int
-    """Pairs of views that were needed."""
+    """Number of pairs of views that were drawn."""
 
 
 def draw_views(
@@ -137,11 +137,11 @@ def draw_views(
     under `min_scale` does not count, unless the image itself is that small. It always ends, with exactly K instances.
 
     Args:
-        boxes: of the image, inside it; may be none.
-        width: of the image, pixels.
-        height: of the image, pixels.
-        rng: where chance comes from.
-        config: how.
+        boxes: boxes inside the image; there may be none.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
+        rng: random generator.
+        config: settings.
 
     """
     K = config.instances
@@ -149,7 +149,7 @@ def draw_views(
     if not config.overlap:
         scenes_24 = pairs_of_crops(rng, 1, width, height, config)[0]
         region = np.array([0, 0, width, height], np.int32)
-        instances, filled = _choose(mined, region, K, rng, config)
+        instances, filled = _choose_instances(mined, region, K, rng, config)
         overlap = overlaps_of(scenes_24[None])[0]
         overlap *= overlap[2:].all()
         return Views(scenes=scenes_24, instances=instances, overlap=overlap, filled=filled, tries=1)
@@ -171,21 +171,21 @@ def draw_views(
             chosen = int((overlaps_T4[:, 2].astype(np.int64) * overlaps_T4[:, 3]).argmax())
     scenes_24, overlap_4, held_N = crops_T24[chosen], overlaps_T4[chosen], held_TN[chosen]
     if not overlap_4[2] * overlap_4[3]:
-        # Every pair of the draw was apart: the same window twice has an overlap, and is still two augmented views.
+        # No pair overlaps: the same window twice does, and still gives two differently augmented views.
         scenes_24 = np.stack([scenes_24[0], scenes_24[0]])
         overlap_4 = scenes_24[0]
         held_N = _inside(mined, overlap_4[None])[0]
-    instances, filled = _choose(mined[held_N], overlap_4, K, rng, config)
+    instances, filled = _choose_instances(mined[held_N], overlap_4, K, rng, config)
     return Views(scenes=scenes_24, instances=instances, overlap=overlap_4, filled=filled, tries=tries)
 
 
 def jitter_boxes(
     boxes: Int32[np.ndarray, "K 4"], region: Int32[np.ndarray, "4"], rng: np.random.Generator, config: ViewConfig
 ) -> Float32[np.ndarray, "K 4"]:
-    """Shift and resize boxes by chance, as SoCo does (arXiv:2106.02637), and cut them off at the region.
+    """Shift and resize boxes at random, as in SoCo (arXiv:2106.02637), and clip them to the region.
 
-    Of every box, with chance `box_jitter_p`, x and w change by r w, y and h by r h, each r uniform between -`box_jitter` and
-    `box_jitter`. At least a pixel of a box remains.
+    With probability `box_jitter_p`, x and w of a box change by r w, and y and h by r h, each r uniform between -`box_jitter`
+    and `box_jitter`. At least a pixel of a box remains.
     """
     shifts = rng.uniform(-config.box_jitter, config.box_jitter, (len(boxes), 4))
     shifts *= rng.random((len(boxes), 1)) < config.box_jitter_p
@@ -197,10 +197,10 @@ def jitter_boxes(
     return np.concatenate([near, far - near], axis=1).astype(np.float32)
 
 
-def _choose(
+def _choose_instances(
     candidates: np.ndarray, region: np.ndarray, K: int, rng: np.random.Generator, config: ViewConfig
 ) -> tuple[np.ndarray, int]:
-    """(K instances, how many of them are random): candidates at random, then random boxes of the region."""
+    """Choose K instances: random candidates, then random boxes in the region. Returns (instances, number of random boxes)."""
     if len(candidates) >= K:
         return candidates[rng.permutation(len(candidates))[:K]].astype(np.int32), 0
     missing = K - len(candidates)
@@ -217,7 +217,7 @@ def _choose(
 
 
 def pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
-    """int32, T x 2 x 4: the pairs of views that `draw_views` tries, when it is given a generator in the same state."""
+    """Draw the pairs of views, int32 T x 2 x 4, that `draw_views` tries with a generator in the same state."""
     crops_T24 = random_crops(rng, 2 * tries, width, height, config.crop_scale, config.crop_ratio).reshape(tries, 2, 4)
     if config.whole_first:
         crops_T24[:, 0] = 0, 0, width, height
@@ -232,13 +232,13 @@ def random_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Int32[np.ndarray, "C 4"]:
-    """Random resized crops, distributed as torchvision's RandomResizedCrop.get_params gives them.
+    """Draw random resized crops, distributed as those of torchvision's RandomResizedCrop.get_params.
 
     Args:
-        rng: where chance comes from.
+        rng: random generator.
         count: C.
-        width: of the image, pixels.
-        height: of the image, pixels.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
         scale: smallest and largest area as a share of the image's.
         ratio: least and greatest width over height.
 
@@ -267,7 +267,7 @@ def random_crops(
 
 
 def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest central crop of an allowed shape: torchvision's answer where no random one fits."""
+    """Return the largest central crop of an allowed shape, which torchvision uses if no random one fits."""
     low, high = ratio
     w, h = width, height
     if width / height < low:
@@ -278,7 +278,7 @@ def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> tuple[
 
 
 def overlaps_of(crops_T24: np.ndarray) -> np.ndarray:
-    """int32, T x 4: where the two crops of each try overlap; width and height 0 where they do not."""
+    """Return the overlap of the two crops of each try, int32 T x 4; width and height are 0 if there is none."""
     near = crops_T24[..., :2].max(axis=1)
     far = (crops_T24[..., :2] + crops_T24[..., 2:]).min(axis=1)
     size = np.maximum(far - near, 0)
@@ -286,7 +286,7 @@ def overlaps_of(crops_T24: np.ndarray) -> np.ndarray:
 
 
 def _inside(boxes_N4: np.ndarray, regions_T4: np.ndarray) -> np.ndarray:
-    """bool, T x N: whether each box lies wholly inside each region."""
+    """Return whether each box is wholly inside each region, bool T x N."""
     near, far = boxes_N4[None, :, :2], (boxes_N4[:, :2] + boxes_N4[:, 2:])[None]
     low, high = regions_T4[:, None, :2], (regions_T4[:, :2] + regions_T4[:, 2:])[:, None]
     held: np.ndarray = ((near >= low) & (far <= high)).all(axis=2)

@@ -1,10 +1,10 @@
-"""webdataset's pipelines over our shards, for training loops that are written that way.
+"""webdataset pipelines over our shards, for training loops that use them.
 
     dataset = univip_stream.webdataset.pipeline("shards/<000..127>.tar", shuffle=1000)
     loader = torch.utils.data.DataLoader(dataset.with_epoch(10_000), batch_size=None, num_workers=4)
 
-What `ShardDataset` promises (any order a function of (seed, epoch), every image exactly once on any number of ranks) webdataset
-does not: it hands out whole shards, to ranks and then to workers, and those without one get nothing.
+Unlike `ShardDataset` (its order is a function of (seed, epoch), and every image comes exactly once on any number of ranks),
+webdataset distributes whole shards, to ranks and then to workers, and those without a shard get nothing.
 """
 
 import json
@@ -22,7 +22,7 @@ from univip_stream.shards import expand_shards
 from univip_stream.storage import is_remote
 
 _IMAGES = ("jpg", "png", "webp")
-"""Endings of the images in our shards."""
+"""Suffixes of the images in our shards."""
 
 
 def pipeline(
@@ -33,21 +33,21 @@ def pipeline(
     max_pixels: int = MAX_PIXELS,
     handler: Callable[[Exception], bool] = wds.reraise_exception,
 ) -> wds.DataPipeline:
-    """A `webdataset.DataPipeline` of decoded samples; `.compose(...)` adds stages, `.repeat()` and `.with_epoch()` are its own.
+    """Return a `webdataset.DataPipeline` of decoded samples; `.compose(...)`, `.repeat()` and `.with_epoch()` work as usual.
 
     Args:
         shards: any spec on a local disk: `shards/<000..127>.tar`, a glob, a folder, several in a list.
-        shuffle: samples in the buffer that is shuffled; shards are shuffled too. 0 keeps the shards' order.
-        seed: of the shuffling.
+        shuffle: number of samples in the shuffle buffer; shards are shuffled too. 0 keeps the shards' order.
+        seed: seed of the shuffling.
         max_pixels: larger images are refused.
-        handler: webdataset's: what to do about a sample that cannot be decoded; `webdataset.warn_and_continue` skips it.
+        handler: webdataset's handler for samples that cannot be decoded; `webdataset.warn_and_continue` skips them.
 
     Returns:
         Samples with `__key__`; `image`, uint8 (3, height, width), RGB and upright; `boxes`, int64 (N, 4): x, y, w, h in pixels,
-        best first; `label`, the class or None; `source`; and `json`, all that stands beside the image.
+        best first; `label`, the class or None; `source`; and `json`, everything stored beside the image.
 
     Raises:
-        InputError: no such shards, or ones in an object store.
+        InputError: there are no such shards, or they are in an object store.
 
     """
     given = [shards] if isinstance(shards, str | Path) else shards
@@ -64,7 +64,7 @@ def pipeline(
 
 
 class _Decode:
-    """A raw sample of webdataset's -> pixels and boxes. A class, so that it travels to workers that are started anew."""
+    """Decodes a raw sample of webdataset to pixels and boxes. It is a class so that it can be pickled for spawned workers."""
 
     def __init__(self, max_pixels: int):
         self.max_pixels = max_pixels

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# What `benchmarks/gpu.sh` takes to a machine without network, into benchmarks/gpu/carried (git ignores it): the wheels that Python 3.12
-# with torch and torchvision may lack, photographs to stream, and Imagenette at 128 px to learn from. Says how much it is.
+# Gathers what `benchmarks/gpu.sh` takes to a machine without network: wheels, photographs and Imagenette; says how much it is.
+#
+# All goes into benchmarks/gpu/carried, which git ignores: the wheels that Python 3.12 with torch and torchvision may lack, photographs to
+# stream, and Imagenette at 128 px to learn from.
 #
 #   bash benchmarks/gpu/carry.sh [IMAGENETTE [PHOTOGRAPHS [PACKAGE ...]]]
 #

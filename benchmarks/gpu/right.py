@@ -1,43 +1,55 @@
-"""Part a: `pytest -m gpu`, and what each test said."""
+"""Part a: `pytest -m gpu`, each test's word kept as it is said."""
 
 import os
-import subprocess
-import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
+import pytest
 from part import Part, running
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tests(part: Part) -> None:
-    report = part.work / "gpu-tests.xml"
-    report.unlink(missing_ok=True)
-    # Warnings are not errors here: another version's must not hide what the GPU has to say. No shape checks, which need packages.
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-o", "addopts=", "-o", "filterwarnings=default"]
-    command += ["-o", "tmp_path_retention_policy=none", "-p", "no:cacheprovider", "-q", "-rA", "--durations=10"]
-    command += [f"--junitxml={report}", "--show-capture=no", "--tb=short"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"UNIVIP_GPU_TESTS": part.device.type}, stdout=sys.stdout, stderr=sys.stderr
-    )
-    try:
-        status = process.wait(timeout=None if part.rehearse else max(5.0, part.left() - 10))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        status = process.wait()
-    if not report.exists():
-        part.keep("pytest", {"error": f"exit status {status} and no report"})
-        return
-    for case in ET.parse(report).iter("testcase"):
-        name, seconds = case.get("name", ""), float(case.get("time", 0))
-        facts = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
-        if (bad := case.find("failure")) is not None or (bad := case.find("error")) is not None:
-            part.keep(name, {"error": (bad.get("message") or "")[:1500], "seconds": seconds, **facts})
-        elif (skipped := case.find("skipped")) is not None:
-            part.keep(name, {"left_out": skipped.get("message"), **facts})
+class Kept:
+    """A pytest plugin that keeps what every test said, so that nothing is lost if the rest is cut off."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """After every phase of a test; what failed or was skipped before the test itself counts, too."""
+        if report.when != "call" and report.outcome == "passed":
+            return
+        name = report.nodeid.rsplit("::", 1)[-1]
+        entry: dict[str, Any] = {"seconds": round(report.duration, 2), **dict(report.user_properties)}
+        if report.outcome == "failed":
+            entry["error"] = report.longreprtext[-1500:]
+        elif report.outcome == "skipped":
+            entry["left_out"] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
         else:
-            part.keep(name, {"passed": True, "seconds": seconds, **facts})
+            entry["passed"] = True
+        self.part.keep(name, entry)
+
+
+def tests(part: Part) -> None:
+    os.chdir(ROOT)
+    os.environ["UNIVIP_GPU_TESTS"] = part.device.type
+    # Warnings are not errors here: another version's must not hide what the GPU has to say. No shape checks: they need packages.
+    command = [
+        "-m",
+        "gpu",
+        "tests/gpu",
+        "-o",
+        "addopts=",
+        "-o",
+        "filterwarnings=default",
+        "-o",
+        "tmp_path_retention_policy=none",
+    ]
+    command += [f"--basetemp={part.work / 'pytest'}"]  # of its own: others on the machine tidy up the usual one
+    status = pytest.main([*command, "-p", "no:cacheprovider", "-q", "--durations=8", "--tb=short"], plugins=[Kept(part)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        part.keep("pytest", {"error": f"exit status {status!r}"})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from part import Part
 
+from univip_stream import transport
 from univip_stream.augment import draw
 from univip_stream.distributed import ALONE
 from univip_stream.methods import build_method, build_plan
@@ -23,8 +24,11 @@ from univip_stream.pretrain.train import pick_precision
 from univip_stream.pretrain.update import Updates
 from univip_stream.stream import Batch
 
+_EAGER = transport._sinkhorn_by_plans
 ORDINARY = 844
 """Images a second that published ResNet-50 rates allow an ordinary trainer of UniVIP on one H200 (docs/log.md)."""
+GOALS = {"univip": 2000, "byol": 4000}
+"""Images a second that we want of one H100: UniVIP with ResNet-50 and 2 x 224 + 4 x 96, BYOL with ResNet-18 and 2 x 128."""
 
 
 def config_of(*settings: str) -> PretrainConfig:
@@ -65,7 +69,8 @@ def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
 
 
 def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "") -> Updates:
-    """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), or "whole MODE"."""
+    """A run's step. `compiled`: "" not, "whole", "backbones" (each network's backbone by itself), "transport" (Eq. 7 alone:
+    many small kernels of an eager step), or one of them and a mode of `torch.compile`."""
     torch.manual_seed(0)
     plan = build_plan(config.method, config.views, config.augment)
     method = build_method(config.method, plan)
@@ -81,11 +86,14 @@ def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "")
         for network in (method.online, getattr(method, "target", None)):
             if network is not None:
                 network.backbone.compile(dynamic=False, **how)
-    return Updates(
+    transport._sinkhorn_by_plans = torch.compile(_EAGER, dynamic=False, **how) if what == "transport" else _EAGER
+    updates = Updates(
         method, model, method, build_optimizer(method, config.optim), accumulate=config.accumulate,
         precision=pick_precision(config.precision, device)[0], config=config.augment, regions=plan.regions,
-        device=device, place=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
+        device=device, process=ALONE, run=Path(tempfile.mkdtemp()), channels_last=config.channels_last,
     )  # fmt: skip
+    updates.compiled = what in ("whole", "backbones")  # the augmentations with it, as in a run
+    return updates
 
 
 def step_of(updates: Updates, batches: Iterator[Batch]) -> None:
@@ -119,10 +127,26 @@ def rate(part: Part, config: PretrainConfig, compiled: str = "", *, steps: int =
     seconds = statistics.median(taken) / steps
     images = config.stream.batch_size / seconds
     return {
-        "images_per_second": round(images, 1), "of_ordinary": round(images / ORDINARY, 3), "step_ms": round(1e3 * seconds, 2),
+        "images_per_second": round(images, 1), "of_goal": round(images / GOALS[config.method.name], 3),
+        **({"of_ordinary": round(images / ORDINARY, 3)} if config.method.name == "univip" else {}),
+        "step_ms": round(1e3 * seconds, 2),
         "host_ms": round(1e3 * launched / steps, 2), "first_step_s": round(first, 1),
         "precision": str(updates.precision).removeprefix("torch."), **part.peak(),
     }  # fmt: skip
+
+
+def fitting(part: Part, config: PretrainConfig, work: Callable[[PretrainConfig], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` finds with a batch that fits the device's memory: the config's, or half of it as often as need be."""
+    while True:
+        batch = config.stream.batch_size
+        try:
+            return work(config) | {"batch": batch}
+        except torch.OutOfMemoryError as error:
+            if batch <= 16:
+                raise
+            print(f"   a batch of {batch} does not fit: {str(error).splitlines()[0]}", flush=True)
+        part.forget()  # out here, where the error holds no tensors any more
+        config = replace(config, stream=replace(config.stream, batch_size=batch // 2))
 
 
 def small(config: PretrainConfig) -> PretrainConfig:

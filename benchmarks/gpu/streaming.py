@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from part import Part, running
 from pictures import shards_for_speed
-from steps import config_of, memory_batch, small, step_of, updates_of
+from steps import config_of, fitting, memory_batch, small, step_of, updates_of
 
 from univip_stream.methods import build_plan
 from univip_stream.pretrain.config import PretrainConfig
@@ -63,15 +63,20 @@ def decoded_on_device(part: Part, shards: str) -> dict[str, Any]:
     with tarfile.open(sorted(Path(shards).glob("*.tar"))[0]) as tar:
         members = [member for member in tar if member.name.endswith(".jpg")][:256]
         data = [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    decode(data[0])
     start = time.perf_counter()
     for bytes_ in data:
         decode(bytes_)
     found: dict[str, Any] = {"one_core": round(len(data) / (time.perf_counter() - start), 1)}
     tensors = [torch.frombuffer(bytearray(bytes_), dtype=torch.uint8) for bytes_ in data]
-    decode_jpeg(tensors[:8], device=part.device)
+    device = torch.device("cuda", 0) if part.device.type == "cuda" else part.device
+    try:
+        decode_jpeg(tensors[:8], device=device)
+    except RuntimeError as error:  # torchvision was built without it, or the driver brings none
+        return found | {"left_out": str(error).splitlines()[0]}
     part.wait()
     start = time.perf_counter()
-    decode_jpeg(tensors, device=part.device)
+    decode_jpeg(tensors, device=device)
     part.wait()
     return found | {"device": round(len(data) / (time.perf_counter() - start), 1)}
 
@@ -99,7 +104,9 @@ def main(part: Part) -> None:
     part.attempt("shards", make)
     if "shards" not in made:
         return
-    part.attempt("memory", lambda: from_memory(part, config))
+    memory = part.attempt("memory", lambda: fitting(part, config, lambda config: from_memory(part, config)))
+    if "batch" in memory:
+        config = replace(config, stream=replace(config.stream, batch_size=memory["batch"]))
     for workers in (1,) if part.rehearse else (8, 16, 4):
         part.attempt(f"{workers} workers", lambda w=workers: from_shards(part, config, made["shards"], w), wants=10)  # type: ignore[misc]
     part.attempt("stream alone", lambda: stream_alone(part, config, made["shards"], 1 if part.rehearse else 8), wants=8)

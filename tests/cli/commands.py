@@ -58,6 +58,7 @@ TABLE: dict[str, Walked] = {
         outputs={"out": "/"},
         texts=RAY,
     ),
+    "upgrade": Walked({"shards": ["{shards}"]}, inputs={"shards": ("/", ".json")}),
     "verify": Walked({"shards": ["{shards}"], "inline": []}, inputs={"shards": SHARDS}, texts=RAY),
     "inspect": Walked(
         {"shards": ["{shards}"], "html": ["{out}.html"], "samples": ["1"]},
@@ -71,9 +72,11 @@ TABLE: dict[str, Walked] = {
             "batch_size": ["4"], "workers": ["0"], "device": ["cpu"],
             "settings": ["method.hidden=32", "method.width=16", "views.scene_size=32", "views.instances=0"],
         },
-        inputs={"shards": SHARDS},
+        # With --src, which is walked below, --shards is where they go.
+        inputs={"shards": SHARDS, "sources": IMAGES, "init": RUN},
         outputs={"out": "/", "decoded_cache": "/"},
-        texts=frozenset({"recipe", "ablation", "method", "backbone", "settings", "device", "cache"}) | RAY,
+        texts=frozenset({"recipe", "ablation", "method", "backbone", "settings", "device", "cache", "max_failures", "length"})
+        | {"frozen"} | RAY,
         long=frozenset({"epochs", "steps", "workers"}),
     ),
     "retrieve": Walked(

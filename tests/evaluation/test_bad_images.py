@@ -149,7 +149,7 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
     link.symlink_to(coloured / "train")
     cases = [
         (coloured / "train", link, "36 of the 36 images of"),
-        (coloured / "train", coloured / "val", "k is 99, and there are 36 images that vote"),
+        (coloured / "train", coloured / "val", "k is 99, but there are only 36 images: all of them vote"),
         (same, same, "all images to learn from have the same features"),
     ]
     for train, val, words in cases:
@@ -163,11 +163,11 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "more", "words"),
     [
-        ("linear", ["--protocol", "features"], "the classifiers of the rates 1e+38 burst"),
-        ("finetune", ["--fraction", "100%", "--multiplier", 1], "with the rates 1e+38 x 1 the network burst"),
+        ("linear", ["--protocol", "features"], "the classifiers of the rates 1e+38 diverged"),
+        ("finetune", ["--fraction", "100%", "--multiplier", 1], "with the rates 1e+38 x 1 the network diverged"),
     ],
 )
-def test_weights_that_burst_are_not_passed_for_a_result(protocol, more, words, run, coloured, monkeypatch):
+def test_weights_that_diverged_are_not_passed_for_a_result(protocol, more, words, run, coloured, monkeypatch):
     """At a rate that the commands refuse: a smaller one does it too, only later than a test can wait for."""
     from univip_stream.cli import protocols
 

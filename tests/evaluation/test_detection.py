@@ -466,7 +466,7 @@ def test_what_does_not_belong_together_is_said(run, drawn, tmp_path):
         "outside": (
             content | {"images": [{**content["images"][0], "file_name": "../x.png"}]},
             drawn,
-            "leads out of its folder",
+            "leads outside its folder",
         ),
         "names": (content | {"categories": [{"id": 7, "name": "bar"}, {"id": 9, "name": "bird"}]}, drawn, "bird"),
     }

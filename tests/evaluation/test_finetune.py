@@ -33,7 +33,7 @@ def test_a_published_list_names_its_images(coloured, tmp_path):
     path.write_text("red03.png\nblue11.png\n")
     assert [source.keys[number] for number in listed(source, path)] == ["train/blue/blue11.png", "train/red/red03.png"]
     path.write_text("n01440764_10026.JPEG\n")
-    with pytest.raises(InputError, match=r"1 of 1 images that .* has not, such as n01440764_10026.JPEG"):
+    with pytest.raises(InputError, match=r"1 of 1 images that .* lacks, such as n01440764_10026.JPEG"):
         listed(source, path)
 
 

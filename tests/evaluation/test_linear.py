@@ -110,17 +110,17 @@ def test_killed_between_two_epochs_it_goes_on_to_the_same_numbers(protocol, run,
                     "--epochs", 4, "--batch-size", 16, "--workers", 0, "--out", out)  # fmt: skip
 
     assert judged(tmp_path / "calm.json").exit_code == 0
-    real = module._Seen.order
+    real = module._FeatureBatches.order
 
     def dying(self, epoch):
         if epoch == 2:
             raise KeyboardInterrupt
         return real(self, epoch)
 
-    monkeypatch.setattr(module._Seen, "order", dying)
+    monkeypatch.setattr(module._FeatureBatches, "order", dying)
     assert judged(tmp_path / "killed.json").exit_code != 0
     seen = []
-    monkeypatch.setattr(module._Seen, "order", lambda self, epoch: seen.append(epoch) or real(self, epoch))
+    monkeypatch.setattr(module._FeatureBatches, "order", lambda self, epoch: seen.append(epoch) or real(self, epoch))
     assert judged(tmp_path / "killed.json").exit_code == 0
     assert seen == [2, 3]
     assert json.loads((tmp_path / "killed.json").read_text()) == json.loads((tmp_path / "calm.json").read_text())
@@ -128,9 +128,9 @@ def test_killed_between_two_epochs_it_goes_on_to_the_same_numbers(protocol, run,
 
 @pytest.mark.parametrize("protocol", ["orl", "orl-last"])
 def test_with_one_rate_nothing_is_held_out(protocol, run, coloured, tmp_path, monkeypatch):
-    real = module._Seen.order
+    real = module._FeatureBatches.order
     learned = []
-    monkeypatch.setattr(module._Seen, "order", lambda self, epoch: learned.append(real(self, epoch)) or learned[-1])
+    monkeypatch.setattr(module._FeatureBatches, "order", lambda self, epoch: learned.append(real(self, epoch)) or learned[-1])
     sources = ["--train", coloured / "train", "--val", coloured / "val"]
     how = ["--protocol", protocol, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--out", tmp_path / "one.json"]
     done = call("eval", "linear", run, *sources, *how)

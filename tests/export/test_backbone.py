@@ -135,7 +135,7 @@ def test_a_suffix_of_another_format_is_refused_and_nothing_is_written(format, na
 def test_a_configuration_replaces_none_but_ours(tmp_path):
     backbone, config = trained()
     (tmp_path / "train.py").write_text("print('mine')")
-    with pytest.raises(InputError, match="none of ours"):
+    with pytest.raises(InputError, match="is not ours"):
         export_backbone(backbone, config, "mmdet", tmp_path / "train.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
     for _ in range(2):

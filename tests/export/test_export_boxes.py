@@ -6,13 +6,13 @@ import pickle
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from demo_images import draw_scene
 from PIL import Image
 from pycocotools.coco import COCO
 from servers import BUCKET, s3_server
+from shard_rows import all_rows, rows_of
 
 from univip_stream import storage
 from univip_stream.boxes import filter_boxes
@@ -60,8 +60,7 @@ def shards(coco, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(shards):
     """What the indexes say of the samples, by file name."""
-    tables = [pq.read_table(path) for path in sorted(shards.glob("*.parquet"))]
-    found = [row for table in tables for row in table.to_pylist() if row["size"] is not None]
+    found = [row for row in all_rows(shards) if row["size"] is not None]
     return {row["source"].removeprefix("train2017/"): row for row in found}
 
 
@@ -184,7 +183,7 @@ def test_detreg_finds_an_array_of_corners_for_each_file(shards, rows, tmp_path):
 def test_siamesedetr_finds_a_dictionary_below_the_same_folders_with_any_numpy(labelled_folder, tmp_path):
     mine(MiningConfig(sources=(labelled_folder,), out=tmp_path / "shards", proposals="many_boxes:many_boxes", inline=True))
     exported(tmp_path / "shards", "siamesedetr", tmp_path / "boxes", "--max-boxes", 7)
-    table = pq.read_table(tmp_path / "shards" / "000.parquet").to_pylist()
+    table = rows_of(tmp_path / "shards" / "000.parquet")
     for row in table:
         path = row["source"].split("/", 1)[1]
         file = tmp_path / "boxes" / (path.split(".")[0] + ".npy")
@@ -261,7 +260,7 @@ def test_boxes_are_in_the_frame_that_a_reader_sees(orientation, tmp_path):
     stored.save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
     shards = tmp_path / "shards"
     mine(MiningConfig(sources=(tmp_path / "photos",), out=shards, proposals="many_boxes:many_boxes", inline=True))
-    [row] = pq.read_table(shards / "000.parquet").to_pylist()
+    [row] = rows_of(shards / "000.parquet")
     upright = cv2.imread(str(tmp_path / "photos" / "a.jpg"))[..., ::-1]  # turned
     exported(shards, "detreg", tmp_path / "detreg")
     exported(shards, "detectron2", tmp_path / "d2.pkl")
@@ -282,7 +281,7 @@ def test_cocos_json_is_of_the_upright_picture_or_of_the_stored_pixels_and_both_c
     picture = Image.fromarray(draw_scene("disc", np.random.default_rng(1), 240, 180))
     picture.save(tmp_path / "photos" / "a.jpg", exif=exif, quality=100)
     mine(MiningConfig(sources=(tmp_path / "photos",), out=tmp_path / "s", proposals="many_boxes:many_boxes", inline=True))
-    [row] = pq.read_table(tmp_path / "s" / "000.parquet").to_pylist()
+    [row] = rows_of(tmp_path / "s" / "000.parquet")
     found = {}
     for frame in ("upright", "stored"):
         file = tmp_path / f"{frame}.json"
@@ -294,7 +293,7 @@ def test_cocos_json_is_of_the_upright_picture_or_of_the_stored_pixels_and_both_c
                 "--max-aspect", 99, "--min-scale", 1]  # fmt: skip
         told = run(*back, "--box-frame", frame, "--out", tmp_path / frame)
         assert "notes" not in told
-        [again] = pq.read_table(tmp_path / frame / "000.parquet").to_pylist()
+        [again] = rows_of(tmp_path / frame / "000.parquet")
         assert again["candidates"] == row["boxes"]
         parameters = json.loads((tmp_path / frame / "manifest.json").read_text())["parameters"]
         assert parameters.get("box_frame") == ("upright" if frame == "upright" else None)

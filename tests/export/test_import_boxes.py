@@ -4,14 +4,13 @@ import json
 import os
 import pickle
 import unicodedata
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from demo_images import draw_scene
 from PIL import Image
+from shard_rows import all_rows
 
 from univip_stream.cli import cli
 from univip_stream.formats.registry import FORMATS
@@ -48,7 +47,7 @@ def shards(coco, tmp_path_factory):
 
 
 def rows(folder):
-    return [row for path in sorted(Path(folder).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return all_rows(folder)
 
 
 def called(*arguments):
@@ -198,20 +197,20 @@ WRONG = {
     "no annotations": ("orl", '{"bbox": []}', "names no images"),
     "other annotations": ("orl", '{"bbox": [[[0, 0, 1, 1]]]}', "has boxes of 1 images and"),
     "coco as orl": ("orl", '{"images": []}', "has no list `bbox`"),
-    "cut off": ("soco", '{"0000": [[1, 2, 3', "is no JSON that can be used"),
+    "cut off": ("soco", '{"0000": [[1, 2, 3', "is not usable JSON"),
     "orl as soco": ("soco", '{"bbox": [[[0, 0, 9, 9]]]}', "has boxes of shape (1, 1, 4)"),
     "other images": ("soco", '{"n01440764_18": [[0, 0, 9, 9]]}', "none for the 8 images"),
     "twice": ("soco", '{"0000": [], "0000": []}', "has two entries '0000'"),
     "words": ("soco", '{"0000": [["a", 2, 3, 4]]}', "holds no boxes"),
-    "no text": ("soco", '{"\\ud800": []}', "which is no text"),
+    "no text": ("soco", '{"\\ud800": []}', "which is not text"),
     "no number": ("soco", '{"0000": [[1, 2, 3, NaN]]}', "expected N x 4 numbers"),
-    "json as pickle": ("detectron2", "{}", "is no pickle that can be read"),
-    "file for a folder": ("detreg", "{}", "is no folder"),
+    "json as pickle": ("detectron2", "{}", "is not a readable pickle"),
+    "file for a folder": ("detreg", "{}", "is not a folder"),
     "results without scores": ("coco", '[{"image_id": 50, "bbox": [0, 0, 9, 9]}]', "has image_id 50 and score None"),
     "results of words": ("coco", '["a"]', "expected a list of results"),
     "results of three": ("coco", '[{"image_id": 50, "bbox": [0, 0, 9], "score": 1}]', "expected four numbers"),
     "no result": ("coco", "[]", "has no entry"),
-    "soco as coco": ("coco", '{"0000": [[0, 0, 9, 9]]}', "is no COCO annotation file"),
+    "soco as coco": ("coco", '{"0000": [[0, 0, 9, 9]]}', "is not a COCO annotation file"),
 }
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from univip_stream.cli import cli
 
 pytestmark = pytest.mark.gpu
-SMALL = ["method.backbone=resnet18", "method.hidden=32", "method.width=16", "method.queue=16", "views.scene_size=64",
+SMALL = ["method.backbone=resnet18", "method.hidden=32", "method.width=16", "views.scene_size=64",
          "views.instance_size=32", "views.min_scale=32", "stream.batch_size=4", "stream.workers=2", "record_every=1",
          "checkpoint_every=2", "steps=4"]  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_bf16_trains(settings: list[str], drawn_shards: Path, device: torch.devi
 
 @pytest.mark.parametrize("method", ["soco", "scrl", "densecl", "simclr"])
 def test_other_methods_train(method: str, drawn_shards: Path, device: torch.device, tmp_path: Path) -> None:
-    more = ["views.third_size=32"] if method == "soco" else []
+    more = {"soco": ["views.third_size=32"], "densecl": ["method.queue=16"]}.get(method, [])
     assert len(train(drawn_shards, tmp_path / "run", device, *more, method=method)) == 4
 
 

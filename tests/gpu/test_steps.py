@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from planned import inputs_of, planned
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.augment import AugmentConfig, augment, draw
@@ -62,8 +63,8 @@ def test_losses_and_gradients_are_the_cpus(
     inputs = inputs_of(plan, B, 1)
     true, slope = loss_and_gradient(start, inputs, cpu, torch.float64, torch.float64)
     missed = {}
-    for where, place in (("cpu", cpu), ("device", device)):
-        loss, gradient = loss_and_gradient(start, inputs, place, torch.float32, kind)
+    for where, process in (("cpu", cpu), ("device", device)):
+        loss, gradient = loss_and_gradient(start, inputs, process, torch.float32, kind)
         missed[where] = (abs(loss - true) / abs(true), ((gradient - slope).norm() / slope.norm()).item())
         record_property(f"{where} misses of loss and gradient", "{:.2e} {:.2e}".format(*missed[where]))
     floor = {"fp32": (1e-5, 1e-3), "bf16": (2e-2, 1e-1)}[precision]
@@ -71,8 +72,8 @@ def test_losses_and_gradients_are_the_cpus(
         assert ours <= max(least, 4 * theirs), missed
 
 
-@pytest.mark.parametrize("side", [96, 224])
-def test_augmentation_is_the_cpus(side: int, device: torch.device, record_property: Callable) -> None:
+@pytest.mark.parametrize(("side", "how"), [(96, "eager"), (224, "eager"), (96, "compiled")])
+def test_augmentation_is_the_cpus(side: int, how: str, device: torch.device, record_property: Callable) -> None:
     import numpy as np
 
     config, rng = AugmentConfig(), np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_augmentation_is_the_cpus(side: int, device: torch.device, record_proper
     images = images.contiguous(memory_format=torch.channels_last)
     draws = torch.from_numpy(np.stack([draw(rng, config, number % 2) for number in range(len(images))]))
     expected = augment(images, draws, config)
-    result = augment(images.to(device), draws.to(device), config)
+    result = augment(images.to(device), draws.to(device), config, compiled=how == "compiled")
     if device.type == "cuda":
         assert result.is_contiguous(memory_format=torch.channels_last)
     apart = (result.cpu() - expected).abs()
@@ -117,7 +118,7 @@ def test_nothing_waits_between_two_looks(name: str, optimizer: str, device: torc
     method.to(device)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)), accumulate=2, precision=torch.bfloat16,
-        config=AugmentConfig(), regions=K, device=device, place=ALONE, run=Path(),
+        config=AugmentConfig(), regions=K, device=device, process=ALONE, run=Path(),
     )  # fmt: skip
     batches = batches_of(plan)
 
@@ -134,6 +135,9 @@ def test_nothing_waits_between_two_looks(name: str, optimizer: str, device: torc
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+    # Three steps of two parts; univip's network sees two scenes and the instances, moco's the query.
+    counted = {int(norm.num_batches_tracked) for norm in method.online.backbone.modules() if isinstance(norm, _BatchNorm)}
+    assert counted == {18 if name == "univip" else 6}
     values, _ = updates.look(type("Nobody", (), {"is_set": staticmethod(lambda: False)}))  # type: ignore[arg-type]
     assert len(values) == len(updates.terms) + 1
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from univip_stream.augment import AugmentConfig
-from univip_stream.distributed import Place, in_parallel, joined, place_from_environment
+from univip_stream.distributed import Process, in_parallel, joined, process_from_environment
 from univip_stream.methods import METHODS, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.views import ViewConfig
@@ -15,7 +15,7 @@ B, K, S, T = 4, 2, 32, 16
 NAMES = sorted(METHODS.keys() - {"univip", "byol"})  # these two: tests/pretrain/test_distributed.py
 
 
-def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
+def two_steps(name: str, process: Process) -> dict[str, torch.Tensor]:
     """What two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
     kind = METHODS[name].Settings
@@ -25,11 +25,11 @@ def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
     plan = build_plan(config, views, AugmentConfig())
     method = build_method(config, plan).double()
     model: torch.nn.Module = method
-    if place.world_size > 1:
+    if process.world_size > 1:
         synchronise_batchnorm(method, "cpu")
-        model = in_parallel(method, place, torch.device("cpu"))
+        model = in_parallel(method, process, torch.device("cpu"))
     optimizer = torch.optim.SGD(method.online_parameters(), lr=0.01, momentum=0.9)
-    mine = slice(place.rank * B // place.world_size, (place.rank + 1) * B // place.world_size)
+    mine = slice(process.rank * B // process.world_size, (process.rank + 1) * B // process.world_size)
     left = {}
     for step in range(2):
         rng = torch.Generator().manual_seed(step)
@@ -51,11 +51,11 @@ def two_steps(name: str, place: Place) -> dict[str, torch.Tensor]:
 
 def be_a_rank(folder: str) -> None:
     torch.set_num_threads(1)
-    place = place_from_environment()
-    rank = place.rank
-    with joined(place, torch.device("cpu")):
+    process = process_from_environment()
+    rank = process.rank
+    with joined(process, torch.device("cpu")):
         for name in NAMES:
-            torch.save(two_steps(name, place), f"{folder}/{name}-{rank}.pt")
+            torch.save(two_steps(name, process), f"{folder}/{name}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def ranks(tmp_path_factory, warm):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_queues_and_updates_of_two_ranks_are_those_of_one_process(name, ranks):
-    alone = two_steps(name, Place())
+    alone = two_steps(name, Process())
     for rank in range(2):
         ours = torch.load(ranks / f"{name}-{rank}.pt")
         assert ours.keys() == alone.keys()

@@ -25,11 +25,13 @@ def die_before(owner, name, when):
     setattr(owner, name, called)
 
 
+CANDIDATES = "001.candidates.parquet"
 STAGES = {
     "before the temporary file": lambda: die_before(shard, "write_shard", lambda _, path, *rest: path.name == "001.tar"),
     "while writing": lambda: die_before(write, "_add_sample", lambda tar, file, sample: sample.key == "000000006"),
     "before the tar's rename": lambda: die_before(Path, "replace", lambda path, target: target.name == "001.tar"),
-    "between tar and index": lambda: die_before(Path, "replace", lambda path, target: target.name == "001.parquet"),
+    "between tar and candidates": lambda: die_before(Path, "replace", lambda path, target: target.name == CANDIDATES),
+    "between candidates and index": lambda: die_before(Path, "replace", lambda path, target: target.name == "001.parquet"),
     "before the manifest": lambda: die_before(Path, "replace", lambda path, target: target.name == "manifest.json"),
     "after the manifest": lambda: die_before(output.Output, "remove", lambda out, name: name == ".mining.json"),
 }

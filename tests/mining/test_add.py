@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.mining import MiningConfig, RefilterConfig, mine, refilter
 from univip_stream.shards import expand_shards, open_index
-from univip_stream.shards.manifest import fingerprints, read_manifest
+from univip_stream.shards.manifest import read_manifest
 from univip_stream.shards.verify import verify_folder
 
 
@@ -38,7 +39,7 @@ def contents(folder):
 
 def rows(folder):
     """(key, source) of every image, in the order of the manifest."""
-    tables = [pq.read_table(folder / entry["name"].replace(".tar", ".parquet")) for entry in read_manifest(folder)["shards"]]
+    tables = [pq.read_table(folder / entry.name.replace(".tar", ".parquet")) for entry in read_manifest(folder).shards]
     return [(row["key"], row["source"]) for table in tables for row in table.select(["key", "source"]).to_pylist()]
 
 
@@ -72,7 +73,9 @@ def test_new_images_follow_in_order_and_the_old_bytes_stay(photos, out, tmp_path
     assert {name: after[name] for name in before if name != "manifest.json"} == {
         name: data for name, data in before.items() if name != "manifest.json"
     }
-    assert sorted(after.keys() - before.keys()) == ["003.parquet", "003.tar", "004.parquet", "004.tar"]
+    assert sorted(after.keys() - before.keys()) == sorted(
+        f"{n}.{kind}" for n in ("003", "004") for kind in ("tar", "candidates.parquet", "parquet")
+    )
     found = rows(out)
     assert [key for key, _ in found] == [f"{number:09d}" for number in range(12)]
     assert [name for _, name in found] == [
@@ -80,12 +83,12 @@ def test_new_images_follow_in_order_and_the_old_bytes_stay(photos, out, tmp_path
         *(f"photos/scene{at:02d}-new.jpg" for at in range(5)),
     ]
     assert report.mined == 5
-    assert report.manifest["totals"]["images"] == 12
+    assert report.manifest.totals["images"] == 12
     assert verify_folder(out) == []
-    first, second = report.manifest["parts"]
-    assert first["parameters"] == read_manifest(tmp_path / "before")["parameters"]
-    assert second["parameters"]["added_to"] == first["fingerprint"]
-    assert second["shards"] == ["003.tar", "004.tar"]
+    first, second = report.manifest.parts
+    assert first.parameters == read_manifest(tmp_path / "before").parameters
+    assert second.parameters["added_to"] == first.fingerprint
+    assert second.shards == ["003.tar", "004.tar"]
 
 
 def test_adding_again_adds_nothing_and_adding_later_adds_a_third_part(photos, out, drawn_folder):
@@ -95,15 +98,15 @@ def test_adding_again_adds_nothing_and_adding_later_adds_a_third_part(photos, ou
     assert contents(out) == once
     shutil.copy(drawn_folder / "scene00.jpg", photos / "zz.jpg")
     report = add(out, photos, num_shards=None)
-    assert [len(part["shards"]) for part in report.manifest["parts"]] == [3, 3, 1]
+    assert [len(part.shards) for part in report.manifest.parts] == [3, 3, 1]
     assert rows(out)[-1] == ("000000012", "photos/zz.jpg")
-    assert len(set(fingerprints(report.manifest).values())) == 3
+    assert len(set(report.manifest.fingerprints.values())) == 3
     assert verify_folder(out) == []
     shutil.copytree(photos, photos.parent / "more")
     added = add(out, photos.parent / "more", num_shards=None).addition
     assert (added.known, added.gone) == (0, [])
-    assert read_manifest(out)["parameters"]["sources"] == ["photos", "more"]
-    assert read_manifest(out)["totals"]["images"] == 26
+    assert read_manifest(out).parameters["sources"] == ["photos", "more"]
+    assert read_manifest(out).totals["images"] == 26
 
 
 @pytest.mark.parametrize("stage", ADDING)
@@ -143,7 +146,7 @@ def test_what_is_gone_is_said_and_stays(photos, out):
     plan = call(*arguments, "--dry-run")
     assert "5 new images -> 2 shards" in plan.output
     assert "1 image of the set not in the sources any more, kept: photos/scene03-old.jpg" in plan.output
-    assert len(list(out.iterdir())) == 7
+    assert len(list(out.iterdir())) == 10
     done = call(*arguments, "-q")
     assert done.exit_code == 0, done.output
     assert "added 5 images in 2 shards (003.tar to 004.tar)" in done.output
@@ -219,7 +222,7 @@ def test_every_command_reads_a_set_of_two_parts(photos, out, tmp_path):
     assert rows(tmp_path / "new") == rows(out)
     done = call("export", "boxes", out, "--format", "soco", "--out", tmp_path / "soco")
     assert done.exit_code == 0, done.output
-    manifest = read_manifest(out)
+    manifest = json.loads((out / "manifest.json").read_text())
     manifest["parts"][1]["shards"] = ["003.tar"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     refused = call("verify", out)
@@ -244,6 +247,8 @@ def test_shards_have_the_sets_size_and_more_digits_where_needed(photos, out):
 
     plan = plan_job(config(out, photos, add=True, num_shards=None))
     assert plan.job.counts == [2, 3]
-    plan.addition.manifest["shards"][-1]["name"] = "999.tar"
+    *entries, last = plan.addition.manifest.shards
+    manifest = replace(plan.addition.manifest, shards=(*entries, replace(last, name="999.tar")))
+    plan = replace(plan, addition=replace(plan.addition, manifest=manifest))
     assert plan.addition.names(2) == ["1000.tar", "1001.tar"]
     assert np.isclose(plan.addition.shards_for(70), 30)

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import webdataset
 from click.testing import CliRunner
 from PIL import Image
 from servers import BUCKET, s3_server
+from shard_rows import all_rows, rows_of
 
 from univip_stream import storage
 from univip_stream.boxes import filter_boxes, validate_boxes
@@ -52,7 +52,7 @@ def mined(drawn_folder, tmp_path_factory):
 def test_mine_writes_tars_indexes_and_manifest_and_says_so(mined):
     out, done = mined
     assert sorted(contents(out)) == sorted(
-        [f"{n:03d}.{kind}" for n in range(3) for kind in ("tar", "parquet")] + ["manifest.json"]
+        [f"{n:03d}.{kind}" for n in range(3) for kind in ("tar", "candidates.parquet", "parquet")] + ["manifest.json"]
     )
     assert "images/s" in done.stderr
     assert "took" in done.stderr
@@ -84,7 +84,7 @@ def test_the_index_finds_every_image_and_keeps_all_candidates(mined, drawn_folde
     out, _ = mined
     for shard in sorted(out.glob("*.tar")):
         data = shard.read_bytes()
-        for row in pq.read_table(shard.with_suffix(".parquet")).to_pylist():
+        for row in rows_of(shard.with_suffix(".parquet")):
             image = data[row["offset"] : row["offset"] + row["size"]]
             assert image == (drawn_folder / row["source"].split("/")[1]).read_bytes()
             assert filter_boxes(row["candidates"]).tolist() == row["boxes"]
@@ -183,14 +183,14 @@ def _png(pixels):
 def test_every_image_is_a_row_with_its_reason_and_counts_add_up(troubled, tmp_path):
     out = tmp_path / "out"
     report = mine(config(troubled, out, max_failures="50%"))
-    totals = report.manifest["totals"]
+    totals = report.manifest.totals
     assert totals["images"] == 19 == sum(totals[s] for s in totals if s not in ("images", "samples", "bytes"))
     assert totals["samples"] == 15
     assert {source.split("/")[1]: status for source, status, _ in report.failures} == {
         "a-text.jpg": "unreadable", "b-empty.jpg": "unreadable", "c-cut.jpg": "unreadable", "d-tiny.png": "too_small"
     }  # fmt: skip
     assert report.ignored == {".txt": 1}
-    rows = [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows = all_rows(out)
     assert len(rows) == 19
     assert all(row["reason"] for row in rows if row["status"] != "ok")
     assert {row["status"] for row in rows if row["source"].endswith("e-narrow.png")} == {"no_boxes"}
@@ -207,8 +207,8 @@ def test_too_many_failures_stop_with_a_list_and_keep_the_rows(troubled, tmp_path
         assert name in str(caught.value)
     assert not (out / "manifest.json").exists()
     accepted = mine(config(troubled, out, max_failures="3"))
-    assert accepted.manifest["totals"]["unreadable"] == 3
-    assert accepted.mined == 0 or len(accepted.manifest["shards"]) == 3
+    assert accepted.manifest.totals["unreadable"] == 3
+    assert accepted.mined == 0 or len(accepted.manifest.shards) == 3
 
 
 def test_failures_mended_in_place_are_mined_when_asked(troubled, tmp_path):
@@ -217,7 +217,7 @@ def test_failures_mended_in_place_are_mined_when_asked(troubled, tmp_path):
     shutil.copy(troubled / "scene00.jpg", troubled / "c-cut.jpg")
     (troubled / "scene00.jpg").write_bytes(b"gone bad, but it was mined")
     report = mine(config(troubled, out, max_failures="50%", retry_failed=True))
-    assert report.manifest["totals"]["unreadable"] == 2
+    assert report.manifest.totals["unreadable"] == 2
     assert verify_folder(out) == []
 
 
@@ -308,7 +308,7 @@ def propose_halves(image):
 def test_a_users_own_proposer_is_used_and_its_nonsense_is_named(drawn_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     report = mine(config(drawn_folder, tmp_path / "own", proposals="test_mine:propose_halves"))
-    assert report.manifest["totals"]["ok"] == 12
+    assert report.manifest.totals["ok"] == 12
     with pytest.raises(InputError, match=r"scene00\.jpg: --proposals test_mine:propose_outside: box 0 is"):
         mine(config(drawn_folder, tmp_path / "bad", proposals="test_mine:propose_outside"))
 
@@ -324,7 +324,7 @@ def test_a_users_own_error_names_image_and_line(drawn_folder, tmp_path, monkeypa
 
 
 def test_no_proposals_keep_the_images_without_boxes(drawn_folder, tmp_path):
-    totals = mine(config(drawn_folder, tmp_path / "out", proposals="none")).manifest["totals"]
+    totals = mine(config(drawn_folder, tmp_path / "out", proposals="none")).manifest.totals
     assert (totals["samples"], totals["no_boxes"]) == (12, 12)
 
 

@@ -2,10 +2,10 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from servers import BUCKET, s3_server
+from shard_rows import all_rows, table_with_candidates
 
 from univip_stream import storage
 from univip_stream.boxes import BoxFilter, filter_boxes
@@ -41,10 +41,10 @@ def test_it_gives_what_mining_with_that_filter_gives(mined, tmp_path):
             filter=BoxFilter(**changes),
         )
     ).manifest
-    assert manifest["totals"] == wanted["totals"]
+    assert manifest.totals == wanted.totals
     for name in ("000", "001", "002"):
         assert (tmp_path / "new" / f"{name}.tar").read_bytes() == (tmp_path / "mined" / f"{name}.tar").read_bytes()
-        new, other = (pq.read_table(tmp_path / place / f"{name}.parquet") for place in ("new", "mined"))
+        new, other = (table_with_candidates(tmp_path / place / f"{name}.parquet") for place in ("new", "mined"))
         assert new.equals(other)
         for row in new.to_pylist():
             if row["boxes"] is not None:
@@ -83,7 +83,7 @@ def test_the_command_on_ray_prints_totals(mined, tmp_path):
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["images"] == 13
-    rows = [row for path in (tmp_path / "new").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = all_rows(tmp_path / "new")
     assert all(min(w, h) >= 100 for row in rows for _, _, w, h in row["boxes"] or [])
 
 

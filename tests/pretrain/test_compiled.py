@@ -11,10 +11,13 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from planned import inputs_of, planned
+from torch._dynamo.backends.debugging import aot_eager
 
+from univip_stream.augment import AugmentConfig, _augment_all, _tables, draw
 from univip_stream.methods import METHODS, Method
 from univip_stream.plan import Plan
 from univip_stream.views import ViewConfig
@@ -71,10 +74,32 @@ class Looking(METHODS["byol"]):  # type: ignore[misc]
         return losses if losses["loss"].item() < 10 else {}
 
 
+def augmented() -> dict[str, object]:
+    """How far compiled augmentations are from those that are not, how they lie in memory, and in how many graphs."""
+    config, rng = AugmentConfig(), np.random.default_rng(0)
+    images = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8).movedim(-1, 1)
+    draws = torch.from_numpy(np.stack([draw(rng, config, number % 2) for number in range(24)]))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, given: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return aot_eager(graph, given)
+
+    compiled = torch.compile(_augment_all, backend=counted, fullgraph=True, dynamic=False)
+    given = (images, draws, _tables(32, config, images.device), config.solarize_threshold, False)
+    ours, theirs = compiled(*given), _augment_all(*given)
+    return {
+        "apart": (ours - theirs).abs().max().item(),
+        "last": [found.is_contiguous(memory_format=torch.channels_last) for found in (ours, theirs)],
+        "graphs": len(graphs),
+        "constants": sum(node.op == "call_function" and node.target is torch.tensor for node in graphs[0].graph.nodes),
+    }
+
+
 def in_a_process_of_its_own(names: list[str]) -> dict[str, dict[str, object]]:
     code = (
         "import json, test_compiled as m; m.METHODS['looking'] = m.Looking; "
-        f"print(json.dumps({{name: m.compared(name) for name in {names!r}}}))"
+        f"print(json.dumps({{name: m.compared(name) for name in {names!r}}} or m.augmented()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -101,3 +126,8 @@ def test_a_step_of_every_method_is_one_graph_and_is_compiled_once() -> None:
 
 def test_a_step_that_breaks_the_graph_is_caught() -> None:
     assert "item" in str(in_a_process_of_its_own(["looking"])["looking"]["error"])
+
+
+def test_augmentations_are_one_graph_too_and_make_no_constants_in_it() -> None:
+    found = in_a_process_of_its_own([])
+    assert found == {"apart": pytest.approx(0, abs=1e-5), "last": [True, True], "graphs": 1, "constants": 0}

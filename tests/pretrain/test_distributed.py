@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from univip_stream.augment import AugmentConfig
-from univip_stream.distributed import Place, in_parallel, joined
+from univip_stream.distributed import Process, in_parallel, joined
 from univip_stream.methods import Method, UniVIPConfig, build_method
 from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.networks import synchronise_batchnorm
@@ -27,17 +27,17 @@ B, K = 12, 2
 SMALL = UniVIPConfig(backbone="mobilenetv3_small_050", hidden=32, width=16)
 
 
-def two_steps(place: Place, synchronised: bool) -> dict[str, torch.Tensor]:
+def two_steps(process: Process, synchronised: bool) -> dict[str, torch.Tensor]:
     """Everything two updates leave of a method that trains in float64 on this rank's share of a fixed batch."""
     torch.manual_seed(0)
     method: Method = build_method(SMALL, UniVIPPlan(ViewConfig(instances=K), AugmentConfig())).double()
     model: torch.nn.Module = method
-    if place.world_size > 1:
+    if process.world_size > 1:
         if synchronised:
             synchronise_batchnorm(method, "cpu")
-        model = in_parallel(method, place, torch.device("cpu"))
+        model = in_parallel(method, process, torch.device("cpu"))
     optimizer = torch.optim.SGD(method.online_parameters(), lr=0.1, momentum=0.9)
-    mine = slice(place.rank * B // place.world_size, (place.rank + 1) * B // place.world_size)
+    mine = slice(process.rank * B // process.world_size, (process.rank + 1) * B // process.world_size)
     left = {}
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
@@ -58,11 +58,11 @@ def be_a_rank(rank: int, ports: dict[int, int], folder: str) -> None:
             continue
         names = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in names.items()}
-        place = Place(rank=rank, world_size=world_size)
-        with joined(place, torch.device("cpu")):
-            torch.save(two_steps(place, True), f"{folder}/{world_size}-{rank}.pt")
+        process = Process(rank=rank, world_size=world_size)
+        with joined(process, torch.device("cpu")):
+            torch.save(two_steps(process, True), f"{folder}/{world_size}-{rank}.pt")
             if world_size == 2:
-                torch.save(two_steps(place, False), f"{folder}/apart-{rank}.pt")
+                torch.save(two_steps(process, False), f"{folder}/apart-{rank}.pt")
 
 
 def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -80,7 +80,7 @@ def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_pat
     code = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as here; "
     statuses, said = warm.ranks(3, ["-c", f"{code}here.be_a_rank(int(os.environ['RANK']), {ports}, {str(tmp_path)!r})"])
     assert statuses == [0, 0, 0], said
-    alone = two_steps(Place(), True)
+    alone = two_steps(Process(), True)
     for world_size in ports:
         for rank in range(world_size):
             assert largest_difference(torch.load(tmp_path / f"{world_size}-{rank}.pt"), alone) < 1e-10

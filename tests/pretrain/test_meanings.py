@@ -26,7 +26,7 @@ def test_every_setting_is_told_once_with_a_whole_sentence():
     for setting in EVERY:
         text = setting.meaning
         # "Of the gradient." is no sentence to somebody who sees no code around it.
-        assert text[:1].isupper() or text.startswith((setting.default, "b:", "h:")), setting
+        assert text[:1].isupper() or text.startswith((setting.default, "b:", "c:", "h:", "s:")), setting
         assert text.endswith("."), setting
         assert not text.startswith(("Of ", "As `", "How long.")), setting
         assert setting.allowed, setting

@@ -11,8 +11,9 @@ import pytest
 import torch
 from pretended import CUDA, HostWaitsError, PretendedGpu
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from univip_stream.augment import DRAW_SIZE, AugmentConfig
+from univip_stream.augment import DRAW_SIZE, AugmentConfig, augment
 from univip_stream.distributed import ALONE
 from univip_stream.methods import METHODS, Method, build_method, build_plan
 from univip_stream.plan import Plan
@@ -21,6 +22,7 @@ from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.update import Updates
 from univip_stream.stream import Batch
+from univip_stream.transport import sinkhorn
 from univip_stream.views import ViewConfig
 
 CPU = torch.device("cpu")
@@ -79,7 +81,7 @@ def updates_of(
     gpu.place(method)
     updates = Updates(
         method, method, method, build_optimizer(method, OptimConfig(name=optimizer)),
-        accumulate=1, precision=precision, config=AugmentConfig(), regions=K, device=CUDA, place=ALONE, run=Path(),
+        accumulate=1, precision=precision, config=AugmentConfig(), regions=K, device=CUDA, process=ALONE, run=Path(),
     )  # fmt: skip
     with gpu.running(copies_may_wait=True):  # constants go to the GPU once a run
         inputs_on(CUDA, next(batches), updates.config)
@@ -111,6 +113,7 @@ def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str, pre
         updates.gradient(batches, 1)
         updates.apply(0.1, 0.99)
     assert watch.launched["_fused_sgd_"] == 1
+    assert ("add_", torch.int64) not in watch.dtypes, "batch normalisations count on the host"
     ran = {kind for what, kind in watch.dtypes if what in ("convolution", "mm", "addmm", "convolution_backward")}
     assert dtype in ran
     # The losses are float32 always.
@@ -122,6 +125,39 @@ def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str, pre
     # What RoIAlign gives is never channels last.
     assert watch.scattered == [] or family == "vit" or name == "soco"
     assert {parameter.device for parameter in updates.method.parameters()} == {CUDA}
+
+
+def test_an_iteration_of_the_transport_is_four_kernels(gpu: PretendedGpu) -> None:
+    launched = []
+    for iterations in (1, 11):
+        with gpu.running() as watch:
+            numbers = [torch.rand(*shape, device=CUDA) for shape in ((B, K, K), (B, K), (B, K))]
+            sinkhorn(*numbers, iterations=iterations)  # type: ignore[arg-type]
+        launched.append(sum(watch.launched.values()))
+    assert launched[1] - launched[0] == 10 * 4
+
+
+def test_joint_views_are_normalised_without_being_put_together_again(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SMALL, "joint_views", True)
+    updates, batches = updates_of(gpu, "byol", "test_resnet", torch.bfloat16)
+    with gpu.running() as watch:
+        updates.gradient(batches, 1)
+    norms = sum(isinstance(module, _BatchNorm) for module in updates.method.modules())
+    assert watch.launched["native_batch_norm"] == 2 * norms
+    assert watch.launched["cat"] == 0
+
+
+def test_augmentation_goes_through_memory_no_more_often_than_it_did(gpu: PretendedGpu) -> None:
+    images = gpu.like(torch.empty(16, 64, 64, 3, dtype=torch.uint8).movedim(-1, 1))
+    draws = gpu.like(torch.empty(16, DRAW_SIZE))
+    with gpu.running(copies_may_wait=True):
+        augment(images, draws, AugmentConfig())
+    with gpu.running() as watch:
+        augment(images, draws, AugmentConfig())
+    # In planes of float32: an image has three. It was 412; compiled it is some 100, by inductor's own count.
+    assert watch.moved / (16 * 64 * 64 * 4) < 365
 
 
 def test_two_augmentations_of_an_instance_are_cut_and_sent_once(gpu: PretendedGpu) -> None:

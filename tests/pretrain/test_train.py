@@ -282,7 +282,7 @@ def test_gradient_accumulation_of_copies_is_one_step_on_one_of_them(drawn_shards
         method = build_method(config.method, plan)
         updates = Updates(
             method, method, method, build_optimizer(method, config.optim), accumulate=accumulate, precision=torch.float32,
-            config=config.augment, regions=plan.regions, device=torch.device("cpu"), place=ALONE, run=tmp_path,
+            config=config.augment, regions=plan.regions, device=torch.device("cpu"), process=ALONE, run=tmp_path,
         )  # fmt: skip
         updates.gradient(itertools.repeat(batch), 0)
         losses, _ = updates.look(threading.Event())
@@ -327,6 +327,13 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_leaves_its_keys(dr
     monkeypatch.setattr(module, "inputs_on", real)
     pretrain(tiny("checkpoint_every=2"), str(drawn_shards), run)
     assert len(records(run)) == 8
+
+
+def test_a_run_that_was_begun_in_another_order_of_images_is_refused(undisturbed, drawn_shards, monkeypatch):
+    """As a run of more than 16 million images of a release that drew their order otherwise would be."""
+    monkeypatch.setattr("univip_stream.stream.order.MOST_IN_A_ROW", 5)
+    with pytest.raises(InputError, match="images in the order of version 1 there, 2 here"):
+        pretrain(tiny(), str(drawn_shards), undisturbed)
 
 
 def test_other_settings_or_shards_over_the_same_run_are_refused_and_named(undisturbed, drawn_shards, drawn_folder, tmp_path):

@@ -54,4 +54,4 @@ def test_a_container_whose_operators_do_not_load_is_told_so(tmp_path, monkeypatc
 def test_a_folder_that_is_not_there():
     done = doctor("--path", "nowhere")
     assert done.returncode == 1
-    assert "nowhere is no folder" in done.stderr
+    assert "nowhere is not a folder" in done.stderr

@@ -44,14 +44,14 @@ def test_boxes_and_views_are_those_of_mining_and_of_algorithm_1(image):
     height, width = found.image.shape[:2]
     np.testing.assert_array_equal(found.kept, filter_boxes(found.proposals))
     views = draw_views(found.kept, width, height, np.random.default_rng(5), ViewConfig())
-    np.testing.assert_array_equal(found.seen.views.scenes, views.scenes)
-    np.testing.assert_array_equal(found.seen.views.instances, views.instances)
+    np.testing.assert_array_equal(found.inputs.views.scenes, views.scenes)
+    np.testing.assert_array_equal(found.inputs.views.instances, views.instances)
     # The taken pair is the last that was tried, or, where none held enough, the first that held most.
-    taken = next(at for at, pair in enumerate(found.seen.tries) if (pair == views.scenes).all())
-    if found.seen.held[-1] >= 4:
-        assert taken == len(found.seen.tries) - 1
-    assert all(held < 4 for held in found.seen.held[:-1])
-    assert found.seen.held[taken] >= 4 - views.filled
+    taken = next(at for at, pair in enumerate(found.inputs.tries) if (pair == views.scenes).all())
+    if found.inputs.held[-1] >= 4:
+        assert taken == len(found.inputs.tries) - 1
+    assert all(held < 4 for held in found.inputs.held[:-1])
+    assert found.inputs.held[taken] >= 4 - views.filled
 
 
 def test_the_plan_is_the_one_that_the_loss_weighs_with(image, univip_run):
@@ -63,10 +63,10 @@ def test_the_plan_is_the_one_that_the_loss_weighs_with(image, univip_run):
     method, config = load_method(univip_run)
     method.eval()
     with torch.no_grad():
-        o = torch.cat([method.predictor(method.online(crop[None])) for crop in found.seen.seen_instances[0]])
-        t = torch.cat([method.target(crop[None]) for crop in found.seen.seen_instances[-1]])
-        scenes_o = [method.predictor(method.online(view[None])) for view in found.seen.seen_scenes]
-        scenes_t = [method.target(view[None]) for view in found.seen.seen_scenes]
+        o = torch.cat([method.predictor(method.online(crop[None])) for crop in found.inputs.instance_inputs[0]])
+        t = torch.cat([method.target(crop[None]) for crop in found.inputs.instance_inputs[-1]])
+        scenes_o = [method.predictor(method.online(view[None])) for view in found.inputs.scene_inputs]
+        scenes_t = [method.target(view[None]) for view in found.inputs.scene_inputs]
         c = config.method
         loss = instance_loss(o[None], t[None], *scenes_o, *scenes_t, epsilon=c.epsilon, iterations=c.iterations, mass=c.mass)
     assert float(-(plan * cosines).sum()) == pytest.approx(float(loss), abs=1e-5)

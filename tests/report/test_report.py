@@ -10,18 +10,18 @@ from pathlib import Path
 
 import boto3
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 from servers import BUCKET, s3_server
+from shard_rows import all_rows
 
 from univip_stream.augment import AugmentConfig, augment
 from univip_stream.cli import cli
 from univip_stream.methods.univip import UniVIPPlan
-from univip_stream.report.build import look
+from univip_stream.report.build import build_report
 from univip_stream.report.page import render
 from univip_stream.shards.cache import Cache
 from univip_stream.stream import Stream, StreamConfig
@@ -45,7 +45,7 @@ def called(*arguments):
 
 def test_the_numbers_are_those_of_the_indexes(odd_shards):
     said = json.loads(called(odd_shards, "--json").stdout)
-    rows = pa.concat_tables([pq.read_table(path) for path in sorted(odd_shards.glob("*.parquet"))]).to_pylist()
+    rows = all_rows(odd_shards)
     samples = [row for row in rows if row["boxes"] is not None]
     assert said["images"] == len(rows) == 13
     assert said["by_status"] == dict(Counter(row["status"] for row in rows)) == {"ok": 10, "no_boxes": 1, "unreadable": 2}
@@ -71,19 +71,19 @@ def test_the_numbers_are_those_of_the_indexes(odd_shards):
 
 
 def test_the_page_counts_its_pictures_as_its_buttons_do(odd_shards):
-    report = look(odd_shards, samples=4)
+    report = build_report(odd_shards, samples=4)
     page = render(report).decode()
     shown = len(report.picked) + 2
     data = page.partition('id="data"')[2].partition(">")[2].partition("</script>")[0]
     assert len(json.loads(data)["items"]) == shown
     assert f"The images below are {shown}: {shown - 2} of the 11 samples" in page
-    assert "and 2 of the 2 images that are no samples" in page
+    assert "and 2 of the 2 images that are not samples" in page
 
 
 def test_views_and_crops_are_those_of_a_training_with_the_same_seed(drawn_shards, one_thread):
-    report = look(drawn_shards, samples=100, seed=3)
+    report = build_report(drawn_shards, samples=100, seed=3)
     assert len(report.picked) == len(report.index) == 12
-    by_key = {report.index.text("key", picked.sample): picked.shown for picked in report.picked}
+    by_key = {report.index.text("key", picked.sample): picked.crops for picked in report.picked}
     stream = Stream(
         str(drawn_shards), UniVIPPlan(ViewConfig(), AugmentConfig()), StreamConfig(batch_size=12, seed=3, workers=0)
     )
@@ -111,9 +111,9 @@ def test_views_and_crops_are_those_of_a_training_with_the_same_seed(drawn_shards
 
 
 def test_the_same_shards_and_seed_give_the_same_page_and_another_seed_another(odd_shards):
-    first = render(look(odd_shards, samples=4))
-    assert first == render(look(odd_shards, samples=4))
-    assert first != render(look(odd_shards, samples=4, seed=1))
+    first = render(build_report(odd_shards, samples=4))
+    assert first == render(build_report(odd_shards, samples=4))
+    assert first != render(build_report(odd_shards, samples=4, seed=1))
 
 
 def test_remote_shards_are_looked_at_without_fetching_them(drawn_shards, tmp_path):
@@ -121,12 +121,12 @@ def test_remote_shards_are_looked_at_without_fetching_them(drawn_shards, tmp_pat
         for path in drawn_shards.iterdir():
             boto3.client("s3").upload_file(str(path), BUCKET, f"shards/{path.name}")
         cache = Cache(tmp_path / "cache")
-        remote = look(f"s3://{BUCKET}/shards", samples=4, cache=cache)
-    local = look(drawn_shards, samples=4)
+        remote = build_report(f"s3://{BUCKET}/shards", samples=4, cache=cache)
+    local = build_report(drawn_shards, samples=4)
     assert remote.as_json() == local.as_json()
     assert len(local.picked) >= 4
     for ours, theirs in zip(local.picked, remote.picked, strict=True):
-        assert np.array_equal(ours.shown.image, theirs.shown.image)
+        assert np.array_equal(ours.crops.image, theirs.crops.image)
     tars = {path.stat().st_size for path in drawn_shards.glob("*.tar")}
     kept = {path.stat().st_size for path in cache.folder.rglob("*") if path.is_file()}
     assert kept
@@ -139,7 +139,7 @@ def test_an_image_whose_bytes_changed_is_shown_as_such_and_the_rest_is_there(dra
     with open(shards / "001.tar", "r+b") as tar:
         tar.seek(row["offset"] + row["size"] // 2)
         tar.write(b"\0" * 16)
-    report = look(shards, samples=12)
+    report = build_report(shards, samples=12)
     bad = [picked for picked in report.picked if picked.problem]
     assert [report.index.text("key", picked.sample) for picked in bad] == [row["key"]]
     assert report.picked[0] is bad[0]

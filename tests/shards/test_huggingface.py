@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from univip_stream.mining import MiningConfig, mine
-from univip_stream.shards.format import Sample
+from univip_stream.shards.format import StoredImage
 from univip_stream.shards.huggingface import FIELDS, IMAGES
 
 
@@ -37,7 +37,7 @@ def mixed(tmp_path_factory):
 
 def test_the_types_are_of_all_fields_that_a_sample_can_have():
     boxes = np.array([[1, 2, 3, 4]])
-    sample = Sample(
+    sample = StoredImage(
         key="000000000", source="a/b.jpg", status="ok", label="x", image_id=1, width=9, height=9, sha256="0", converted="CMYK",
         proposals="naive", boxes=boxes,
     )  # fmt: skip

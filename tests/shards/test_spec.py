@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 from click.testing import CliRunner
 
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.shards import open_index
-from univip_stream.shards.manifest import make_manifest, manifest_bytes
+from univip_stream.shards.entry import FileFacts, ShardEntry
+from univip_stream.shards.manifest import MadeBy, make_manifest, manifest_files
 from univip_stream.shards.spec import expand_shards
 
 
@@ -36,10 +39,10 @@ def test_two_ranges_multiply(tmp_path):
 
 
 def test_a_manifest_and_its_folder_name_its_shards_alone(folder):
-    entry = {"images": 1, "samples": 1, "bytes": 0, "sha256": "", "index": {"bytes": 0, "sha256": ""}, "totals": {"ok": 1}}
-    entries = [{"name": "003.tar", **entry}, {"name": "001.tar", **entry}]
-    manifest = make_manifest(entries, {"fingerprint": "", "parameters": {}})
-    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+    facts = FileFacts(bytes=0, sha256="")
+    entry = ShardEntry(name="003.tar", images=1, samples=1, bytes=0, sha256="", index=facts, totals={"ok": 1})
+    manifest = make_manifest([entry, replace(entry, name="001.tar")], MadeBy(fingerprint="", parameters={}))
+    (folder / "manifest.json").write_bytes(manifest_files(manifest)["manifest.json"])
     assert names(expand_shards(folder)) == names(expand_shards(folder / "manifest.json")) == ["003", "001"]
 
 

@@ -77,6 +77,9 @@ def test_totals_that_do_not_add_up_are_found(shards):
         (lambda manifest: manifest["shards"][1].pop("index"), "shard 1: index is missing"),
         (lambda manifest: manifest["shards"][2].update(bytes=-1), "shard 2: bytes is '-1'"),
         (lambda manifest: manifest["shards"].append(7), "shard 3: found int"),
+        (lambda manifest: manifest["shards"][0].update(bytes=1 << 70), "shard 0: bytes is '1180591620717411303424'"),
+        (lambda manifest: manifest["shards"][0].update(samples=5), "samples is 5 of 4 images, expected at most all"),
+        (lambda manifest: manifest["shards"][0].update(images=1 << 40, samples=1 << 40), "16777216 images a shard"),
         (lambda manifest: manifest["shards"][0].update(name="../x.tar"), "expected a file of its own folder"),
     ],
 )

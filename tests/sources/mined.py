@@ -1,8 +1,6 @@
 """Mine a source for real and read the shards back: what the tests of each kind of source compare with."""
 
-from pathlib import Path
-
-import pyarrow.parquet as pq
+from shard_rows import indexes, rows_of
 
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards.verify import verify_folder
@@ -14,16 +12,16 @@ def mined(out, *sources, **changes):
     report = mine(MiningConfig(sources=sources, out=out, **settings))
     assert verify_folder(out) == []
     rows = []
-    for path in sorted(Path(out).glob("*.parquet")):
+    for path in indexes(out):
         tar = path.with_suffix(".tar").read_bytes()
-        for row in pq.read_table(path).to_pylist():
+        for row in rows_of(path):
             row |= {"data": None, "json": None}
             if row["offset"] is not None:
                 end = row["offset"] + row["size"]
                 row["data"] = tar[row["offset"] : end]
                 row["json"] = tar[-(-end // 512) * 512 + 512 :].split(b"\0", 1)[0]  # the member after it
             rows.append(row)
-    assert len(rows) == report.manifest["totals"]["images"]
+    assert len(rows) == report.manifest.totals["images"]
     return rows, report
 
 

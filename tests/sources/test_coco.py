@@ -55,7 +55,7 @@ def test_image_ids_are_kept_and_what_is_missing_is_a_row(coco, tmp_path):
     # Put back, the missing one is mined alone: nothing else has moved.
     shutil.copy(coco / "scene00.jpg", coco / "a-gone.jpg")
     again, report = mined(tmp_path / "out", coco, retry_failed=True)
-    assert report.manifest["totals"]["unreadable"] == 1
+    assert report.manifest.totals["unreadable"] == 1
     assert column(again, "key", "source", "image_id") == column(rows, "key", "source", "image_id")
 
 
@@ -118,18 +118,18 @@ def test_several_annotation_files_belong_to_the_folders_they_name(coco, drawn_fo
         ids = [image.image_id for image in listing]
     assert (ids[14], ids[15:]) == (7, [None] * 11)
     (tmp_path / "some.txt").write_text(str(drawn_folder / "scene00.jpg"))
-    with pytest.raises(UsageError, match="no folder of images"):
+    with pytest.raises(UsageError, match="not a folder of images"):
         list_sources([tmp_path / "some.txt"], annotations=[info])
-    with pytest.raises(UsageError, match="cannot be told to belong"):
+    with pytest.raises(UsageError, match="does not belong to exactly one"):
         list_sources([coco, other], annotations=[annotate(tmp_path / "all.json", [("scene00.jpg", 7)])])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is no COCO annotation file"),
+        ("{", "is not a COCO annotation file"),
         ("[1, 2]", "expected JSON with `images`"),
-        ('{"images": [{"file_name": "../up.jpg", "id": 1}]}', "leads out of its folder"),
+        ('{"images": [{"file_name": "../up.jpg", "id": 1}]}', "leads outside its folder"),
         ('{"images": [{"file_name": "a.jpg", "id": "x"}]}', "expected a path and a whole number"),
         ('{"images": [{"file_name": "other.jpg", "id": 1}]}', "none of them is in"),
         (

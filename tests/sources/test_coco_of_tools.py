@@ -56,7 +56,7 @@ def test_an_object_without_a_box_is_left_out_counted_and_said(empty, photos, tmp
         content["annotations"][1]["bbox"] = empty
     rows, report = of_truth(tmp_path / "out", folder, content)
     assert [row["candidates"] for row in rows] == [[[0, 20, 100, 90]], [], [[20, 20, 100, 90]], [[30, 20, 100, 90]]]
-    assert report.manifest["boxes_left_out"] == {"without a bbox": 1}
+    assert report.manifest.boxes_left_out == {"without a bbox": 1}
     assert report.notes == ["1 object of the annotations left out: without a bbox"]
 
 
@@ -83,7 +83,7 @@ def test_accents_match_in_either_unicode_form(here, there, photos, tmp_path):
     rows, report = of_truth(tmp_path / "out", folder, content)
     assert column(rows, "image_id") == [(10,), (11,), (12,), (13,)]
     assert [len(row["boxes"]) for row in rows] == [1] * 4
-    assert "absent" not in report.manifest
+    assert report.manifest.absent is None
 
 
 def test_a_name_of_the_very_characters_comes_before_one_that_only_looks_so(photos, tmp_path):
@@ -128,12 +128,12 @@ def test_few_absent_images_are_rows_that_do_not_count_as_failures(photos, tmp_pa
     (folder / "scene03.jpg").write_text("words")
     rows, report = of_truth(tmp_path / "out", folder, content, max_failures="1")  # that of the broken one
     assert column(rows, "image_id", "status")[0] == (50, "unreadable")
-    assert report.manifest["totals"]["unreadable"] == 2
+    assert report.manifest.totals["unreadable"] == 2
     assert "each is a row with that reason" in report.notes[0]
     shutil.copy(folder / "scene00.jpg", folder / "a-gone.jpg")
     again, report = of_truth(tmp_path / "out", folder, content, max_failures="1", retry_failed=True)
-    assert report.manifest["totals"]["unreadable"] == 1
-    assert "absent" not in report.manifest
+    assert report.manifest.totals["unreadable"] == 1
+    assert report.manifest.absent is None
     assert column(again, "key", "source") == column(rows, "key", "source")
     (folder / "scene02.jpg").write_text("words")
     with pytest.raises(InputError, match="2 of 5 images could not be used"):
@@ -182,17 +182,17 @@ def test_a_size_of_the_other_frame_is_said(upside_down, tmp_path):
 def test_the_frame_is_a_part_of_the_job_and_a_set_of_before_goes_on_in_the_stored_one(upside_down, tmp_path):
     folder, content = upside_down
     before, report = of_truth(tmp_path / "out", folder, content, box_frame="stored")
-    assert "box_frame" not in report.manifest["parameters"]  # as in sets of before there was a choice
+    assert "box_frame" not in report.manifest.parameters  # as in sets of before there was a choice
     (tmp_path / "out" / "000.parquet").unlink()
     (tmp_path / "out" / "manifest.json").rename(tmp_path / "whole.json")
-    (tmp_path / "out" / ".mining.json").write_text(json.dumps(report.manifest["parameters"]))  # stopped on the way
+    (tmp_path / "out" / ".mining.json").write_text(json.dumps(report.manifest.parameters))  # stopped on the way
     again, report = of_truth(tmp_path / "out", folder, content)
     assert again == before
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     with pytest.raises(InputError, match="box_frame 'stored' there, 'upright' here"):
         of_truth(tmp_path / "out", folder, content, box_frame="upright")
     upright, report = of_truth(tmp_path / "new", folder, content)
-    assert report.manifest["parameters"]["box_frame"] == "upright"
+    assert report.manifest.parameters["box_frame"] == "upright"
     assert upright[0]["boxes"] != before[0]["boxes"]
     with pytest.raises(InputError, match="box_frame 'upright' there, 'stored' here"):
         of_truth(tmp_path / "new", folder, content, box_frame="stored")
@@ -203,7 +203,7 @@ def test_a_frame_where_no_boxes_are_read_is_wrong_use(upside_down, tmp_path):
     with pytest.raises(UsageError, match="leave it out"):
         of_truth(tmp_path / "out", folder, content, proposals="naive", box_frame="upright")
     _, report = of_truth(tmp_path / "out", folder, content, proposals="naive")
-    assert "box_frame" not in report.manifest["parameters"]
+    assert "box_frame" not in report.manifest.parameters
 
 
 def test_protocols_take_the_images_of_a_part_that_are_there(photos):
@@ -244,7 +244,7 @@ def test_objects_of_no_image_and_crowds_are_counted_and_said(photos, tmp_path):
     things[2]["iscrowd"] = 1
     rows, report = of_truth(tmp_path / "out", folder, content)
     assert [len(row["candidates"]) for row in rows] == [0, 0, 0, 1]
-    assert report.manifest["boxes_left_out"] == {
+    assert report.manifest.boxes_left_out == {
         "crowds": 1, "of an image that it does not list": 1, "without an image_id": 1,
     }  # fmt: skip
     assert report.notes == [

@@ -111,7 +111,7 @@ def test_what_systems_and_programs_leave_behind_is_left_out_and_counted(tmp_path
             "._* (AppleDouble)": 1, "in .ipynb_checkpoints": 2, "in __MACOSX": 1, "in .Trash-*": 1, "in @eaDir": 1,
             "in hidden folders": 1, ".db": 1, "hidden files": 2, ".cr2": 1,
         }  # fmt: skip
-        assert listing.said[-1] == "images of kinds that are not read, left out: 1 .cr2"
+        assert listing.remarks[-1] == "images of kinds that are not read, left out: 1 .cr2"
     touch(tmp_path / "flat", "a.jpg", ".Trash-1000/files/b.jpg", "._a.jpg")
     assert [image.source for image in list_sources([tmp_path / "flat"])] == ["flat/a.jpg"]
     touch(tmp_path / "only", ".hidden/a.jpg")
@@ -127,7 +127,7 @@ def test_classes_lost_to_a_stray_image_and_folders_met_twice_are_said(tmp_path):
     touch(tmp_path / "train", "n01/a.jpg", "n02/b.jpg", "stray.jpg")
     with list_sources([tmp_path / "train"]) as listing:
         assert listing.classes is None
-        assert "images lie in the folder itself, so its folders, with 2 more, are no classes" in listing.said[0]
+        assert "images lie in the folder itself, so its folders, with 2 more, are not classes" in listing.remarks[0]
     touch(tmp_path / "links", "n01/a.jpg")
     (tmp_path / "links" / "n02").symlink_to(tmp_path / "links" / "n01")
     with list_sources([tmp_path / "links"]) as listing:

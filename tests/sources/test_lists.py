@@ -56,7 +56,7 @@ def test_a_list_of_addresses_is_read_from_the_web(drawn_folder, tmp_path):
         (f"urls/{urls[0]}", "5", data[0]), (f"urls/{urls[1]}", None, data[1]), (f"urls/{urls[2]}", "6", None)
     ]  # fmt: skip
     assert "FileNotFoundError" in rows[2]["reason"]
-    assert report.manifest["classes"] == ["5", "6"]
+    assert report.manifest.classes == ["5", "6"]
     assert [row["data"] for row in text] == [*data, None]
 
 
@@ -179,7 +179,7 @@ def test_lists_as_other_tools_write_them_are_read_and_said(form, encoding, drawn
     assert [row["data"] for row in rows] == [(tmp_path / name).read_bytes() for name in names[:3]] + [None]
     assert report.ignored == ({"headings of lists": 1} if "," in line else {})
     with list_sources([tmp_path / "list.txt"]) as found:
-        assert words in found.said[0]
+        assert words in found.remarks[0]
 
 
 def test_a_plain_list_stays_one_whatever_its_names_hold(tmp_path):
@@ -190,7 +190,7 @@ def test_a_plain_list_stays_one_whatever_its_names_hold(tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(names))
     with list_sources([tmp_path / "list.txt"]) as found:
         assert [(image.source, image.label) for image in found] == [(f"list/{name}", None) for name in names]
-        assert found.said == []
+        assert found.remarks == []
 
 
 def test_no_line_vanishes_for_beginning_with_a_hash(tmp_path):
@@ -201,7 +201,7 @@ def test_no_line_vanishes_for_beginning_with_a_hash(tmp_path):
         # #4.jpg could be a name, and is a row that says that it is missing; #5.jpg is 5.jpg, left out by hand.
         assert [image.source for image in found] == [f"list/{name}" for name in ("#1.jpg", "2.jpg", "# 3.jpg", "#4.jpg")]
         assert found.ignored == {"comments in lists": 3}
-        assert found.said == ["left out: 3 comments in lists"]
+        assert found.remarks == ["left out: 3 comments in lists"]
 
 
 @pytest.mark.parametrize(
@@ -209,9 +209,9 @@ def test_no_line_vanishes_for_beginning_with_a_hash(tmp_path):
     [
         (b"Dear all,\nmy notes.\n", "none of its 2 lines names a file that is there: relative paths start at .*'Dear all,'"),
         (b"gone/1.jpg 0\ngone/2.jpg 1\n", "none of its 2 lines .*'gone/1.jpg 0'"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not text"),
         (b"\xff\xfea\0.\0j\0p\0g\0", "none of its 1 lines .*'a.jpg'"),
-        (b"\xff\xfea\0.\0j\0p\0g", "begins as UTF-16 and is none"),
+        (b"\xff\xfea\0.\0j\0p\0g", "begins as UTF-16 but is not"),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_list_is_one_sentence(data, words, tmp_path):

@@ -56,7 +56,7 @@ def test_imagenets_train_tar_of_tars_is_read_through(class_tars, class_tars_imag
     assert column(rows, "source", "label", "data") == [
         (f"ILSVRC2012_img_train/{path}", label, data) for path, label, data in class_tars_images
     ]
-    assert report.manifest["classes"] == ["n00000000", "n00000001", "n00000002"]
+    assert report.manifest.classes == ["n00000000", "n00000001", "n00000002"]
 
 
 def test_a_folder_of_class_tars_is_the_same(class_tars, class_tars_images, tmp_path):

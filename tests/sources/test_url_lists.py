@@ -83,7 +83,7 @@ def test_an_opt_out_is_a_row_and_no_failure(server, tmp_path):
     images = listed(tmp_path / "list.txt", server, "ok/scene00.jpg", "noai/scene01.jpg", "ok/scene02.jpg")
     rows, report = mined(tmp_path / "out", images, max_failures="0", num_shards=1)
     assert column(rows, "status", "reason")[1] == ("opted_out", "its server asks not to use it (X-Robots-Tag: noai)")
-    assert report.manifest["totals"]["opted_out"] == 1
+    assert report.manifest.totals["opted_out"] == 1
     asked = len(server.asked)
     mined(tmp_path / "out", images, max_failures="0", num_shards=1, retry_failed=True)
     assert len(server.asked) == asked  # it was no failure, so it is not asked for again

@@ -175,7 +175,7 @@ def test_what_is_no_file_of_pairs_of_these_shards_is_refused_in_words(drawn_shar
     (tmp_path / "text.parquet").write_text("pairs")
     for name, words in (
         ("others", "holds no pairs of these shards but of others; `univip-stream retrieve` makes them"),
-        ("less", "is no file of pairs"),
+        ("less", "is not a file of pairs"),
         ("text", "cannot be read as pairs of regions"),
         ("none", "there is no such file of pairs; `univip-stream retrieve` makes one"),
     ):

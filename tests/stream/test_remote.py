@@ -177,7 +177,7 @@ def test_a_source_that_dies_is_named(drawn_shards, tmp_path, monkeypatch):
         stream = iter(Stream(server.url, UniVIPPlan(VIEWS, AugmentConfig()), settings))
         next(stream)
         server.failures = 1_000_000  # a forked worker holds the listening socket: closing it here would hang, not refuse
-        with pytest.raises(FetchError, match=r"/00\d\.tar cannot be fetched, after 4 tries"):
+        with pytest.raises(FetchError, match=r"/00\d\.(tar|parquet) cannot be fetched, after 4 tries"):
             list(islice(stream, 12))
 
 
@@ -187,7 +187,7 @@ def test_a_server_that_stops_is_named(drawn_shards, tmp_path, monkeypatch):
     with web_server(drawn_shards) as server:
         samples = iter(ShardDataset(server.url, window=1, cache=tmp_path, cache_bytes=limit))
         next(samples)
-    with pytest.raises(FetchError, match=r"/001\.tar cannot be fetched, after 4 tries"):
+    with pytest.raises(FetchError, match=r"/001\.(tar|parquet) cannot be fetched, after 4 tries"):
         list(samples)
 
 

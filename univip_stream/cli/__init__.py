@@ -1,4 +1,4 @@
-"""The command `univip-stream`: parse, call, print. Each subcommand is imported only when it is used."""
+"""The command `univip-stream`. Each subcommand is imported only when it is used."""
 
 import io
 import os
@@ -15,6 +15,7 @@ COMMANDS = {
     "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes.", "Make shards"),
     "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards.", "Make shards"),
     "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards.", "Make shards"),
+    "upgrade": Command("univip_stream.cli.upgrade:upgrade", "Shards of format 1 in format 2.", "Make shards"),
     "verify": Command("univip_stream.cli.verify:verify", "Read shards back against their manifest.", "Make shards"),
     "inspect": Command(
         "univip_stream.cli.inspect:inspect", "Look at shards: numbers, boxes, views, what is odd.", "Make shards"
@@ -59,16 +60,16 @@ def main() -> None:
     _open_standard_streams()
     try:
         os.getcwd()
-    except OSError as error:  # torch's libraries end the process there, with words about themselves
+    except OSError as error:  # torch's libraries would end the process here, with a message about themselves
         sys.exit(f"error: {in_words(error)}")
     sys.exit(cli.main(prog_name="univip-stream"))
 
 
 def _open_standard_streams() -> None:
-    """Input and output that can be used, whatever this was started with.
+    """Make standard input, output and error usable, whatever state the process was started in.
 
-    Where one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would
-    be written into that file. And no name of a file must fail to be printed because the terminal's alphabet lacks a letter.
+    If one is closed (`>&-`, some schedulers), the first file opened would take its number, and what libraries print would be
+    written into that file. File names must be printable even where the terminal's encoding lacks a character.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

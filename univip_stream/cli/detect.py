@@ -10,7 +10,6 @@ import click
 
 from univip_stream.boxes import FRAMES, UPRIGHT
 from univip_stream.cli.judging import (
-    alone,
     learning_rate_option,
     limit_option,
     max_failures_option,
@@ -18,10 +17,11 @@ from univip_stream.cli.judging import (
     print_left_out,
     reading_workers,
     run_argument,
-    write,
+    sole_writer,
+    write_result,
 )
 from univip_stream.cli.progress import duration
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError, counted
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
 from univip_stream.evaluation.detection.models import MODELS
@@ -31,8 +31,8 @@ from univip_stream.evaluation.subject import open_subject
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_SAY_EVERY = 5.0
-"""Seconds."""
+_PROGRESS_EVERY = 5.0
+"""Seconds between two progress lines."""
 
 
 @click.command()
@@ -44,12 +44,14 @@ _SAY_EVERY = 5.0
 @click.option("--val-images", type=_FOLDER, help="Their folder.")
 @click.option("--voc", "devkit", type=_FOLDER, help="A VOCdevkit instead: trainval of 2007 and 2012, judged by test 2007.")
 @click.option("--box-frame", type=click.Choice(FRAMES), default=UPRIGHT, show_default=True,
-              help="Of photographs that EXIF turns: the boxes are of the upright picture, as people saw it when they drew, or of "
-              "the pixels as they are stored. The same as in `mine --proposals ground-truth`.")  # fmt: skip
+              help="For photographs that EXIF turns: whether boxes are in the upright picture, as the annotators saw it, or in "
+              "the pixels as stored. The same as in `mine --proposals ground-truth`.")  # fmt: skip
 # How.
 @click.option("--model", type=click.Choice(MODELS), help="[default: mask-rcnn; faster-rcnn with --voc]")
 @click.option("--schedule", type=click.Choice([*SCHEDULES]), help="90, 180 or 540 thousand iterations.  [default: 1x]")
-@click.option("--iterations", type=click.IntRange(min=1), help="Any other number; the rate's falls move with it.")
+@click.option(
+    "--iterations", type=click.IntRange(min=1), help="Any other number; the steps of the learning rate move with it."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: 16]")
 @learning_rate_option(
     "lr",
@@ -57,7 +59,7 @@ _SAY_EVERY = 5.0
     type=click.FloatRange(min=0, min_open=True),
 )
 @click.option("--short-side", "sides", multiple=True, type=click.IntRange(32, 8192), metavar="PIXELS",
-              help="To draw from while training; the last is for testing; may be repeated.  [default: 640 to 800]")  # fmt: skip
+              help="Sides that training draws from; testing uses the last; may be repeated.  [default: 640 to 800]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31), help="Decides every random choice.")
 @limit_option
 # Where to run, where the result goes.
@@ -109,29 +111,29 @@ def detect(
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
     train, val = _sets(devkit, train_json, train_images, val_json, val_images, box_frame)
     train.max_pixels = val.max_pixels = max_pixels
-    said: dict[str, Any] = {
+    given: dict[str, Any] = {
         "model": model, "iterations": iterations or (SCHEDULES[schedule] if schedule else None), "batch_size": batch_size,
         "sides": sides or None, "seed": seed,
     }  # fmt: skip
-    said = {name: value for name, value in said.items() if value is not None}
-    protocol = voc(**said) if devkit else DetectionProtocol(**said)
+    given = {name: value for name, value in given.items() if value is not None}
+    protocol = voc(**given) if devkit else DetectionProtocol(**given)
     protocol = replace(protocol, rate=lr or rate_for(protocol.model, protocol.batch_size))
     subject = open_subject(run)
-    place = place_from_environment()
-    where = pick_device(device, place)
-    began, told = time.monotonic(), 0.0
+    process = process_from_environment()
+    where = pick_device(device, process)
+    began, last_printed = time.monotonic(), 0.0
     first: int | None = None
 
     def say(line: str) -> None:
-        if place.is_first and not quiet:
+        if process.is_first and not quiet:
             click.echo(line, err=True)
 
     def progress(iteration: int, loss: float) -> None:
-        nonlocal told, first
+        nonlocal last_printed, first
         first = iteration - 1 if first is None else first
         now = time.monotonic()
-        if now - told >= _SAY_EVERY or iteration == protocol.iterations:
-            told = now
+        if now - last_printed >= _PROGRESS_EVERY or iteration == protocol.iterations:
+            last_printed = now
             left = (protocol.iterations - iteration) * (now - began) / (iteration - first)
             say(f"iteration {iteration}/{protocol.iterations}  loss {loss:.3f}  {duration(left)} left")
 
@@ -142,10 +144,10 @@ def detect(
     for note in dict.fromkeys([*train.notes, *val.notes]):
         say(note)
     try:
-        with alone(out, place), joined(place, where):
+        with sole_writer(out, process), joined(process, where):
             result = detect_with(
                 subject, train, val, protocol, out=out, save_every=save_every, workers=reading_workers(workers), device=where,
-                place=place, max_failures=max_failures, progress=progress, say=say,
+                process=process, max_failures=max_failures, progress=progress, say=say,
             )  # fmt: skip
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -154,9 +156,9 @@ def detect(
             f"a batch of {protocol.batch_size} images with a short side of {min(protocol.sides)} px leaves batch normalisation a "
             "single value; expected a larger --batch-size or --short-side"
         ) from error
-    if not place.is_first:
+    if not process.is_first:
         return
-    write(result, out)
+    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return

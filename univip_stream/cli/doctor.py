@@ -16,24 +16,24 @@ _COLOURS = {"note": "yellow", "missing": "red", "broken": "red"}
     "folder",
     type=click.Path(path_type=Path),
     default=Path(),
-    help="Where shards or runs will lie: its disk is tried.  [default: here]",
+    help="Folder that shards or runs will go to: its disk is tested.  [default: this folder]",
 )
 @click.option(
     "--for",
     "jobs",
     multiple=True,
     type=click.Choice(("mine", "train")),
-    help="What the machine is for; what the other job needs is not asked for.  [default: both]",
+    help="What the machine is for; requirements of the other job are not checked.  [default: both]",
 )
 @click.option("--ray/--no-ray", default=True, help="Start a local Ray and run a task on it, which takes seconds.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what is missing or broken.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def doctor(ctx: click.Context, folder: Path, jobs: tuple[str, ...], ray: bool, quiet: bool, as_json: bool) -> None:
-    """Try what this machine has, and say what is missing and how to get it.
+    """Test what this machine has, and say what is missing and how to get it.
 
-    Libraries are imported, decoders timed, a file written and read, a task run on Ray. Exit status 1 if something is missing
-    or broken.
+    It imports the libraries, times the decoders, writes and reads a file, and runs a task on Ray. Exit status 1 if something
+    is missing or broken.
 
     \b
     univip-stream doctor --path /data/shards --for mine

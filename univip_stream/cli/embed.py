@@ -7,15 +7,15 @@ import click
 
 from univip_stream.cli.judging import (
     MOST_LISTED,
-    alone,
     limit_option,
     max_failures_option,
+    print_source_notes,
     reading_workers,
     run_argument,
-    say_notes,
+    sole_writer,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.evaluation.embedding import embed as embed_source
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import as_json as failures_as_json
@@ -51,31 +51,32 @@ def embed(
     as_json: bool,
     max_pixels: int,
 ) -> None:
-    """Features of the images of SOURCE by the backbone of RUN: a row an image, with key, label, vector, status and reason.
+    """Write the features that the backbone of RUN computes for the images of SOURCE, one row per image.
 
-    SOURCE is a folder, a list, or shards; it needs no labels. An image that cannot be read is a row with its reason and no
-    vector (null). Killed, the same command does what is missing; under torchrun the ranks share the work.
+    Columns: key, label, vector, status and reason. SOURCE is a folder, a list, or shards; it needs no labels. An image that
+    cannot be read gets a row with its reason and no vector (null). After an interruption, the same command does what is
+    missing; under torchrun the ranks share the work.
 
     \b
     univip-stream embed runs/coco photos/ --out features.parquet
     torchrun --nproc-per-node 8 -m univip_stream embed runs/coco 'shards/<000..127>.tar' --out features.parquet
     """
     images = ImageSource(source, max_pixels=max_pixels)
-    say_notes(images, quiet=quiet)
+    print_source_notes(images, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
-    place = place_from_environment()
-    where = pick_device(device, place)
+    process = process_from_environment()
+    where = pick_device(device, process)
     total = len(images)
     with (
-        alone(out, place),
-        joined(place, where),
-        Progress(f"features of {source}", total, unit="images", quiet=quiet or not place.is_first) as bar,
+        sole_writer(out, process),
+        joined(process, where),
+        Progress(f"features of {source}", total, unit="images", quiet=quiet or not process.is_first) as bar,
     ):
         failed = embed_source(
-            subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, place=place,
+            subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, process=process,
             max_failures=max_failures, progress=bar.add,
         )  # fmt: skip
-    if not place.is_first:
+    if not process.is_first:
         return
     if as_json:
         facts = {"out": str(out), "images": total, "features": total - len(failed), "width": subject.backbone.width}

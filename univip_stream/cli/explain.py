@@ -46,10 +46,10 @@ def explain(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Draw IMAGE's way through the method: Figures 1 (b) and 2 of the paper, of your own image.
+    """Draw how the method processes IMAGE: Figures 1 (b) and 2 of the paper, for your own image.
 
-    Proposals before and after the filter, the tries of Algorithm 1, the views and instances as the network sees them, and
-    with --run the transport plan between online and target instances.
+    The figure shows proposals before and after the filter, the tries of Algorithm 1, the views and instances as the network
+    sees them, and with --run the transport plan between online and target instances.
 
     \b
     univip-stream explain photos/beach.jpg --out beach.png
@@ -66,8 +66,8 @@ def explain(
     if as_json:
         click.echo(json.dumps(found.facts()))
     elif not quiet:
-        tries = len(found.seen.tries)
+        inputs, tries = found.inputs, len(found.inputs.tries)
         click.echo(
             f"{out}: {len(found.proposals)} proposals, {len(found.kept)} after the filter, {tries} "
-            f"{'try' if tries == 1 else 'tries'}, {len(found.seen.instances)} instances, {found.seen.views.filled} of them random"
+            f"{'try' if tries == 1 else 'tries'}, {len(inputs.instances)} instances, {inputs.views.filled} of them random"
         )

@@ -1,4 +1,4 @@
-"""`univip-stream export`: what was learnt or mined, for other software."""
+"""`univip-stream export`: write weights, boxes and model cards for other software."""
 
 import click
 
@@ -15,7 +15,7 @@ KINDS = {
 
 @click.group(cls=LazyGroup, table=KINDS)
 def export() -> None:
-    """Write what other software reads.
+    """Write files that other software reads.
 
     \b
     univip-stream export backbone runs/coco --format detectron2 --out univip.pkl

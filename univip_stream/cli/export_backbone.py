@@ -18,11 +18,11 @@ from univip_stream.pretrain import load_backbone
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> None:
-    """Write the backbone of RUN under the names of a library.
+    """Write the backbone of RUN in the form that a library reads.
 
-    For Detectron2 a YAML and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the 3 x 3
-    convolution, SyncBN, nothing frozen, as the paper trains them. It names the weights by their absolute path, so that it works
-    from any folder. Detectron2 needs a name that ends in .pkl.
+    For Detectron2 a YAML file and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the
+    3 x 3 convolution, SyncBN, nothing frozen, as the paper trains them. It names the weights by their absolute path, so it
+    works from any folder. Detectron2 needs a name that ends in .pkl.
 
     \b
     univip-stream export backbone runs/coco --format timm --out univip-resnet50.pth

@@ -24,13 +24,13 @@ from univip_stream.storage import is_remote
     "--annotations",
     multiple=True,
     metavar="JSON",
-    help="COCO's file: the order of ORL's boxes, and image ids where the shards have none. ORL's COCO+: one after the other.",
+    help="COCO's file: gives the order of ORL's boxes, and image ids where the shards have none. ORL's COCO+: repeat it.",
 )
 @click.option(
     "--box-frame",
     type=click.Choice(FRAMES),
-    help="Of photographs that EXIF turns, for coco: boxes, width and height of the upright picture, or of the pixels as they are "
-    "stored. The other formats have their reader's.  [default: upright]",
+    help="For photographs that EXIF turns, with coco: whether boxes, width and height are in the upright picture, or in the "
+    "pixels as stored. The other formats follow their reader.  [default: upright]",
 )
 # Other boxes than the target's own choice.
 @click.option("--min-scale", type=click.IntRange(min=1), help="Shortest side kept, pixels.  [default: the target's own, here "
@@ -59,10 +59,10 @@ def boxes(
 ) -> None:
     """Write the boxes of SHARDS as other repositories read them.
 
-    SHARDS is a folder of finished shards. Each target gets its own choice of the candidates that mining kept: ORL, DETReg,
-    SiameseDETR and Detectron2 all of them, SoCo and AlignDet those that their own filters leave, coco the filtered boxes of the
-    shards. Nothing is mined again. SoCo reads images out of train.zip, or trainunlabeled2017.zip with its --dataset COCO, beside
-    the files written here.
+    SHARDS is a folder of finished shards. Each format gets its own choice of the candidates that mining kept: ORL, DETReg,
+    SiameseDETR and Detectron2 get all of them, SoCo and AlignDet those that pass their own filters, coco the filtered boxes of
+    the shards. Nothing is mined again. SoCo reads images from train.zip, or from trainunlabeled2017.zip with its --dataset COCO,
+    beside the files written here.
 
     \b
     univip-stream export boxes shards/ --format soco --out imagenet/
@@ -93,12 +93,12 @@ def boxes(
         return
     empty = f", {written.without_boxes} of them without" if written.without_boxes else ""
     click.echo(f"boxes of {counted(written.images, 'image')}{empty}: {written.boxes} in {', '.join(written.files)}")
-    some("had no box and got one, because ORL reads none without", written.filled)
-    some("left out", [f"{source}: {reason}" for source, reason in written.left_out])
+    print_some("had no box and got one, because ORL reads none without", written.filled)
+    print_some("left out", [f"{source}: {reason}" for source, reason in written.left_out])
 
 
-def some(what: str, names: list[str]) -> None:
-    """Print the first ten of what there may be many of."""
+def print_some(what: str, names: list[str]) -> None:
+    """Print how many names there are, and the first ten of them."""
     if names:
         click.echo(f"{len(names)} {what}:")
         for name in names[:10]:

@@ -17,7 +17,7 @@ from univip_stream.files import written_by_one
 def card(run: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """Write a model card of the run folder RUN: images, training, results, use.
 
-    What only you know (licence, where the images are from, limits) is marked CHANGE: in it.
+    Places for what only you know (licence, origin of the images, limits) are marked CHANGE:.
 
     \b
     univip-stream export card runs/coco --out MODEL_CARD.md

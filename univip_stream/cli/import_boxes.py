@@ -6,7 +6,7 @@ import os
 import click
 
 from univip_stream.boxes import FRAMES, BoxFilter
-from univip_stream.cli.export_boxes import some
+from univip_stream.cli.export_boxes import print_some
 from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.cli.web import parse_web, web_options
@@ -14,7 +14,7 @@ from univip_stream.errors import counted
 from univip_stream.formats.registry import FORMATS, read_published
 from univip_stream.mining import MiningConfig
 from univip_stream.mining import mine as run_mining
-from univip_stream.mining.pipeline import Plan
+from univip_stream.mining.pipeline import MiningPlan
 from univip_stream.sources.coco import find_annotations
 from univip_stream.storage import is_remote
 
@@ -34,7 +34,7 @@ from univip_stream.storage import is_remote
 @click.option(
     "--box-frame",
     type=click.Choice(FRAMES),
-    help="Of photographs that EXIF turns, for coco: the boxes are of the upright picture, or of the pixels as they are stored.  "
+    help="For photographs that EXIF turns, with coco: whether boxes are in the upright picture, or in the pixels as stored.  "
     "[default: upright]",
 )
 @click.option("--num-shards", type=click.IntRange(min=1), metavar="N", help="How many shards.  [default: as for `mine`]")
@@ -43,9 +43,7 @@ from univip_stream.storage import is_remote
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.  [default: all]")
-@click.option(
-    "--max-failures", default="1%", show_default=True, metavar="N|N%", help="Unreadable images that are put up with."
-)
+@click.option("--max-failures", default="1%", show_default=True, metavar="N|N%", help="Unreadable images that are allowed.")
 @where_options
 @web_options
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest's totals, and what did not match, as JSON.")
@@ -73,19 +71,19 @@ def boxes(
     ignore_opt_out: bool,
     as_json: bool,
 ) -> None:
-    """Make shards of images and of boxes that others published in FILE, without mining.
+    """Make shards from images and the published boxes in FILE, without mining.
 
     FILE is a file, or a folder of .npy for detreg and siamesedetr. For coco it is an instances file, or a list of results
-    ([{image_id, category_id, bbox, score}, ...]), which is ranked by its scores. All its boxes become candidates, the filter
-    chooses among them, as after mining. An image without an entry is a sample without boxes, and is named; so is an entry
-    without an image. Interrupt it whenever you like: the same command goes on.
+    ([{image_id, category_id, bbox, score}, ...]), which is ranked by its scores. All its boxes become candidates, and the filter
+    chooses among them, as after mining. An image without an entry becomes a sample without boxes and is listed; an entry
+    without an image is listed too. You can interrupt it at any time: the same command continues.
 
     \b
     univip-stream import boxes train_ratio3size0308post.json --format soco --src imagenet/train --out shards/
     """
     order = annotations or tuple(found for source in sources if format == "orl" and (found := find_annotations(source)))
     published = read_published(file, format, order)
-    # Of a tar they can say the order of ORL's boxes, and no more.
+    # With a tar, annotations only give the order of ORL's boxes.
     of_folders = all(os.path.isdir(source) or is_remote(source) for source in sources)
     config = MiningConfig(
         sources=sources,
@@ -103,7 +101,7 @@ def boxes(
     )
     bar: list[Progress] = []
 
-    def planned(plan: Plan, finished: int) -> None:
+    def planned(plan: MiningPlan, finished: int) -> None:
         images, shards = counted(plan.job.images, "image"), counted(len(plan.job.names), "shard")
         if not quiet:
             click.echo(f"{images}, {len(published)} entries -> {shards} in {out}", err=True)
@@ -119,12 +117,12 @@ def boxes(
     assert match is not None
     if as_json:
         unmatched = {"images_without_entry": match.without_entry, "entries_without_image": match.without_image}
-        said = {"notes": report.notes} if report.notes else {}
-        click.echo(json.dumps({"out": out, **report.manifest["totals"], "entries": match.entries, **unmatched, **said}))
+        notes = {"notes": report.notes} if report.notes else {}
+        click.echo(json.dumps({"out": out, **report.manifest.totals, "entries": match.entries, **unmatched, **notes}))
         return
     click.echo(summary(report.manifest))
     for note in report.notes:
         click.echo(note)
-    some("images without an entry, which have no boxes", match.without_entry)
-    some("entries without an image, which are not used", match.without_image)
-    some("images that are no samples", [f"{source}: {status}: {reason}" for source, status, reason in report.failures])
+    print_some("images without an entry, which have no boxes", match.without_entry)
+    print_some("entries without an image, which are not used", match.without_image)
+    print_some("images that are not samples", [f"{source}: {status}: {reason}" for source, status, reason in report.failures])

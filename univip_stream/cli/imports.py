@@ -1,4 +1,4 @@
-"""`univip-stream import`: what others mined, for this project."""
+"""`univip-stream import`: make shards from boxes that others published."""
 
 import click
 
@@ -11,7 +11,7 @@ KINDS = {
 
 @click.group("import", cls=LazyGroup, table=KINDS)
 def imports() -> None:
-    """Make shards of what others published.
+    """Make shards from what others published.
 
     \b
     univip-stream import boxes boxes.json --format coco --src photos --out shards/

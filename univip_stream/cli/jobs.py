@@ -1,4 +1,4 @@
-"""What the commands that run on Ray share: where the work is done, and how it is stopped."""
+"""Shared by the commands that run on Ray: options for where the work is done, and how it is stopped."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 import click
 
 from univip_stream.errors import counted
+from univip_stream.shards.entry import numbers
+from univip_stream.shards.manifest import Manifest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def where_options(command: _Command) -> _Command:
-    """Add the options that say how the work is spread."""
+    """Add the options that say how the work is distributed."""
     for option in reversed(
         [
             click.option(
@@ -34,7 +36,7 @@ def where_options(command: _Command) -> _Command:
 
 @contextmanager
 def stop_on_sigterm(what: str) -> Iterator[None]:
-    """Leave with a word on Ctrl-C, and on what schedulers send."""
+    """While inside: on Ctrl-C, and on SIGTERM from a scheduler, print what to do next and exit with status 1."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -43,11 +45,11 @@ def stop_on_sigterm(what: str) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def summary(manifest: dict[str, Any]) -> str:
-    """A manifest in one line: images by what became of them, boxes, bytes."""
-    totals, shards = manifest["totals"], manifest["shards"]
+def summary(manifest: Manifest) -> str:
+    """Return a manifest in one line: images by status, boxes, bytes."""
+    totals, shards = manifest.totals, manifest.shards
     reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
-    boxes = sum(entry["boxes"] for entry in shards) / max(totals["samples"], 1)
+    boxes = int(numbers(shards, "boxes").clip(0).sum()) / max(totals["samples"], 1)
     return (
         f"{counted(totals['images'], 'image')}: {reasons}; {boxes:.1f} boxes each; {totals['bytes'] / 1e6:.1f} MB in "
         f"{counted(len(shards), 'shard')}"

@@ -1,4 +1,4 @@
-"""What the commands that judge share: options, and where a result goes."""
+"""Shared by the commands that judge: options, and writing a result."""
 
 import json
 import shutil
@@ -16,21 +16,21 @@ from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 
 if TYPE_CHECKING:  # it loads torch, and not every command that judges does
-    from univip_stream.distributed import Place
+    from univip_stream.distributed import Process
     from univip_stream.probe.labelled import ImageSource
 
 MOST_LISTED = 10
-"""Images that a printed result names; the JSON names all."""
+"""Number of images that a printed result names; the JSON names all."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def run_argument(command: _Command) -> _Command:
-    """RUN: what is judged."""
+    """Add the argument RUN, the network that is judged."""
     return click.argument("run", type=click.Path(path_type=Path))(command)
 
 
 def source_options(command: _Command) -> _Command:
-    """--train and --val: labelled images."""
+    """Add --train and --val, the labelled images, and --max-pixels."""
     train = click.option(
         "--train",
         required=True,
@@ -42,40 +42,40 @@ def source_options(command: _Command) -> _Command:
 
 
 def limit_option(command: _Command) -> _Command:
-    """--max-pixels, as `mine` has it."""
+    """Add --max-pixels, as in `mine`."""
     return click.option(
         "--max-pixels",
         default=MAX_PIXELS,
         show_default=True,
         type=click.IntRange(min=1),
-        help="Larger images are refused. What was mined into shards is read as large as it was mined.",
+        help="Larger images are refused. Images in our own shards are read at any size.",
     )(command)
 
 
-def _share_or_number(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    allowed_failures(value, 1)  # before the work, not after it
+def _check_max_failures(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    allowed_failures(value, 1)  # checked before the work, not after it
     return value
 
 
 def max_failures_option(of: str) -> Callable[[_Command], _Command]:
-    """--max-failures: of what."""
+    """Add --max-failures; `of` says in its help which images are counted."""
     return click.option(
         "--max-failures",
         default=MAX_FAILURES,
         show_default=True,
         metavar="N|N%",
-        callback=_share_or_number,
+        callback=_check_max_failures,
         help=f"Images{of} that may be unreadable or too large before the job stops with a list.",
     )
 
 
 def learning_rate_option(name: str, help: str, **more: Any) -> Callable[[_Command], _Command]:
-    """--lr, which was --rate in some commands."""
+    """Add --lr, which was --rate in some commands."""
     return click.option("--lr", "--rate", name, help=help, **more)
 
 
 def out_option(command: _Command) -> _Command:
-    """--out: a file for the result, tried before the work and not after it."""
+    """Add --out, a file for the result; whether it can be written is checked before the work."""
 
     def tried(ctx: click.Context, parameter: click.Parameter, out: Path | None) -> Path | None:
         if out is not None:
@@ -96,7 +96,7 @@ def out_option(command: _Command) -> _Command:
 
 
 def running_options(command: _Command) -> _Command:
-    """Crop, processes, device, and where the result goes."""
+    """Add the options for crop size, processes, device and the result's file."""
     for option in reversed(
         [
             click.option(
@@ -121,11 +121,11 @@ def running_options(command: _Command) -> _Command:
     return command
 
 
-def say_notes(*sources: "ImageSource", quiet: bool) -> None:
-    """Say once what is left out of the sources."""
-    from univip_stream.distributed import place_from_environment
+def print_source_notes(*sources: "ImageSource", quiet: bool) -> None:
+    """Print what is left out of the sources, on the first rank only."""
+    from univip_stream.distributed import process_from_environment
 
-    if quiet or not place_from_environment().is_first:
+    if quiet or not process_from_environment().is_first:
         return
     for source in sources:
         for note in source.notes:
@@ -133,37 +133,37 @@ def say_notes(*sources: "ImageSource", quiet: bool) -> None:
 
 
 def reading_workers(asked: int | None) -> int:
-    """Processes that read images; one CPU is left to the network."""
+    """Return the number of processes that read images: by default, one CPU is left to the network."""
     return usable_cpus() - 1 if asked is None else asked
 
 
-def tell(notes: Iterable[str], *, quiet: bool) -> None:
-    """What a person should know of the shards; once, whatever the number of ranks."""
-    from univip_stream.distributed import place_from_environment
+def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
+    """Print notes about the shards, each once, on the first rank only."""
+    from univip_stream.distributed import process_from_environment
 
-    if not quiet and place_from_environment().is_first:
+    if not quiet and process_from_environment().is_first:
         for note in dict.fromkeys(notes):
             click.echo(note, err=True)
 
 
 @contextmanager
-def cache_folder(run: Path, asked: Path | None, place: "Place") -> Iterator[Path]:
-    """Within: where features are kept: where the user says, in the run's folder, or for this command only, one for all ranks."""
+def cache_folder(run: Path, asked: Path | None, process: "Process") -> Iterator[Path]:
+    """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
     from univip_stream.distributed import said_by_the_first
 
     if asked is not None or run.is_dir():
         yield run / "features" if asked is None else asked
         return
-    made = tempfile.mkdtemp(prefix="univip-stream-features-") if place.is_first else ""
+    made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
     try:
-        yield Path(said_by_the_first(made, place))
+        yield Path(said_by_the_first(made, process))
     finally:
         if made:
             shutil.rmtree(made, ignore_errors=True)
 
 
 def print_left_out(result: dict[str, Any]) -> None:
-    """What a reader of a printed result must know: images that were left out, and notes."""
+    """Print the images that a result leaves out, and its notes."""
     for name, failed in result["failed"].items():
         if failed:
             count = result["used"][name] + len(failed)
@@ -174,15 +174,15 @@ def print_left_out(result: dict[str, Any]) -> None:
         click.echo(f"note: {note}")
 
 
-def alone(out: Path | None, place: "Place") -> AbstractContextManager[None]:
-    """Within: this job alone writes `out` and what it goes on from beside it; the first of its processes sees to that."""
+def sole_writer(out: Path | None, process: "Process") -> AbstractContextManager[None]:
+    """While inside: only this job writes `out` and the state beside it; the first of its processes holds the lock."""
     from univip_stream.files import written_by_one
 
-    return written_by_one(out) if out is not None and place.is_first else nullcontext()
+    return written_by_one(out) if out is not None and process.is_first else nullcontext()
 
 
-def write(result: dict[str, Any], out: Path | None) -> None:
-    """The result as a file, whole or not at all."""
+def write_result(result: dict[str, Any], out: Path | None) -> None:
+    """Write the result as a JSON file, whole or not at all."""
     from univip_stream.files import written_atomically
 
     if out is not None:

@@ -15,13 +15,13 @@ from univip_stream.mining import MiningConfig, MiningReport
 from univip_stream.mining import mine as run_mining
 from univip_stream.mining.adding import Addition
 from univip_stream.mining.noticed import left_out
-from univip_stream.mining.pipeline import Plan, plan_job
+from univip_stream.mining.pipeline import MiningPlan, plan_job
 from univip_stream.proposals import ENGINES
 
 DEMO_BATCH = 32
-"""Images of a batch of the recipe `cpu-demo`; it is named here because mining loads no torch, and recipes do."""
+"""Batch size of the recipe `cpu-demo`; repeated here because recipes load torch, and mining must not."""
 FEW = 10_000
-"""Images below which `coco`, made for 118,287, is not suggested: an epoch would be under twenty of its batches."""
+"""Images below which `coco`, made for 118,287, is not suggested: an epoch would have fewer than twenty of its batches."""
 
 
 @click.command()
@@ -51,7 +51,7 @@ FEW = 10_000
 @click.option(
     "--add",
     is_flag=True,
-    help="Mine the images that the finished set in --out has not (by name) into new shards after its last; the others stay.",
+    help="Mine the images that are not yet in the finished set in --out (by name) into new shards after its last one.",
 )
 @click.option(
     "--num-shards",
@@ -70,8 +70,8 @@ FEW = 10_000
 @click.option(
     "--box-frame",
     type=click.Choice(FRAMES),
-    help="Of photographs that EXIF turns, for ground-truth: the JSON's boxes are of the upright picture, as people saw it when "
-    "they drew, or of the pixels as they are stored. The same as in `eval detect`.  [default: upright]",
+    help="For photographs that EXIF turns, with ground-truth: whether the JSON's boxes are in the upright picture, as the "
+    "annotators saw it, or in the pixels as stored. The same as in `eval detect`.  [default: upright]",
 )
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
 @click.option("--min-scale", default=64, show_default=True, type=click.IntRange(min=1), help="Shortest side kept, pixels.")
@@ -83,7 +83,7 @@ FEW = 10_000
     default=0,
     show_default=True,
     type=click.IntRange(0, 2**63 - 1),
-    help="Decides the random choices of engines that make any.",
+    help="Decides the random choices of engines that make some.",
 )
 @click.option(
     "--max-pixels",
@@ -145,12 +145,12 @@ def mine(
     univip-stream mine --src coco/train2017 --src coco/unlabeled2017 --out coco-plus/
     univip-stream mine --src ILSVRC2012_img_train.tar --out s3://bucket/imagenet
 
-    Interrupt it whenever you like: run the same command again and it mines what is missing, to the same bytes. An image
-    that cannot be used is a row of the index with its reason; so is one whose web server asks that it is not used.
+    You can interrupt it at any time: the same command mines what is missing, to the same bytes. An image that cannot be used
+    becomes a row of the index with its reason; so does one whose web server asks that it is not used.
 
-    More images later: the same command with --add, and --src as it was or others. Old shards keep their bytes; until the new
-    ones are all there the set is what it was. A run that trains on the old shards goes on with those: --shards
-    'shards/<000..127>.tar'.
+    To mine more images later, use the same command with --add, and the same or other --src. Old shards keep their bytes;
+    until all new ones are finished the set stays as it was. A run that trains on the old shards continues with those:
+    --shards 'shards/<000..127>.tar'.
     """
     config = MiningConfig(
         sources=sources,
@@ -172,13 +172,13 @@ def mine(
         web=parse_web(http_headers, user_agent, per_host, image_timeout, ignore_opt_out),
     )
     if dry_run:
-        _print_plan(plan_job(config), 0, out)
+        print_plan(plan_job(config), 0, out)
         return
     bar: list[Progress] = []
 
-    def planned(plan: Plan, finished: int) -> None:
+    def planned(plan: MiningPlan, finished: int) -> None:
         if not quiet:
-            _print_plan(plan, finished, out)
+            print_plan(plan, finished, out)
         bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
 
     with stop_on_sigterm("mine"):
@@ -188,15 +188,15 @@ def mine(
             for line in bar:
                 line.__exit__(None, None, None)
     if as_json:
-        said = {"notes": report.notes} if report.notes else {}
-        totals = report.manifest["totals"]
-        click.echo(json.dumps({"out": str(out), "mined": report.mined, **_added(report), **totals, **said}))
+        notes = {"notes": report.notes} if report.notes else {}
+        totals = report.manifest.totals
+        click.echo(json.dumps({"out": str(out), "mined": report.mined, **_addition_facts(report), **totals, **notes}))
     else:
         _print_report(report, out)
 
 
 def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as a dictionary; values are JSON where they are, words otherwise."""
+    """Return `KEY=VALUE` texts as a dictionary; a value that is not JSON is taken as text."""
     options: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -209,19 +209,20 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _print_plan(plan: Plan, finished: int, out: str) -> None:
+def print_plan(plan: MiningPlan, finished: int, out: str) -> None:
+    """Print what is to be mined: images, shards, labels, and what the sources hold beside images."""
     kept = f", {finished} of them mined before" if finished else ""
     new = "" if plan.addition is None else "new "
     click.echo(
         f"{counted(plan.job.images, f'{new}image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True
     )
     if plan.addition is not None:
-        for line in _compared(plan.addition):
+        for line in _addition_lines(plan.addition):
             click.echo(line, err=True)
     if classes := plan.listing.classes:
         names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
         click.echo(f"labels: {len(classes)} ({names})", err=True)
-    for line in plan.listing.said:
+    for line in plan.listing.remarks:
         click.echo(line, err=True)
     for line in left_out(plan.listing, None):
         click.echo(line, err=True)
@@ -231,42 +232,40 @@ def _print_plan(plan: Plan, finished: int, out: str) -> None:
         )
 
 
-def _compared(added: Addition) -> Iterator[str]:
-    """What the set has of the sources, in lines."""
+def _addition_lines(added: Addition) -> Iterator[str]:
+    """Yield lines that say which of the sources' images the set already has."""
     yield f"{counted(added.known, 'image')} of the sources {'is' if added.known == 1 else 'are'} in the set already"
     if added.failed:
         yield f"{added.failed} of them could not be used when they were mined; they are not tried again under their name"
     if added.gone:
-        such = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
-        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {such}"
+        examples = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
+        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {examples}"
 
 
-def _added(report: MiningReport) -> dict[str, Any]:
+def _addition_facts(report: MiningReport) -> dict[str, Any]:
     if report.addition is None:
         return {}
     added = report.addition
-    parts = len(report.manifest.get("parts", [None]))
+    parts = len(report.manifest.all_parts)
     return {"known": added.known, "gone": len(added.gone), "parts": parts}
 
 
 def _print_report(report: MiningReport, out: str) -> None:
-    shards = report.manifest["shards"]
-    first, last = (shards[at]["name"].removesuffix(".tar") for at in (0, -1))
+    shards = report.manifest.shards
+    first, last = (shards[at].name.removesuffix(".tar") for at in (0, -1))
     added = report.addition
     if added is not None:
-        old = added.manifest["shards"]
+        old = added.manifest.shards
         if len(old) == len(shards):
-            for line in _compared(added):
+            for line in _addition_lines(added):
                 click.echo(line)
             click.echo("nothing to add: the set stays as it is")
         else:
             new = shards[len(old) :]
-            images = sum(entry["images"] for entry in new)
-            click.echo(
-                f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0]['name']} to {new[-1]['name']})"
-            )
+            images = sum(entry.images for entry in new)
+            click.echo(f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0].name} to {new[-1].name})")
             if added.gone:
-                click.echo([*_compared(added)][-1])
+                click.echo([*_addition_lines(added)][-1])
     click.echo(summary(report.manifest))
     for line in report.notes:
         click.echo(line)
@@ -275,18 +274,18 @@ def _print_report(report: MiningReport, out: str) -> None:
     if len(report.failures) > 10:
         click.echo(f"  and {len(report.failures) - 10} more; every one is a row of its shard's .parquet")
     if added is not None and len(old) < len(shards):
-        until = old[-1]["name"].removesuffix(".tar")
+        until = old[-1].name.removesuffix(".tar")
         before = f"<{first}..{until}>" if len(old) > 1 else first
         click.echo(f"a run on the set as it was goes on with --shards '{out}/{before}.tar'")
     names = f"<{first}..{last}>" if len(shards) > 1 else first
-    options, why = fitting_recipe(report.manifest["totals"]["samples"])
+    options, why = fitting_recipe(report.manifest.totals["samples"])
     if options:
         click.echo(f"next: univip-stream train --shards '{out}/{names}.tar' --out runs/first {options}")
     click.echo(f"  {why}; docs/how-to/own-photographs.md has the settings by number of images")
 
 
 def fitting_recipe(images: int) -> tuple[str, str]:
-    """(options of `train` for so many images, why those)."""
+    """Return (options of `train` that suit this number of images, the reason for them)."""
     if images < 2:
         return "", f"{counted(images, 'image')}: too few to train on"
     if images < DEMO_BATCH:

@@ -1,4 +1,4 @@
-"""What options take, of every command, also of one that is new: numbers that can be used, paths that can be opened."""
+"""Checks for the options of every command: numbers that can be used, paths that can be opened."""
 
 import math
 import os
@@ -12,40 +12,40 @@ import click
 
 from univip_stream.errors import InputError, UsageError, in_words
 
-MOST = (1 << 31) - 1
-"""What an option takes that names no limit: more of anything is a typing error, and overflows where arrays are indexed."""
-_MOST_REAL = 1e9
-"""The same of real numbers; networks count in 32 bits, which end at 3e38."""
+MAX_WHOLE = (1 << 31) - 1
+"""Limit of integer options that name none: a larger number is a typing error, and overflows where arrays are indexed."""
+_MAX_REAL = 1e9
+"""Limit of real options that name none; networks compute in 32 bits, which end at 3e38."""
 _LIMITS = {"workers": 1024, "ranks": 1 << 16, "batch_size": 1 << 20}
-"""Of options that cost a process or memory each."""
+"""Limits of options where each unit costs a process or memory."""
 
 
-class _Words:
-    """What a refused number is told: what was found, what was expected."""
+class _RangeMessages:
+    """Messages for a refused number: what was found, what was expected."""
 
     kind: str
 
     def refuse(self, found: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        raise click.BadParameter(f"{str(found)[:40]!r}; expected {self.kind}{self._between()}.", ctx, param)
+        raise click.BadParameter(f"{str(found)[:40]!r}; expected {self.kind}{self._limits()}.", ctx, param)
 
-    def _between(self) -> str:
+    def _limits(self) -> str:
         low, high = getattr(self, "min", None), getattr(self, "max", None)
         lower = f"{'above' if getattr(self, 'min_open', False) else 'from'} {low}" if low is not None else ""
-        if high is None or high >= _MOST_REAL:
+        if high is None or high >= _MAX_REAL:
             upper = "up" if lower.startswith("from") else ""
         else:
             upper = f"{'and below' if getattr(self, 'max_open', False) else 'to'} {high}"
-        told = f"{lower} {upper}".strip()
-        return f" {told}" if told else ""
+        limits = f"{lower} {upper}".strip()
+        return f" {limits}" if limits else ""
 
 
-class Whole(_Words, click.IntRange):
-    """A whole number in a range; a limit that only the machine's words have is nothing for help texts."""
+class Whole(_RangeMessages, click.IntRange):
+    """A whole number in a range; help texts leave out MAX_WHOLE."""
 
     kind = "a whole number"
 
     def _describe_range(self) -> str:
-        return f"x>={self.min}" if self.max is not None and self.max >= MOST else super()._describe_range()
+        return f"x>={self.min}" if self.max is not None and self.max >= MAX_WHOLE else super()._describe_range()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
@@ -53,19 +53,19 @@ class Whole(_Words, click.IntRange):
         except (ValueError, OverflowError):  # text, or more digits than Python reads
             self.refuse(value, param, ctx)
         if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
-            if self.max is not None and self.max >= MOST and number > self.max:
+            if self.max is not None and self.max >= MAX_WHOLE and number > self.max:
                 raise click.BadParameter(f"{str(number)[:40]} is more than any machine can use.", ctx, param)
             self.refuse(value, param, ctx)
         return number
 
 
-class Real(_Words, click.FloatRange):
+class Real(_RangeMessages, click.FloatRange):
     """A finite number in a range."""
 
     kind = "a number"
 
     def _describe_range(self) -> str:
-        if self.max is None or self.max < _MOST_REAL:
+        if self.max is None or self.max < _MAX_REAL:
             return super()._describe_range()
         return "" if self.min is None else f"x{'>' if self.min_open else '>='}{self.min}"
 
@@ -74,11 +74,11 @@ class Real(_Words, click.FloatRange):
             number = float(value)
         except ValueError:
             self.refuse(value, param, ctx)
-        if not math.isfinite(number):  # compares with nothing, so that click's own check lets it pass
+        if not math.isfinite(number):  # NaN compares as neither too low nor too high, so click would accept it
             self.refuse(value, param, ctx)
-        if self.max is not None and self.max >= _MOST_REAL and number > self.max:
+        if self.max is not None and self.max >= _MAX_REAL and number > self.max:
             raise click.BadParameter(
-                f"{str(value)[:40]} is more than can be used; expected at most {_MOST_REAL:g}.", ctx, param
+                f"{str(value)[:40]} is more than can be used; expected at most {_MAX_REAL:g}.", ctx, param
             )
         try:
             return super().convert(number, param, ctx)
@@ -86,35 +86,35 @@ class Real(_Words, click.FloatRange):
             return float(self.refuse(value, param, ctx))
 
 
-def sound(command: click.Command) -> click.Command:
-    """The command, with options that refuse what none can use.
+def with_checked_options(command: click.Command) -> click.Command:
+    """Make all options of a command refuse values that no command can use, and return the command.
 
-    That are NaN, infinity, more than the machine's words hold; and pipes, sockets and devices where a path is meant: reading
-    a pipe waits for ever for a writer, and a file written whole or not at all would replace a device.
+    These are NaN, infinity and numbers too large; and pipes, sockets and devices in place of a path: reading a pipe blocks
+    until somebody writes to it, and writing a file atomically would replace a device.
     """
     for option in command.params:
-        option.type = _sound(option.type, option.name or "")
+        option.type = _checked_type(option.type, option.name or "")
         if option.type is click.STRING and option.callback is None:
-            option.callback = _ordinary
+            option.callback = _require_ordinary
     return command
 
 
-def _sound(kind: "click.ParamType[Any]", name: str) -> "click.ParamType[Any]":
-    if isinstance(kind, _Words):
+def _checked_type(kind: "click.ParamType[Any]", name: str) -> "click.ParamType[Any]":
+    if isinstance(kind, _RangeMessages):
         return kind
     if isinstance(kind, click.IntRange):
-        return Whole(kind.min, _LIMITS.get(name, MOST) if kind.max is None else kind.max, kind.min_open, kind.max_open)
+        return Whole(kind.min, _LIMITS.get(name, MAX_WHOLE) if kind.max is None else kind.max, kind.min_open, kind.max_open)
     if isinstance(kind, click.FloatRange):
-        return Real(kind.min, _MOST_REAL if kind.max is None else kind.max, kind.min_open, kind.max_open)
+        return Real(kind.min, _MAX_REAL if kind.max is None else kind.max, kind.min_open, kind.max_open)
     if kind is click.INT:
-        return Whole(None, MOST)
+        return Whole(None, MAX_WHOLE)
     if isinstance(kind, click.Path) and not isinstance(kind, LocalPath):
         return LocalPath(kind)
-    return Real(None, _MOST_REAL) if kind is click.FLOAT else kind
+    return Real(None, _MAX_REAL) if kind is click.FLOAT else kind
 
 
 class LocalPath(click.Path):
-    """A file or folder of this machine: no address, and nothing that waits for ever when it is opened."""
+    """A file or folder of this machine: not a URL, and nothing that blocks when it is opened."""
 
     def __init__(self, of: click.Path) -> None:
         super().__init__(file_okay=of.file_okay, dir_okay=of.dir_okay, path_type=of.type)
@@ -122,19 +122,19 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = os.fspath(value)
         if param is not None and ctx is not None:
-            _ordinary(ctx, param, text)
-            if param.name in _WRITTEN and self.file_okay:
-                _can_be_written(ctx, param, Path(os.fsdecode(text)))
+            _require_ordinary(ctx, param, text)
+            if param.name in _OUTPUT_PARAMETERS and self.file_okay:
+                _require_writable(ctx, param, Path(os.fsdecode(text)))
         if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
             raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
         return super().convert(value, param, ctx)
 
 
-_WRITTEN = ("out", "html")
-"""Parameters that name a file which is written at the end; whether it can be is found out before the work."""
+_OUTPUT_PARAMETERS = ("out", "html")
+"""Parameters that name a file written at the end; whether it can be written is checked before the work."""
 
 
-def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> None:
+def _require_writable(ctx: click.Context, param: click.Parameter, path: Path) -> None:
     try:
         if path.is_dir():
             raise UsageError(f"{param.opts[0]} {path} is a folder; expected a file")
@@ -147,22 +147,22 @@ def _can_be_written(ctx: click.Context, param: click.Parameter, path: Path) -> N
         raise InputError(f"{param.opts[0]} {path}: this user may not write in {folder}; choose another place")
 
 
-_STRANGE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_SPECIAL_FILES = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
-def _ordinary(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+def _require_ordinary(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     for one in [value] if isinstance(value, str | os.PathLike) else value if isinstance(value, Iterable) else []:
         path = os.fspath(one)
         if not path.strip():
-            raise click.BadParameter(f"{path!r} says nothing; a variable of the shell that is not set?", ctx, param)
+            raise click.BadParameter(f"{path!r} is empty; is a variable of the shell not set?", ctx, param)
         for text in (path, path.partition("=")[2]):  # `--set views.pairs=PATH`
-            if kind := _strange(text):
+            if kind := _special_file(text):
                 raise click.BadParameter(f"{text} is {kind}; expected an ordinary file or folder.", ctx, param)
     return value
 
 
-def _strange(text: str) -> str | None:
+def _special_file(text: str) -> str | None:
     try:
-        return _STRANGE.get(stat.S_IFMT(os.stat(text).st_mode)) if text else None
-    except (OSError, ValueError):  # nothing is there, or no name of a file
+        return _SPECIAL_FILES.get(stat.S_IFMT(os.stat(text).st_mode)) if text else None
+    except (OSError, ValueError):  # nothing is there, or it is not a file name
         return None

@@ -12,21 +12,21 @@ import click
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("curves.html"),
     show_default=True,
-    help="What is written: .html (a page that needs nothing else), .png, .svg or .pdf.",
+    help="File to write: .html (a self-contained page), .png, .svg or .pdf.",
 )
 @click.option(
     "--smooth",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     show_default=True,
-    help="Weight of what came before, in an exponential mean; the page has a slider for it.",
+    help="Weight of earlier values in an exponential mean; the page has a slider for it.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last value of every metric as JSON.")
 def plot(runs: tuple[Path, ...], out: Path, smooth: float, quiet: bool, as_json: bool) -> None:
-    """Draw the curves of RUNS over each other, a panel a metric.
+    """Draw the curves of RUNS over each other, one panel per metric.
 
-    RUNS are run folders, or folders of runs; also runs that still train. TensorBoard shows the same, with pictures of views:
+    RUNS are run folders, or folders of runs; runs may still be training. TensorBoard shows the same, with pictures of views:
     `tensorboard --logdir runs`.
 
     \b

@@ -1,4 +1,4 @@
-"""One line that says how far a long job is: moving on a terminal, plain lines elsewhere."""
+"""Progress of a long job: one line that is rewritten on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -8,12 +8,12 @@ from typing import Self
 import click
 
 _PLAIN_EVERY = 10.0
-"""Seconds between two plain lines, where nobody watches."""
+"""Seconds between two plain lines, where output is not a terminal."""
 _MOVING_EVERY = 0.1
 
 
 class Progress:
-    """Counts what is done, with a rate and the time left.
+    """Counts finished units, and prints their number, the rate and the time left.
 
     On a terminal: one line that is rewritten, with a bar. Elsewhere: a line every ten seconds, and one at the end.
     Everything goes to standard error, so that results can be piped.
@@ -23,7 +23,7 @@ class Progress:
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.before, self.done = done, done
         self.began = time.monotonic()
-        self.said = self.began
+        self.last_printed = self.began
         self.moving = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
@@ -34,12 +34,12 @@ class Progress:
             self._say(last=True)
 
     def add(self, count: int) -> None:
-        """Note that `count` more are done."""
+        """Add `count` finished units, and print a line if one is due."""
         self.done += count
         now = time.monotonic()
-        if not self.quiet and now - self.said >= (_MOVING_EVERY if self.moving else _PLAIN_EVERY):
+        if not self.quiet and now - self.last_printed >= (_MOVING_EVERY if self.moving else _PLAIN_EVERY):
             self._say()
-            self.said = now
+            self.last_printed = now
 
     def _say(self, *, last: bool = False) -> None:
         seconds = time.monotonic() - self.began
@@ -55,7 +55,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 12 s, 3 min 20 s, 2 h 05 min."""
+    """Return seconds in readable form: 12 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

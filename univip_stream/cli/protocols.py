@@ -10,19 +10,19 @@ from typing import Any
 import click
 
 from univip_stream.cli.judging import (
-    alone,
     cache_folder,
     learning_rate_option,
     print_left_out,
+    print_source_notes,
     reading_workers,
     run_argument,
     running_options,
-    say_notes,
+    sole_writer,
     source_options,
-    write,
+    write_result,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import Place, joined, pick_device, place_from_environment
+from univip_stream.distributed import Process, joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
 from univip_stream.evaluation.finetune import protocol_for as finetuning_for
@@ -37,7 +37,7 @@ _CACHE = click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where features are kept that are made once.  [default: the run's folder]",
+    help="Folder that keeps features computed once.  [default: the run's folder]",
 )
 
 
@@ -46,7 +46,7 @@ _CACHE = click.option(
 @source_options
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Neighbours that vote.")
 @click.option("--temperature", default=0.07, show_default=True, type=click.FloatRange(min=0, min_open=True),
-              help="Votes weigh exp(cosine / temperature).")  # fmt: skip
+              help="A vote has the weight exp(cosine / temperature).")  # fmt: skip
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images a forward pass.")
 @click.option("--untrained", is_flag=True, help="Also score the same network untrained: the floor to compare with.")
 @_CACHE
@@ -72,7 +72,7 @@ def knn(
     """Classify --val images by their nearest --train images in the features of RUN.
 
     RUN is a run folder, a checkpoint or a backbone.safetensors. The backbone is frozen, in evaluation mode; images are resized
-    so that the short side is 256/224 of --image-size and cut to the centre.
+    so that the short side is 256/224 of --image-size, and the centre is cropped.
 
     \b
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
@@ -80,25 +80,25 @@ def knn(
     if not math.isfinite(temperature):
         raise UsageError(f"--temperature is {temperature}; expected a number above 0")
     sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    say_notes(*sources, quiet=quiet)
+    print_source_notes(*sources, quiet=quiet)
 
-    def judged(place: Place, *, fresh: bool = False) -> dict[str, Any]:
+    def judged(process: Process, *, fresh: bool = False) -> dict[str, Any]:
         subject = open_subject(run, image_size=image_size, untrained=fresh)
-        where = pick_device(device, place)
-        with cache_folder(run, cache, place) as folder:
+        where = pick_device(device, process)
+        with cache_folder(run, cache, process) as folder:
             return knn_on(
                 subject, *sources, KnnConfig(k=k, temperature=temperature), cache=folder, batch_size=batch_size,
-                workers=reading_workers(workers), device=where, place=place, max_failures=max_failures,
+                workers=reading_workers(workers), device=where, process=process, max_failures=max_failures,
             )  # fmt: skip
 
-    def both(place: Place) -> dict[str, Any]:
-        result = judged(place)
-        return result | ({"untrained": {"top1": judged(place, fresh=True)["top1"]}} if untrained else {})
+    def both(process: Process) -> dict[str, Any]:
+        result = judged(process)
+        return result | ({"untrained": {"top1": judged(process, fresh=True)["top1"]}} if untrained else {})
 
-    result = _everywhere(both, device, out)
+    result = _first_rank_result(both, device, out)
     if result is None:
         return
-    write(result, out)
+    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -142,10 +142,10 @@ def linear(
 ) -> None:
     """Train a linear classifier on the frozen features of RUN.
 
-    All learning rates are tried at once, each with its own classifier. The best is chosen on training images that are held
-    out, and only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for
-    COCO), orl-last, features (central crops, made once: minutes instead of hours). Killed with --out, the same command goes on
-    from the last epoch.
+    All learning rates are tried at once, each with its own classifier. The best is chosen on held-out training images, and
+    only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for COCO),
+    orl-last, features (central crops, computed once: minutes instead of hours). With --out, an interrupted command continues
+    from the last epoch when it is run again.
 
     \b
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
@@ -153,37 +153,37 @@ def linear(
     """
     _positive("--lr", rates)
     sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    say_notes(*sources, quiet=quiet)
+    print_source_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
     chosen = PROTOCOLS[protocol or protocol_for(subject)]
-    said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
-    chosen = replace(chosen, **{name: value for name, value in said.items() if value is not None})  # type: ignore[arg-type]
-    say = _teller(quiet)
+    given = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
+    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    say = _line_printer(quiet)
     say(f"protocol {chosen.name}: {chosen.source}")
 
     bar: list[Progress] = []
 
     def progress(epoch: int, epochs: int) -> None:
         if not bar:
-            silent = quiet or not place_from_environment().is_first
+            silent = quiet or not process_from_environment().is_first
             bar.append(Progress("linear", epochs, unit="epochs", done=epoch - 1, quiet=silent))
         bar[0].add(epoch - bar[0].done)
 
-    def judged(place: Place) -> dict[str, Any]:
+    def judged(process: Process) -> dict[str, Any]:
         try:
-            with cache_folder(run, cache, place) as folder:
+            with cache_folder(run, cache, process) as folder:
                 return linear_on(
                     subject, *sources, chosen, cache=folder, out=out, seed=seed, workers=reading_workers(workers),
-                    device=pick_device(device, place), place=place, max_failures=max_failures, progress=progress, say=say,
+                    device=pick_device(device, process), process=process, max_failures=max_failures, progress=progress, say=say,
                 )  # fmt: skip
         finally:
             for line in bar:
                 line.__exit__(None, None, None)
 
-    result = _everywhere(judged, device, out)
+    result = _first_rank_result(judged, device, out)
     if result is None:
         return
-    write(result, out)
+    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -240,8 +240,9 @@ def finetune(
 ) -> None:
     """Fine-tune all of RUN's backbone on a share of the labels.
 
-    Every pair of rates is tried with some labelled images held out; the best on those trains once more, on all of them, and is
-    judged by --val. With one pair nothing is held out. Killed with --out, the same command goes on with the next pair.
+    Every pair of rates is tried with some labelled images held out; the pair that is best on those trains once more, on all
+    labelled images, and is judged by --val. With one pair nothing is held out. With --out, an interrupted command continues
+    with the next pair when it is run again.
 
     \b
     univip-stream eval finetune runs/in1k --fraction 1% --train imagenet/train --val imagenet/val
@@ -251,21 +252,21 @@ def finetune(
     _positive("--multiplier", multipliers)
     share = _share(fraction)
     sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    say_notes(*sources, quiet=quiet)
+    print_source_notes(*sources, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
-    said = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
-    chosen = finetuning_for(share, **{name: value for name, value in said.items() if value is not None})
+    given = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
+    chosen = finetuning_for(share, **{name: value for name, value in given.items() if value is not None})
 
-    def judged(place: Place) -> dict[str, Any]:
+    def judged(process: Process) -> dict[str, Any]:
         return finetune_subject(
             subject, *sources, share, chosen, subset=subset, out=out, seed=seed, workers=reading_workers(workers),
-            device=pick_device(device, place), place=place, max_failures=max_failures, say=_teller(quiet),
+            device=pick_device(device, process), process=process, max_failures=max_failures, say=_line_printer(quiet),
         )  # fmt: skip
 
-    result = _everywhere(judged, device, out)
+    result = _first_rank_result(judged, device, out)
     if result is None:
         return
-    write(result, out)
+    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -277,17 +278,17 @@ def finetune(
     print_left_out(result)
 
 
-def _everywhere(judged: Callable[[Place], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
-    """The result, on the first of torchrun's ranks; None on the others."""
-    place = place_from_environment()
-    with alone(out, place), joined(place, pick_device(device, place)):
-        result = judged(place)
-    return result if place.is_first else None
+def _first_rank_result(judged: Callable[[Process], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
+    """Judge on all of torchrun's ranks; return the result on the first, None on the others."""
+    process = process_from_environment()
+    with sole_writer(out, process), joined(process, pick_device(device, process)):
+        result = judged(process)
+    return result if process.is_first else None
 
 
-def _teller(quiet: bool) -> Callable[[str], None]:
+def _line_printer(quiet: bool) -> Callable[[str], None]:
     def say(line: str) -> None:
-        if not quiet and place_from_environment().is_first:
+        if not quiet and process_from_environment().is_first:
             click.echo(line, err=True)
 
     return say

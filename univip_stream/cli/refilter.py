@@ -36,10 +36,10 @@ def refilter(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Filter the candidates that SHARDS kept anew: other boxes, the same images, without mining again.
+    """Filter the candidates that SHARDS kept again: other boxes, the same images, without mining again.
 
-    SHARDS is a folder of finished shards. Images are copied as they are. Interrupt it whenever you like: the same command
-    goes on.
+    SHARDS is a folder of finished shards. Images are copied as they are. You can interrupt it at any time: the same command
+    continues.
 
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
@@ -69,6 +69,6 @@ def refilter(
             for line in bar:
                 line.__exit__(None, None, None)
     if as_json:
-        click.echo(json.dumps({"out": out, **manifest["totals"]}))
+        click.echo(json.dumps({"out": out, **manifest.totals}))
     else:
         click.echo(summary(manifest))

@@ -18,12 +18,11 @@ _SHORT = {"scene": "S", "scene-instance": "SI", "instance": "I"}
 @click.option("--paper", is_flag=True, help="Print the paper's ablations instead, and what `train --ablation` sets for each.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
-    """Compare RUNS: settings, loss and evaluations, a row each.
+    """Compare RUNS: settings, loss and evaluations, one row per run.
 
     RUNS are run folders, or folders of runs. Evaluations are the files that `eval ... --out RUN/eval/NAME.json` wrote.
-    Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; runs
-    with other terms have other losses, so compare it only between runs with the same. Where runs were evaluated, the paper's
-    numbers for their recipe follow.
+    Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; compare
+    it only between runs with the same terms. If runs were evaluated, the paper's numbers for their recipe follow.
 
     \b
     univip-stream results runs/*
@@ -38,33 +37,33 @@ def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     protocols = sorted({name for row in rows for name in row["evaluations"]})
-    told = [[*_cells(row), *_scores(row, protocols)] for row in rows]
+    lines = [[*_cells(row), *_scores(row, protocols)] for row in rows]
     for recipe, method in dict.fromkeys((row["recipe"], row["method"]) for row in rows if protocols):
         if (recipe, method) in PAPER:
             blank = ["-"] * (len(_cells(rows[0])) - 3)
-            told.append(["paper", recipe, method, *blank, *_scores({"evaluations": PAPER[recipe, method]}, protocols)])
+            lines.append(["paper", recipe, method, *blank, *_scores({"evaluations": PAPER[recipe, method]}, protocols)])
     own = ["run", "recipe", "method", "backbone", "batch", "lr", "terms", "views", "regions", "K", "tries", "seed", "steps"]
     head = [*own, "loss", "std", *protocols]
-    click.echo("\n".join(_table([head, *told])))
+    click.echo("\n".join(_table([head, *lines])))
 
 
 def _print_paper(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: row._asdict() for name, row in ABLATIONS.items()}))
         return
-    told = [
+    lines = [
         [name, f"{row.top1}", f"{row.box_ap}", row.says, " ".join(row.settings) or "-"] for name, row in ABLATIONS.items()
     ]
-    click.echo("\n".join(_table([["row", "top-1", "box AP", "what", "settings"], *told])))
+    click.echo("\n".join(_table([["row", "top-1", "box AP", "what", "settings"], *lines])))
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     terms = "+".join(_SHORT[name] for name in row["terms"])
     steps = str(row["steps"]) if row["step"] == row["steps"] else f"{row['step']}/{row['steps']}"
     how = [row["recipe"] or None, row["method"], row["backbone"], row["batch"], f"{row['lr']:g}"]
-    told = [row["name"], *how, terms, row["views"], row["regions"], row["K"], row["tries"], row["seed"], steps]
+    cells = [row["name"], *how, terms, row["views"], row["regions"], row["K"], row["tries"], row["seed"], steps]
     numbers = [row["loss"], row["feature_std"]]
-    return ["-" if cell is None else str(cell) for cell in told] + ["-" if n is None else f"{n:.3f}" for n in numbers]
+    return ["-" if cell is None else str(cell) for cell in cells] + ["-" if n is None else f"{n:.3f}" for n in numbers]
 
 
 def _scores(row: dict[str, Any], protocols: list[str]) -> list[str]:
@@ -72,6 +71,6 @@ def _scores(row: dict[str, Any], protocols: list[str]) -> list[str]:
 
 
 def _table(lines: list[list[str]]) -> list[str]:
-    """Columns as wide as their widest cell."""
+    """Return the lines with every column padded to its widest cell."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -7,15 +7,15 @@ import click
 
 from univip_stream.cli.judging import (
     MOST_LISTED,
-    alone,
     limit_option,
     max_failures_option,
+    print_notes,
     reading_workers,
     run_argument,
-    tell,
+    sole_writer,
 )
 from univip_stream.cli.progress import Progress
-from univip_stream.distributed import joined, pick_device, place_from_environment
+from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import as_json as failures_as_json
@@ -63,11 +63,12 @@ def retrieve(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Pairs of boxes that look alike to the backbone of RUN, in images of SHARDS that look alike: what `--method orl` trains on.
+    """Pair boxes that the backbone of RUN finds similar, in similar images of SHARDS: `--method orl` trains on them.
 
-    Images are compared by FEATURES, boxes by their own. Killed, the same command does what is missing; under torchrun the ranks
-    share the work. An image that cannot be read is nobody's neighbour. OUT names images and boxes of exactly these SHARDS, so
-    choose their boxes (`refilter`) before `embed`, and give `embed`, `retrieve` and `train` the same SHARDS.
+    Images are compared by FEATURES, boxes by features computed here. After an interruption, the same command does what is
+    missing; under torchrun the ranks share the work. An image that cannot be read is not paired with others. OUT names images
+    and boxes of exactly these SHARDS, so choose their boxes (`refilter`) before `embed`, and give `embed`, `retrieve` and
+    `train` the same SHARDS.
 
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
@@ -77,14 +78,14 @@ def retrieve(
     univip-stream train --method orl --shards shards-96/ --set views.pairs=pairs.parquet --out runs/orl
     """
     index = open_index(expand_shards(shards), max_pixels=max_pixels)
-    tell(index.notes, quiet=quiet)
+    print_notes(index.notes, quiet=quiet)
     subject = open_subject(run, image_size=image_size)
-    place = place_from_environment()
-    where = pick_device(device, place)
-    silent = quiet or not place.is_first
-    with alone(out, place), joined(place, where):
+    process = process_from_environment()
+    where = pick_device(device, process)
+    silent = quiet or not process.is_first
+    with sole_writer(out, process), joined(process, where):
         found = Retrieval(
-            subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, place=place,
+            subject, index, features, out, neighbours=neighbours, share=share, max_boxes=max_boxes, process=process,
             max_failures=max_failures,
         )  # fmt: skip
         with Progress(f"regions of {shards}", len(index), unit="images", quiet=silent) as bar:
@@ -93,7 +94,7 @@ def retrieve(
             found.match(device=where, progress=bar.add)
         found.write()
     failed = list(found.failed.values())
-    if as_json and place.is_first:
+    if as_json and process.is_first:
         facts = {"out": str(out), "images": len(index), "neighbours": found.neighbours}
         click.echo(json.dumps(facts | {"failed": failures_as_json(failed)}))
     elif not silent:

@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 
+from univip_stream.cli.photographs import chosen, shards_of
 from univip_stream.cli.progress import duration
-from univip_stream.distributed import place_from_environment
+from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
+from univip_stream.pretrain.auto import seconds_of
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.results import last_record
@@ -23,8 +25,8 @@ from univip_stream.pretrain.settings import flat, with_settings
 from univip_stream.suggest import nearest
 
 
-def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
-    """`--set help` prints every setting and leaves; `--set views.help` and `--set views.tries.help` a part of them."""
+def _print_settings_help(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """For `--set help`, print every setting and exit; for `--set views.help` or `--set views.tries.help`, a part of them."""
     asked = [text for text in texts if text == HELP or text.endswith(f".{HELP}")]
     for text in asked:
         click.echo(as_text(settings_of(text.removesuffix(HELP).removesuffix("."))))
@@ -35,7 +37,7 @@ def _told(context: click.Context, option: click.Parameter, texts: tuple[str, ...
 
 class _Train(click.Command):
     def elsewhere(self, option: str) -> str:
-        """What to do instead of an option that there is not: many settings have none of their own."""
+        """Return a hint for an option that does not exist: many settings are set by --set only."""
         found = nearest(option, flat(PretrainConfig()))
         return f"; did you mean --set {found[0]}=VALUE?" if found else ""
 
@@ -43,15 +45,33 @@ class _Train(click.Command):
 @click.command(cls=_Train)
 # What to read, where to write.
 @click.option(
+    "--src",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Photographs, as for `mine`: mined first into the run folder, or into the folder that --shards names.",
+)
+@click.option(
+    "--max-failures",
+    default="10%",
+    show_default=True,
+    metavar="N|N%",
+    help="Photographs of --src that cannot be read and are put up with; each is named.",
+)
+@click.option(
     "--shards",
-    required=True,
     multiple=True,
     metavar="SPEC",
     help="'shards/<000..127>.tar', '{000..127}', a glob, a folder, a manifest; local, s3://, gs:// or http(s)://; may repeat.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 # What to train.
-@click.option("--recipe", default="coco", show_default=True, metavar="NAME", help=f"Where to begin: {', '.join(RECIPES)}.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    help=f"Where to begin: {', '.join(RECIPES)}; auto chooses by images and machine.  [default: coco; with --src auto]",
+)
+@click.option("--time", "length", metavar="TIME", help="How long recipe auto may take, such as 2h or 90m.")
 @click.option("--ablation", metavar="ROW", help=f"A row of the paper's tables 7 to 9: {', '.join(ABLATIONS)}.")
 @click.option("--method", metavar="NAME", help=f"{', '.join(METHODS)}, or your own module:Class, with its own views.")
 @click.option("--backbone", metavar="NAME", help="A torchvision ResNet or any timm model.  [default: the recipe's]")
@@ -62,13 +82,25 @@ class _Train(click.Command):
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Images of an update, over all ranks.  [default: the recipe's]"
 )
+@click.option(
+    "--init",
+    metavar="WEIGHTS",
+    help="Begin with these weights: a run folder, a checkpoint, safetensors, or a file of torchvision or timm.",
+)
+@click.option(
+    "--freeze",
+    "frozen",
+    multiple=True,
+    metavar="PART",
+    help="Keep a part of the backbone as it is: stem, layer1, blocks.0; may repeat.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.  [default: the recipe's]")
 @click.option(
     "--set",
     "settings",
     multiple=True,
-    is_eager=True,  # so that its help needs none of the options that a training needs
-    callback=_told,
+    is_eager=True,  # so that `--set help` works without the required options
+    callback=_print_settings_help,
     metavar="KEY=VALUE",
     help="Any setting, such as optim.lr=0.2; may be repeated. `--set help` tells what there is, `--set views.help` a part.",
 )
@@ -97,15 +129,20 @@ class _Train(click.Command):
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the last record as JSON.")
 def train(
+    sources: tuple[str, ...],
+    max_failures: str,
     shards: tuple[str, ...],
     out: Path,
-    recipe: str,
+    recipe: str | None,
+    length: str | None,
     ablation: str | None,
     method: str | None,
     backbone: str | None,
     epochs: float | None,
     steps: int | None,
     batch_size: int | None,
+    init: str | None,
+    frozen: tuple[str, ...],
     seed: int | None,
     settings: tuple[str, ...],
     device: str,
@@ -118,48 +155,74 @@ def train(
     quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Pre-train from SHARDS into a run folder. Run again, it continues where it stopped.
+    """Pre-train from photographs or shards into a run folder. The same command continues a run that was stopped.
 
     \b
+    univip-stream train --src photos/ --out runs/first
     univip-stream train --shards 'shards/<000..127>.tar' --out runs/coco
     univip-stream train --shards shards/ --out runs/small --recipe cpu-demo --set optim.lr=0.02
+    univip-stream train --shards shards/ --out runs/longer --init runs/coco --epochs 400
     torchrun --nproc-per-node 8 -m univip_stream train --shards shards/ --out runs/coco
     univip-stream train --shards s3://bucket/shards --out /shared/runs/coco --launcher ray --address auto
 
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
-    backbone.safetensors. SIGTERM saves and leaves with status 75.
+    backbone.safetensors. On SIGTERM it saves and exits with status 75.
     """
+    if not sources and not shards:
+        raise UsageError(
+            "neither --src nor --shards says what to train on; expected photographs by --src, or shards by --shards"
+        )
     caches = (cache, decoded_cache)
-    config = _configuration(recipe, ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
-    place = place_from_environment()
+    process = process_from_environment()
+    recipe = recipe or ("auto" if sources else "coco")
+    if length is not None and recipe != "auto":
+        raise UsageError(f"--time is for recipe auto, which chooses the length; {recipe} has its own: --epochs or --steps")
+    seconds = None if length is None else seconds_of(length)
+    if recipe == "auto" and launcher == "ray":
+        raise UsageError("recipe auto measures what this process does, which --launcher ray leaves to others; name a recipe")
+    if init is not None:
+        settings = (f"init_from={json.dumps(init)}", *settings)
+    if frozen:
+        settings = (f"freeze={json.dumps(frozen)}", *settings)
+    texts = _texts(ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
+    if recipe != "auto":
+        config = with_settings(recipe_named(recipe), texts)
     if launcher == "torchrun" and (ranks is not None or address is not None):
         raise UsageError("--ranks and --address are for --launcher ray; torchrun has --nproc-per-node")
 
     def say(line: str) -> None:
-        if place.is_first and not quiet:
+        if process.is_first and not quiet:
             click.echo(line, err=True)
 
     try:
+        specs = (
+            [shards_of(sources, shards, out, process, max_failures=max_failures, say=say, quiet=quiet)]
+            if sources
+            else list(shards)
+        )
+        if recipe == "auto":
+            config = chosen(specs, out, texts, device=device, process=process, seconds=seconds, say=say)
+        # There is one seed for users; the stream's own field follows it.
+        config = replace(config, stream=replace(config.stream, seed=config.seed))
         if launcher == "ray":
             from univip_stream.pretrain.on_ray import pretrain_on_ray
 
             values = pretrain_on_ray(
-                config, list(shards), out, ranks=ranks, address=address, device=device, say=say, progress=_Line(say)
+                config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_ProgressLines(say)
             )
         else:
-            values = pretrain(config, list(shards), out, device=device, place=place, say=say, progress=_Line(say))
+            values = pretrain(config, specs, out, device=device, process=process, say=say, progress=_ProgressLines(say))
     except Interrupted as stop:
         say(str(stop))
         raise SystemExit(Interrupted.exit_status) from None
-    if place.is_first:
+    if process.is_first:
         if as_json:
             click.echo(json.dumps({"run": str(out), **(values or last_record(out) or {})}))
         else:
             click.echo(f"done: {out}" if values else f"{out} was finished before: nothing to do")
 
 
-def _configuration(
-    recipe: str,
+def _texts(
     ablation: str | None,
     method: str | None,
     backbone: str | None,
@@ -170,11 +233,11 @@ def _configuration(
     workers: int | None,
     caches: tuple[str | None, str | None],
     settings: tuple[str, ...],
-) -> PretrainConfig:
-    """The recipe, the method's settings laid over it, the ablation over those, then the options, then --set."""
+) -> list[str]:
+    """Return what overrides the recipe, in order: the method's settings, the ablation, the options, then --set."""
     if epochs is not None and steps is not None:
         raise UsageError(f"--epochs {epochs:g} and --steps {steps} both say how long to train; expected one of them")
-    said = {
+    given = {
         "method.name": method,
         "method.backbone": backbone,
         "epochs": epochs,
@@ -185,32 +248,30 @@ def _configuration(
         "stream.cache": caches[0],
         "stream.decoded_cache": caches[1],
     }
-    texts = [f"{key}={value}" for key, value in said.items() if value is not None]
+    texts = [f"{key}={value}" for key, value in given.items() if value is not None]
     of_method = [f"{key}={json.dumps(value)}" for key, value in method_class(method).settings.items()] if method else []
     if epochs is not None:
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()
-    config = with_settings(recipe_named(recipe), [*of_method, *changes, *texts, *settings])
-    # One seed is said and stored; the stream's own field follows it.
-    return replace(config, stream=replace(config.stream, seed=config.seed))
+    return [*of_method, *changes, *texts, *settings]
 
 
-class _Line:
-    """A line at each recorded step, as often as a person can read."""
+class _ProgressLines:
+    """Prints a line at recorded steps, at most one every few seconds."""
 
     every = 5.0
-    """Seconds."""
+    """Seconds between two lines."""
 
     def __init__(self, say: Callable[[str], None]):
-        self.say, self.said, self.began, self.first = say, 0.0, 0.0, 0
+        self.say, self.last_printed, self.began, self.first = say, 0.0, 0.0, 0
 
     def __call__(self, step: int, steps: int, values: dict[str, Any]) -> None:
         now = time.monotonic()
         if not self.first:
             self.first, self.began = step, now
-        if now - self.said < self.every and step < steps:
+        if now - self.last_printed < self.every and step < steps:
             return
-        self.said = now
+        self.last_printed = now
         done = step - self.first
         left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
         terms = {name.removeprefix("loss_").replace("_", "-"): value for name, value in values.items() if name[:5] == "loss_"}

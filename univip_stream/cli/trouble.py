@@ -1,4 +1,4 @@
-"""What every command does with an error: a sentence for the person, and an exit status. No traceback reaches anybody."""
+"""Error handling of every command: a sentence on standard error and an exit status, never a traceback."""
 
 import contextlib
 import os
@@ -15,42 +15,42 @@ from univip_stream.extras import cure_for
 
 
 @contextlib.contextmanager
-def told(ctx: click.Context) -> Iterator[None]:
-    """Within: an error is said on standard error, and ends the command with its status."""
+def errors_reported(ctx: click.Context) -> Iterator[None]:
+    """While inside: an error is printed as a sentence on standard error, and ends the command with its exit status."""
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise  # click's own, which it says itself
+        raise  # click prints its own errors
     except InputError as error:
-        _leave(ctx, str(error), error.exit_status)
+        _exit_with(ctx, str(error), error.exit_status)
     except BrokenPipeError:
-        # The reader of our output left (`| head`). Nothing is wrong, and nothing more can be said.
-        _pour_away()
+        # The reader of our output is gone (`| head`). Nothing is wrong, and nothing more can be printed.
+        _discard_output()
         ctx.exit(1)
     except OSError as error:
-        _leave(ctx, in_words(error))
+        _exit_with(ctx, in_words(error))
     except UnicodeEncodeError as error:
         name = error.object if isinstance(error.object, str) else repr(error.object)
-        _leave(ctx, f"{name} is no text (UTF-8), and a library here takes no other name; rename it")
+        _exit_with(ctx, f"{name} is not valid UTF-8, and a library used here accepts no other names; rename it")
     except MemoryError as error:
-        _leave(ctx, f"out of memory{f' ({error})' if str(error) else ''}; fewer --workers or smaller batches need less")
+        _exit_with(ctx, f"out of memory{f' ({error})' if str(error) else ''}; fewer --workers or smaller batches need less")
     except RuntimeError as error:
-        _leave(ctx, _worker_died(error) or _no_memory(error) or _fault_of_ours(error))
+        _exit_with(ctx, _worker_died(error) or _out_of_memory(error) or _unforeseen(error))
     except ImportError as error:
-        _leave(ctx, _missing(error))
+        _exit_with(ctx, _failed_import(error))
     except Exception as error:
-        _leave(ctx, _fault_of_ours(error))
+        _exit_with(ctx, _unforeseen(error))
 
 
-def _missing(error: ImportError) -> str:
-    """Whether a part of the installation was left out on purpose, or something is broken."""
+def _failed_import(error: ImportError) -> str:
+    """Return the message for a failed import: an extra that is not installed, or something broken."""
     if isinstance(error, ModuleNotFoundError) and (cure := cure_for(error.name or "")):
         return f"this needs {error.name}, which is not installed here: {cure}"
     return f"a library cannot be loaded: {error}; `univip-stream doctor` tells which are missing, and what gets them"
 
 
 def _worker_died(error: RuntimeError) -> str | None:
-    """torch tells of a loader worker's death in whatever call the process happens to be in; None if the error is another."""
+    """Return the message for a dead loader worker, which torch reports in any call; None for other errors."""
     if "DataLoader worker" not in str(error):
         return None
     from univip_stream.workers import death
@@ -58,42 +58,42 @@ def _worker_died(error: RuntimeError) -> str | None:
     return death(error)
 
 
-def _no_memory(error: RuntimeError) -> str | None:
-    """torch's allocators raise a plain RuntimeError; None if the error is another."""
+def _out_of_memory(error: RuntimeError) -> str | None:
+    """Return the message for a lack of memory, which torch reports as RuntimeError; None for other errors."""
     text = str(error)
     if not any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory")):
         return None
-    said = text.splitlines()[0][:200]
+    message = text.splitlines()[0][:200]
     if "CUDA" in text:
         return (
-            f"out of GPU memory ({said}); a smaller --batch-size or --image-size needs less, and --device cpu none of it; "
+            f"out of GPU memory ({message}); a smaller --batch-size or --image-size needs less, and --device cpu none of it; "
             "`nvidia-smi` shows who else uses it"
         )
-    return f"out of memory ({said}); fewer --workers, smaller batches or images need less"
+    return f"out of memory ({message}); fewer --workers, smaller batches or images need less"
 
 
-def _leave(ctx: click.Context, message: str, status: int = 1) -> None:
+def _exit_with(ctx: click.Context, message: str, status: int = 1) -> None:
     with contextlib.suppress(BrokenPipeError):
         click.echo(f"error: {readable(message)}", err=True)
     ctx.exit(status)
 
 
-_LONGEST = 1000
-"""Characters of a line of a message: a name out of a file that is no text can have thousands."""
+_MAX_LINE = 1000
+"""Characters of a message's line: a name read from a binary file can have thousands."""
 
 
 def readable(message: str) -> str:
-    """The message with control characters written out, which may be a terminal's orders, and the middle of long lines left out."""
+    """Return the message with control characters escaped (terminals obey some) and the middle of long lines left out."""
     lines = []
     for line in message.split("\n"):
         plain = "".join(letter if letter.isprintable() or letter == "\t" else repr(letter)[1:-1] for letter in line[:100_000])
-        half = _LONGEST // 2
-        lines.append(plain if len(plain) <= _LONGEST else f"{plain[:half]} [...] {plain[-half:]}")
+        half = _MAX_LINE // 2
+        lines.append(plain if len(plain) <= _MAX_LINE else f"{plain[:half]} [...] {plain[-half:]}")
     return "\n".join(lines)
 
 
-def _pour_away() -> None:
-    """What is still to be written goes nowhere: at exit Python would complain of the closed pipe again."""
+def _discard_output() -> None:
+    """Discard output that is still buffered: at exit Python would complain about the closed pipe again."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no real file
             descriptor = stream.fileno()
@@ -103,10 +103,10 @@ def _pour_away() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def _fault_of_ours(error: Exception) -> str:
-    """Words for what nobody foresaw: they say that it is a fault here, and where the whole of it lies for whoever mends it."""
+def _unforeseen(error: Exception) -> str:
+    """Return the message for an unforeseen error: it says that this is a bug, and which file holds the traceback."""
     at = traceback.extract_tb(error.__traceback__)[-1]
-    said = f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__]
+    message = f"{type(error).__name__}: {error}".splitlines() or [type(error).__name__]
     where = ""
     with contextlib.suppress(OSError):
         descriptor, name = tempfile.mkstemp(prefix="univip-stream-", suffix=".txt")
@@ -114,6 +114,6 @@ def _fault_of_ours(error: Exception) -> str:
             file.write(f"{sys.argv}\n\n{''.join(traceback.format_exception(error))}")
         where = f", with {name}, which holds the whole of it"
     return (
-        f"this should not have happened ({said[0]}; {Path(at.filename).name}, line {at.lineno}). It is a fault of "
+        f"this should not have happened ({message[0]}; {Path(at.filename).name}, line {at.lineno}). It is a fault of "
         f"univip-stream, or of a library: please report the command{where}"
     )

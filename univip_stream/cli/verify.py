@@ -9,16 +9,17 @@ import click
 from univip_stream.cli.jobs import where_options
 from univip_stream.cli.progress import Progress
 from univip_stream.errors import counted
-from univip_stream.mining.runner import Place, run
+from univip_stream.mining.runner import Compute, run
+from univip_stream.shards.entry import numbers, tar_names
 from univip_stream.shards.manifest import MANIFEST, being_added, read_manifest
 from univip_stream.shards.spec import expand_shards
 from univip_stream.shards.verify import Finding, check_shard, check_tasks, check_totals
 from univip_stream.storage import is_remote, name_of, parent
 
 _SHOWN = 3
-"""Findings printed of each shard: a replaced one has two an image."""
+"""Findings printed for each shard: a replaced shard has two per image."""
 _ON_RAY_FROM = 4 << 30
-"""Bytes of shards from which several processes are worth their start."""
+"""Bytes of shards from which starting several processes is worth the time."""
 
 
 @click.command()
@@ -43,14 +44,15 @@ def verify(
     images = 0
     for folder in folders:
         manifest = read_manifest(folder)
-        small = sum(entry["bytes"] for entry in manifest["shards"]) < _ON_RAY_FROM and workers is None and address is None
-        place = Place(workers=workers, address=address, inline=inline or small)
-        total = manifest["totals"]["images"]
+        small = int(numbers(manifest.shards, "bytes").sum()) < _ON_RAY_FROM and workers is None and address is None
+        place = Compute(workers=workers, address=address, inline=inline or small)
+        total = manifest.totals["images"]
         found: dict[str, list[Finding]] = {}
         with Progress(f"verifying {folder}", total, unit="images", quiet=quiet) as bar:
             for task, result in run(check_shard, check_tasks(folder, manifest), place, bar.add):
-                found[task.name] = result
-        in_order = [finding for entry in manifest["shards"] for finding in found[entry["name"]]]
+                if result:
+                    found[task.name] = result
+        in_order = [finding for name in tar_names(manifest.shards) for finding in found.get(name, [])]
         findings += [{"folder": folder, **asdict(finding)} for finding in in_order + check_totals(folder, manifest)]
         images += total
     if as_json:

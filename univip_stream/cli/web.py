@@ -1,4 +1,4 @@
-"""What the commands that fetch images share: how web servers are asked for them."""
+"""Shared by the commands that download images: options for requests to web servers."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 
 def web_options(command: _Command) -> _Command:
-    """Add the options that say how web servers are asked; `parse_web` takes the arguments they make."""
+    """Add the options for requests to web servers; `parse_web` takes their values."""
     for option in reversed(
         [
             click.option(
@@ -31,14 +31,14 @@ def web_options(command: _Command) -> _Command:
                 default=USER_AGENT,
                 show_default=True,
                 metavar="TEXT",
-                help="Who web servers are told is asking; some want an address in it.",
+                help="How requests identify this program; some servers want an address in it.",
             ),
             click.option(
                 "--per-host",
                 default=4,
                 show_default=True,
                 type=click.IntRange(min=1),
-                help="Images that one web server is asked for at a time, by all workers together; each asks one at least.",
+                help="Simultaneous requests to one web server, over all workers together; each worker makes at least one.",
             ),
             click.option(
                 "--image-timeout",
@@ -46,12 +46,12 @@ def web_options(command: _Command) -> _Command:
                 show_default=True,
                 type=click.FloatRange(min=1),
                 metavar="SECONDS",
-                help="That an image from the web may take, all tries together, beside waits that its server asks for.",
+                help="Time that an image from the web may take, all tries together, without waits that its server asks for.",
             ),
             click.option(
                 "--ignore-opt-out",
                 is_flag=True,
-                help="Take images too whose web server asks that they are not used (X-Robots-Tag: noai, noimageai, "
+                help="Also take images whose web server asks that they are not used (X-Robots-Tag: noai, noimageai, "
                 "noindex, noimageindex).",
             ),
         ]
@@ -63,10 +63,10 @@ def web_options(command: _Command) -> _Command:
 def parse_web(
     http_headers: tuple[str, ...], user_agent: str, per_host: int, image_timeout: float, ignore_opt_out: bool
 ) -> WebOptions:
-    """The options' values together.
+    """Return the options' values as one object.
 
     Raises:
-        UsageError: a header that is none. Its value is not repeated: it may be secret.
+        UsageError: a malformed header. Its value is not repeated: it may be secret.
 
     """
     if not user_agent.isprintable() or not user_agent.strip():
@@ -93,6 +93,6 @@ def _headers(text: str) -> list[tuple[str, str]]:
 def _header(text: str, where: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not _NAME.fullmatch(name.strip()) or not value.strip().isprintable():
-        said = f", found the name {name!r}" if colon else " with a colon"
-        raise UsageError(f"{where}: expected a header such as 'Authorization: Bearer ...'{said}")
+        detail = f", found the name {name!r}" if colon else " with a colon"
+        raise UsageError(f"{where}: expected a header such as 'Authorization: Bearer ...'{detail}")
     return name.strip(), value.strip()

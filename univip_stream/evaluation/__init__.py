@@ -1,1 +1,1 @@
-"""Judging a representation: protocols that take features and give numbers, and know nothing of logging."""
+"""Evaluation of a representation: protocols that take a backbone and return numbers, independent of logging."""

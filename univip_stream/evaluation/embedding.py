@@ -1,4 +1,4 @@
-"""Features of any images in Parquet: by chunks that are whole or not there, so that a killed job goes on, on any number of ranks.
+"""Write features of any images to Parquet, in chunks that are complete or absent, so that a killed job can continue on any ranks.
 
 Shape letters: N images in all, D width of a feature.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from univip_stream.distributed import ALONE, Place, wait_for_all
+from univip_stream.distributed import ALONE, Process, wait_for_all
 from univip_stream.errors import InputError, why
 from univip_stream.evaluation.subject import Subject
 from univip_stream.failures import MAX_FAILURES, Failure, listed, stop_if_too_many
@@ -26,9 +26,9 @@ from univip_stream.probe.labelled import ImageSource
 from univip_stream.shards.format import OK
 
 CHUNK = 4096
-"""Images of a chunk: 32 MB at 2048 floats each."""
-_DEAD = 86_400.0
-"""Seconds after which what nobody went on writing was left by one that was killed."""
+"""Images per chunk: 32 MB at 2048 floats each."""
+_ABANDONED_AFTER = 86_400.0
+"""Seconds without a write after which a temporary file belongs to a process that was killed."""
 _FINGERPRINT = b"univip-stream.features"
 _IMAGES = b"univip-stream.images"
 
@@ -41,32 +41,32 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Failure]:
-    """Write the features of a source to one Parquet file: a row an image, in the source's order.
+    """Write the features of a source to one Parquet file: one row per image, in the source's order.
 
-    Columns: `key`, `label`, `vector`, and `status` and `reason`. An image that cannot be read has its reason there and no
-    `vector` (null); of the others the status is `ok`. What is done lies in chunks beside the file (`FILE.parts/`); called again
-    after it was killed, it does what is missing, and tries again what could not be read.
+    Columns: `key`, `label`, `vector`, `status` and `reason`. An image that cannot be read has a reason and no `vector` (null);
+    the status of all others is `ok`. Finished work is kept in chunks beside the file (`FILE.parts/`); after an interruption,
+    the same call does what is missing, and tries unreadable images again.
 
     Args:
-        subject: whose features.
-        source: of the images; labels where it has them.
-        out: the file; replaced whole, if it is there.
-        batch_size: images a forward pass.
+        subject: backbone that computes the features.
+        source: images, with labels if it has them.
+        out: file to write; an existing one is replaced as a whole.
+        batch_size: images per forward pass.
         workers: processes that read images.
-        device: where the backbone runs.
-        place: this process among those that share the chunks.
+        device: device of the backbone.
+        process: this process among those that share the chunks.
         max_failures: images that may be unreadable, a share or a number, before it stops.
-        progress: called as images get done, with their number; chunks that were there count too.
+        progress: called with the number of images just finished, including those of existing chunks.
 
     Returns:
-        The images without features; [] on other ranks than the first.
+        The images without features; [] on all ranks but the first.
 
     Raises:
-        InputError: more unreadable images than allowed, none that can be read, or nowhere to write.
+        InputError: there are more unreadable images than allowed, none can be read, or `out` is a folder.
 
     """
     if out.is_dir():
@@ -74,10 +74,10 @@ def embed(
     parts = out.with_name(out.name + ".parts")
     make_chunks(
         subject, source, parts, max_failures=max_failures,
-        batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
+        batch_size=batch_size, workers=workers, device=device, process=process, progress=progress,
     )  # fmt: skip
-    wait_for_all(place)
-    if not place.is_first:
+    wait_for_all(process)
+    if not process.is_first:
         return []
     wanted = fingerprint(subject, source)
     failed = list(_failed(source, chunks(parts, wanted)).values())
@@ -94,7 +94,7 @@ def embed(
 
 
 def fingerprint(subject: Subject, source: ImageSource) -> str:
-    """What features depend on: weights, crop, normalisation and images."""
+    """Return a hash of all that features depend on: weights, crop, normalisation and images."""
     pixels = subject.config.augment
     facts = [subject.weights_hash(), subject.size, pixels.mean, pixels.std, source.fingerprint]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -109,16 +109,16 @@ def make_chunks(
     batch_size: int,
     workers: int,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     progress: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """Do this rank's share of the chunks that are not there yet; see `embed`."""
+    """Write this rank's share of the missing chunks; see `embed`."""
     if not len(source):
         raise InputError(f"{source.name} holds no image")
-    print_of = fingerprint(subject, source)
+    wanted = fingerprint(subject, source)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder, older=_DEAD)  # other evaluations may write here now
-    if place.is_first:  # chunks of a larger source that was embedded here before, and not to the end
+    remove_leftovers(folder, older=_ABANDONED_AFTER)  # younger files may belong to other evaluations that are running
+    if process.is_first:  # chunks of a larger source whose embedding was interrupted here
         for path in folder.glob("*.parquet"):
             if path.stem.isdecimal() and int(path.stem) * CHUNK >= len(source):
                 path.unlink()
@@ -126,16 +126,16 @@ def make_chunks(
     looked_at = 0
     for number, first in enumerate(range(0, len(source), CHUNK)):
         last = min(first + CHUNK, len(source))
-        if number % place.world_size != place.rank:
+        if number % process.world_size != process.rank:
             continue
         path = folder / f"{number:06d}.parquet"
-        kept = _read(path, print_of)
+        kept = _read(path, wanted)
         values = np.full((last - first, subject.backbone.width), np.nan, np.float32) if kept is None else _matrix(kept)
-        todo = first + np.flatnonzero(np.isnan(values[:, 0]))  # of a chunk that was there, those that could not be read
+        todo = first + np.flatnonzero(np.isnan(values[:, 0]))  # of an existing chunk, those that could not be read
         progress(last - first - len(todo))
         bad: dict[int, Failure] = {}
         if len(todo):
-            for seen in vectors(
+            for batch in vectors(
                 subject.backbone,
                 source,
                 todo,
@@ -145,13 +145,13 @@ def make_chunks(
                 device=device,
                 workers=workers,
             ):
-                if len(seen.numbers):
-                    values[seen.numbers - first] = seen.vectors_BD
-                bad |= seen.failed
-                progress(len(seen))
+                if len(batch.numbers):
+                    values[batch.numbers - first] = batch.vectors_BD
+                bad |= batch.failed
+                progress(len(batch))
         if kept is None or len(bad) < len(todo):
             table = _table(source, first, values, bad)
-            table = table.replace_schema_metadata({_FINGERPRINT: print_of.encode(), _IMAGES: source.fingerprint.encode()})
+            table = table.replace_schema_metadata({_FINGERPRINT: wanted.encode(), _IMAGES: source.fingerprint.encode()})
             with written_atomically(path) as file:
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         failed += bad.values()
@@ -160,15 +160,16 @@ def make_chunks(
 
 
 def _table(source: ImageSource, first: int, values_ND: np.ndarray, bad: dict[int, Failure]) -> pa.Table:
-    """A chunk, from its first image on."""
+    """Return a chunk as a table; `first` is the number of its first image."""
     last = first + len(values_ND)
     null = np.isnan(values_ND[:, 0])
     flat = pa.array(np.where(null[:, None], 0, values_ND).ravel(), pa.float32())
+    names = source.names(first, last)
     why = [bad.get(number) for number in range(first, last)]
     return pa.table(
         {
-            "key": pa.array(source.keys[first:last], pa.string()),
-            "label": pa.array(source.all_labels[first:last], pa.string()),
+            "key": pa.array([key for key, _ in names], pa.string()),
+            "label": pa.array([label for _, label in names], pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, values_ND.shape[1], mask=pa.array(null)),
             "status": pa.array([OK if failure is None else failure.status for failure in why], pa.string()),
             "reason": pa.array([None if failure is None else failure.reason for failure in why], pa.string()),
@@ -177,7 +178,7 @@ def _table(source: ImageSource, first: int, values_ND: np.ndarray, bad: dict[int
 
 
 def _failed(source: ImageSource, tables: Iterable[pa.Table]) -> dict[int, Failure]:
-    """The images of all chunks, in their order, that have no features, by their number."""
+    """Return the images of all chunks that have no features, by their number, in order."""
     found: dict[int, Failure] = {}
     first = 0
     for table in tables:
@@ -198,7 +199,7 @@ def _stop_if_hopeless(failed: list[Failure], source: ImageSource, seen: int, max
 
 
 def chunks(folder: Path, wanted: str) -> Iterator[pa.Table]:
-    """The chunks of a folder, in order; each checked against its checksums."""
+    """Yield the chunks of a folder in order, each checked against its checksums."""
     for path in sorted(folder.glob("*.parquet")):
         table = _read(path, wanted)
         if table is None:
@@ -207,13 +208,13 @@ def chunks(folder: Path, wanted: str) -> Iterator[pa.Table]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class StoredFeatures:
     """Features of all N images of a source."""
 
     vectors_ND: np.ndarray
     """float32; NaN in the rows of images that cannot be read."""
     failed: dict[int, Failure]
-    """Those, by their number."""
+    """Images that cannot be read, by their number."""
 
 
 def features(
@@ -225,35 +226,35 @@ def features(
     batch_size: int,
     workers: int,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     progress: Callable[[int], None] = lambda images: None,
-) -> Kept:
-    """Features of all images; made once and kept below `cache`, for these weights, this crop and these images.
+) -> StoredFeatures:
+    """Return the features of all images; they are computed once and kept below `cache`, for given weights, crop and images.
 
     Raises:
-        InputError: as `embed`.
+        InputError: as in `embed`.
 
     """
     wanted = fingerprint(subject, source)
     folder = cache / wanted[:16]
     make_chunks(
         subject, source, folder, max_failures=max_failures,
-        batch_size=batch_size, workers=workers, device=device, place=place, progress=progress,
+        batch_size=batch_size, workers=workers, device=device, process=process, progress=progress,
     )  # fmt: skip
-    wait_for_all(place)
+    wait_for_all(process)
     tables = list(chunks(folder, wanted))
     failed = _failed(source, tables)
     _stop_if_hopeless(list(failed.values()), source, len(source), max_failures)
-    return Kept(vectors_ND=np.concatenate([_matrix(table) for table in tables]), failed=failed)
+    return StoredFeatures(vectors_ND=np.concatenate([_matrix(table) for table in tables]), failed=failed)
 
 
 def load_features(path: Path) -> tuple[np.ndarray, str]:
-    """The vectors of a file that `embed` wrote, float32 N x D, and the fingerprint of the images they are of.
+    """Return the vectors of a file that `embed` wrote, float32 N x D, and the fingerprint of its images.
 
     Rows of images that could not be read are NaN.
 
     Raises:
-        InputError: no such file, or none of `embed`'s.
+        InputError: the file does not exist, or `embed` did not write it.
 
     """
     try:
@@ -274,7 +275,7 @@ def load_features(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _matrix(table: pa.Table) -> np.ndarray:
-    """float32 N x D; NaN where a row has no vector."""
+    """Return the vectors of a table as float32 N x D; NaN where a row has no vector."""
     vector = table.column("vector").combine_chunks()
     found = np.full((len(vector), vector.type.list_size), np.nan, np.float32)
     found[np.asarray(vector.is_valid())] = vector.flatten().to_numpy(zero_copy_only=False).reshape(-1, found.shape[1])
@@ -282,7 +283,7 @@ def _matrix(table: pa.Table) -> np.ndarray:
 
 
 def _read(path: Path, wanted: str) -> pa.Table | None:
-    """A chunk, or None where there is none, or a damaged one, or one of other weights or images, or without reasons."""
+    """Read a chunk; None if it is missing, damaged, of other weights or images, or has no status column."""
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid):

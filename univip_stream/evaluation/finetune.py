@@ -1,4 +1,4 @@
-"""Semi-supervised classification: the whole network trained on the few images that have labels. The paper's Table 6.
+"""Semi-supervised classification: train the whole network on the few images that have labels. The paper's Table 6.
 
 Shape letters: B images of a batch.
 """
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from univip_stream.augment import augment, normalised
-from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.distributed import ALONE, Process, in_parallel
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.heads import Tally
 from univip_stream.evaluation.linear import FLIP_ONLY, rate_at
@@ -27,7 +27,7 @@ from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import unreadable, used_images
 from univip_stream.failures import MAX_FAILURES
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, require_readable
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -35,27 +35,27 @@ from univip_stream.probe.labelled import LabelledSource, same_classes
 @dataclass(frozen=True, kw_only=True)
 class FinetuneProtocol:
     """ORL's semi-supervised protocol (arXiv:2106.11952, its configurations): nothing frozen, SGD with momentum 0.9, random resized
-    crop and flip, SyncBN over the ranks; every rate of the backbone with every multiplier of the head's rate. Ours is how a pair is
-    chosen: on labelled images that are held out, after which the chosen pair trains once more, on all of them."""
+    crop and flip, SyncBN over the ranks; every rate of the backbone with every multiplier of the head's rate. Our addition is how a
+    pair is chosen: on held-out labelled images, after which the chosen pair trains once more, on all of them."""
 
     epochs: int = 20
     """Passes over the labelled images."""
     batch_size: int = 256
-    """Images of an update, over all ranks; fewer where there are fewer."""
+    """Images per update, over all ranks; all labelled images if there are fewer."""
     rates: tuple[float, ...] = (0.1, 0.01, 0.001)
-    """Of the backbone."""
+    """Learning rates of the backbone."""
     multipliers: tuple[float, ...] = (1.0, 10.0, 100.0)
-    """The head's rate is this times the backbone's."""
+    """Factors from the backbone's to the head's learning rate."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Shares of the run after which the rate falls (12 and 16 of 20 epochs)."""
     fall: float = 0.2
     """Factor of each fall."""
     weight_decay: float = 5e-4
-    """5e-4 for 1 % of ImageNet, 1e-4 for 10 %."""
+    """Weight decay: 5e-4 for 1 % of ImageNet, 1e-4 for 10 %."""
 
 
 def protocol_for(share: float, **changes: Any) -> FinetuneProtocol:
-    """The protocol for a share of labels: weight decay 5e-4 for less than 5 %, else 1e-4."""
+    """Return the protocol for a share of labels: weight decay 5e-4 for less than 5 %, else 1e-4."""
     return FinetuneProtocol(weight_decay=5e-4 if share < 0.05 else 1e-4, **changes)
 
 
@@ -71,36 +71,36 @@ def finetune(
     seed: int = 0,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Fine-tune on a share of the labelled images, and judge by `val`.
 
-    Each pair of rates is tried with some images held out; the pair that is best on these then trains on all of the share. Where
+    Each pair of rates is tried with some images held out; the pair that is best on these then trains on all of the share. If
     there is one pair, nothing is chosen and nothing held out.
 
     Args:
-        subject: what is judged.
+        subject: network to judge.
         train: labelled images, of which `share` are used.
         val: labelled images to judge by, of the same classes.
-        share: of each class that has labels, 0 to 1.
-        protocol: how.
+        share: share of each class's labels that is used, 0 to 1.
+        protocol: settings of the fine-tuning.
         subset: list of the images to use instead of a draw (SimCLR's).
-        out: where the result will go; beside it lies what a killed job goes on from, a pair at a time.
-        seed: of the draw, the order and the crops.
+        out: file of the result; a state beside it lets a killed job continue after its last pair.
+        seed: seed of the draw, the order and the crops.
         workers: processes that read images.
-        device: where it runs.
-        place: this process among those that work together.
+        device: device of the network.
+        process: this process among those that work together.
         max_failures: images that may be unreadable, of those with labels and of `val` each; they are left out.
-        say: gets a line a pair.
+        say: called with a line for each pair.
 
     Returns:
-        top1 and top5 of what was trained on all labelled images; the pairs, each with its top1 on those held out (none where
-        there was one pair); chance; what was done.
+        top1 and top5 of the network trained on all labelled images; the pairs, each with its top1 on held-out images (empty
+        if there was one pair); chance; what was done.
 
     Raises:
-        InputError: sources that cannot be judged, more unreadable images than allowed.
+        InputError: the sources cannot be judged, or there are more unreadable images than allowed.
 
     """
     same_classes(train, val)
@@ -108,13 +108,13 @@ def finetune(
         raise UsageError(f"--fraction is {share:.2%}; expected more than 0 and at most 100%")
     asked = listed(train, subset) if subset is not None else fraction_of(train, share, seed)
     bad, bad_val = (
-        unreadable(source, numbers, workers=workers, place=place, say=say)
+        unreadable(source, numbers, workers=workers, process=process, say=say)
         for source, numbers in ((train, asked), (val, np.arange(len(val))))
     )
     used = used_images(train, val, bad, bad_val, max_failures=max_failures, among=asked)
     few = used.train
     pairs = list(itertools.product(protocol.rates, protocol.multipliers))
-    learn, choose, chosen_by = _to_choose_by(few, train, len(pairs), seed)
+    learn, choose, chosen_by = _split_to_choose(few, train, len(pairs), seed)
     facts = {
         **subject.facts(train=train, val=val), **used.facts(), "protocol": "finetune", "fraction": share,
         "subset": None if subset is None else str(subset), "finetune": asdict(protocol), "seed": seed,
@@ -123,26 +123,26 @@ def finetune(
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     state = partial.load()
     rows: list[dict[str, Any]] = json.loads(state["rows"]) if state else []
-    job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, place=place)
+    job = _Job(subject, train, val, protocol, seed=seed, workers=workers, device=device, process=process)
     for number, (rate, multiplier) in enumerate(pairs[len(rows) :] if len(pairs) > 1 else [], len(rows) + 1):
         network = job.trained(learn, rate, multiplier)
         right = job.judged(network, train, choose).top1()[0]
-        rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right, "burst": _is_burst(network)})
+        rows.append({"rate": rate, "multiplier": multiplier, "held_out_top1": right, "burst": _has_diverged(network)})
         say(f"{number}/{len(pairs)}: rate {rate:g} x {multiplier:g}  held out {right:.3f}")
-        if place.is_first:
+        if process.is_first:
             partial.save(step=number, rows=json.dumps(rows))
     rate, multiplier = pairs[int(np.argmax([row["held_out_top1"] for row in rows]))] if rows else pairs[0]
-    say(f"trains on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
+    say(f"training on all {len(few)} labelled images: rate {rate:g} x {multiplier:g}")
     network = job.trained(few, rate, multiplier)
     judged = job.judged(network, val, used.val)
-    burst = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]
-    if _is_burst(network):
-        burst.append(f"{rate:g} x {multiplier:g}{' on all labels' if rows else ''}")
-    if burst:
+    diverged = [f"{row['rate']:g} x {row['multiplier']:g}" for row in rows if row.get("burst")]
+    if _has_diverged(network):
+        diverged.append(f"{rate:g} x {multiplier:g}{' on all labels' if rows else ''}")
+    if diverged:
         used.notes.append(
-            f"with the rates {', '.join(burst)} the network burst: its weights are no numbers; try smaller ones"
+            f"with the rates {', '.join(diverged)} the network diverged: its weights are not finite; try smaller ones"
         )
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     return {
         **facts,
@@ -156,18 +156,18 @@ def finetune(
     }
 
 
-def _to_choose_by(few: np.ndarray, train: LabelledSource, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """The labelled images that a pair is tried on, those that it is chosen by, and what a result says of that."""
+def _split_to_choose(few: np.ndarray, train: LabelledSource, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the labelled images that a pair is tried on, those that it is chosen by, and the result's sentence about it."""
     if pairs == 1:
         return few, few[:0], "nothing: there is one pair of rates"
     try:
         return *hold_out(few, train.numbers[few], seed), "top1 on held-out ones"
-    except InputError:  # an image or two of each class: all are needed, and they choose themselves
+    except InputError:  # an image or two of each class: all are needed for training, and also used to choose
         return few, few, "top1 on the labelled images themselves, too few to hold any out"
 
 
-def _is_burst(network: nn.Module) -> bool:
-    """Whether weights are no numbers any more."""
+def _has_diverged(network: nn.Module) -> bool:
+    """Whether some weights are no longer finite."""
     return not all(value.isfinite().all() for value in network.state_dict().values())
 
 
@@ -185,7 +185,7 @@ class _Classifier(nn.Module):
 
 @dataclass
 class _Job:
-    """What all pairs share."""
+    """Everything that the training runs of all pairs share."""
 
     subject: Subject
     train: LabelledSource
@@ -194,17 +194,17 @@ class _Job:
     seed: int
     workers: int
     device: torch.device
-    place: Place
+    process: Process
 
     def trained(self, learn: np.ndarray, rate: float, multiplier: float) -> _Classifier:
-        """A copy of the backbone with a new head, trained on the images `learn`."""
+        """Return a copy of the backbone with a new head, trained on the images `learn`."""
         torch.manual_seed(self.seed)
-        protocol, ranks = self.protocol, self.place.world_size
+        protocol, ranks = self.protocol, self.process.world_size
         network = _Classifier(copy.deepcopy(self.subject.backbone), self.subject.backbone.width, len(self.train.classes))
         network.requires_grad_(True).to(self.device)
         if ranks > 1:
             synchronise_batchnorm(network, self.device.type)
-        model = in_parallel(network, self.place, self.device)
+        model = in_parallel(network, self.process, self.device)
         groups = [
             {"params": list(network.backbone.parameters()), "peak": rate},
             {"params": list(network.head.parameters()), "peak": rate * multiplier},
@@ -217,13 +217,13 @@ class _Job:
             )
         steps = len(learn) // (size * ranks)
         classes = torch.from_numpy(self.train.numbers)
-        flip = self.subject.seen_by(FLIP_ONLY)
+        flip = self.subject.with_own_statistics(FLIP_ONLY)
         model.train()
         for epoch in range(protocol.epochs):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
-            order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.place.rank].ravel()
+            order = rng.permutation(learn)[: steps * size * ranks].reshape(steps, ranks, size)[:, self.process.rank].ravel()
             crop = RandomCrop(self.subject.size, flip, seed=self.seed, epoch=epoch)
-            parts = sound(batches(self.train, order, crop, batch_size=size, workers=self.workers))
+            parts = require_readable(batches(self.train, order, crop, batch_size=size, workers=self.workers))
             for step, crops in enumerate(parts):
                 share = (epoch + step / steps) / protocol.epochs
                 for group in optimizer.param_groups:
@@ -236,13 +236,15 @@ class _Job:
 
     @torch.inference_mode()
     def judged(self, network: _Classifier, source: LabelledSource, numbers: np.ndarray) -> Tally:
-        """Count right answers over central crops."""
+        """Return the counts of right answers on central crops."""
         tally = Tally(1)
-        place = {label: number for number, label in enumerate(self.train.classes)}
-        classes = torch.tensor([place[label] for label in source.labels])
-        mine = numbers[self.place.rank :: self.place.world_size]
-        for crops in sound(batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers)):
+        process = {label: number for number, label in enumerate(self.train.classes)}
+        classes = torch.tensor([process[label] for label in source.labels])
+        mine = numbers[self.process.rank :: self.process.world_size]
+        for crops in require_readable(
+            batches(source, mine, CentreCrop(self.subject.size), batch_size=64, workers=self.workers)
+        ):
             logits = network(normalised(crops.images.to(self.device), self.subject.config.augment))
-            # Weights that burst give no number, and no answer.
+            # Diverged weights give NaN, which must not count as an answer.
             tally.add(torch.nan_to_num(logits)[None].cpu(), classes[crops.numbers])
-        return tally.over_ranks(self.device, self.place)
+        return tally.over_ranks(self.device, self.process)

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from univip_stream.distributed import Place, summed_over_ranks
+from univip_stream.distributed import Process, summed_over_ranks
 
 
 class Heads(nn.Module):
-    """R linear layers of their own, each trained by its own rate: B x D features to R x B x C logits.
+    """R independent linear layers, each trained with its own rate: B x D features to R x B x C logits.
 
     Args:
         width: D.
         classes: C.
         count: R.
-        normalise: standardise the features over the batch first, without learnt scale and shift, as ORL does.
+        normalise: whether to standardise the features over the batch first, without learnt scale and shift, as ORL does.
 
     """
 
@@ -36,7 +36,7 @@ class Heads(nn.Module):
         return torch.stack([F.linear(features, weight, offset) for weight, offset in pairs])
 
     def groups(self, rates: Sequence[float], weight_decay: float) -> list[dict[str, object]]:
-        """An optimizer's parameter groups: classifier r at rates[r]."""
+        """Return an optimizer's parameter groups: classifier r with learning rate rates[r]."""
         pairs = zip(self.weights, self.offsets, rates, strict=True)
         return [
             {"params": [weight, offset], "lr": rate, "peak": rate, "weight_decay": weight_decay}
@@ -45,7 +45,7 @@ class Heads(nn.Module):
 
 
 def loss_of(logits_RBC: Tensor, classes_B: Tensor) -> Tensor:
-    """Sum over the classifiers of each one's mean cross-entropy, so that each has the gradient it would have alone."""
+    """Return the sum of the classifiers' mean cross-entropies, so that each gets the gradient it would get alone."""
     count = len(logits_RBC)
     return F.cross_entropy(logits_RBC.flatten(0, 1), classes_B.repeat(count), reduction="mean") * count
 
@@ -58,23 +58,23 @@ class Tally:
         self.seen = 0
 
     def add(self, logits_RBC: Tensor, classes_B: Tensor) -> None:
-        """Count a batch."""
+        """Count the right answers of a batch."""
         best = logits_RBC.topk(min(5, logits_RBC.shape[-1]), dim=-1).indices
         hit = best == classes_B[None, :, None]
         self.right += torch.stack([hit[..., 0].sum(1), hit.any(-1).sum(1)]).double().cpu()
         self.seen += len(classes_B)
 
-    def over_ranks(self, device: torch.device, place: Place) -> "Tally":
-        """The counts of all processes together."""
+    def over_ranks(self, device: torch.device, process: Process) -> "Tally":
+        """Replace the counts by their sums over all processes, and return self."""
         counts = torch.cat([self.right.flatten(), torch.tensor([float(self.seen)], dtype=torch.float64)])
-        summed = summed_over_ranks(counts.to(device), place).cpu()
+        summed = summed_over_ranks(counts.to(device), process).cpu()
         self.right, self.seen = summed[:-1].reshape(2, -1), int(summed[-1])
         return self
 
     def top1(self) -> list[float]:
-        """Shares of images whose class got the largest logit."""
+        """Return, for each classifier, the share of images whose class got the largest logit."""
         return (self.right[0] / max(self.seen, 1)).tolist()
 
     def top5(self) -> list[float]:
-        """Shares of images whose class is among the five largest."""
+        """Return, for each classifier, the share of images whose class is among the five largest logits."""
         return (self.right[1] / max(self.seen, 1)).tolist()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from univip_stream.augment import AugmentConfig, augment, normalised
-from univip_stream.distributed import ALONE, Place, in_parallel
+from univip_stream.distributed import ALONE, Process, in_parallel
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.heads import Heads, Tally, loss_of
@@ -25,7 +25,7 @@ from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import collapsed, unreadable, used_images
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, sound
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, require_readable
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -39,28 +39,28 @@ ORL_AUGMENT = AugmentConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProtocol:
-    """A linear probe. The backbone is frozen, in evaluation mode, always; a single linear layer is trained on its pooled output."""
+    """A linear probe: one linear layer is trained on the pooled output of a backbone, always frozen and in evaluation mode."""
 
     name: str
-    """For people and files."""
+    """Name in messages and files."""
     source: str
-    """Where the numbers come from."""
+    """Publication that the numbers come from."""
     epochs: int
     """Passes over the training images."""
     batch_size: int = 256
-    """Images of an update, over all ranks."""
+    """Images per update, over all ranks."""
     rates: tuple[float, ...]
-    """Peak learning rates at a batch of 256, each with its own classifier; they grow with the batch."""
+    """Peak learning rates at a batch of 256, each for its own classifier; they are scaled with the batch size."""
     milestones: tuple[float, ...] | None = None
     """Shares of the run after which the rate falls to a tenth; None is a cosine to 0."""
     weight_decay: float = 0.0
-    """Of the classifier."""
+    """Weight decay of the classifier."""
     nesterov: bool = True
-    """Momentum 0.9, of this kind."""
+    """Whether the momentum of 0.9 is Nesterov's."""
     normalise: bool = False
     """Standardise features over the batch, without learnt scale and shift."""
     augment: AugmentConfig | None = FLIP_ONLY
-    """What happens to training images after a random resized crop; None: the central crop, features made once."""
+    """Augmentation of training images after a random resized crop; None: central crops, whose features are computed once."""
 
 
 PROTOCOLS = {
@@ -97,7 +97,7 @@ PROTOCOLS = {
 
 
 def protocol_for(subject: Subject) -> str:
-    """The protocol that the paper uses for what a network was trained on; `features` where the paper says nothing."""
+    """Return the name of the paper's protocol for the network's training data; `features` if the paper has none."""
     recipe = subject.config.recipe
     return "orl" if recipe.startswith("coco") else "byol" if recipe.startswith("imagenet") else "features"
 
@@ -114,42 +114,44 @@ def linear(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int, int], None] = lambda epoch, epochs: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a linear classifier for each rate at once, choose the rate on held-out training images, and judge by `val`.
 
-    A protocol of one rate has nothing to choose: nothing is held out, and it learns from all images.
+    A protocol with one rate has nothing to choose: nothing is held out, and it learns from all images.
 
     Args:
-        subject: what is judged.
-        train: labelled images to learn from; some of each class are held out to choose by, where there are several rates.
+        subject: network to judge.
+        train: labelled images to learn from; if there are several rates, some of each class are held out to choose by.
         val: labelled images to judge by, of the same classes.
-        protocol: how.
-        cache: folder for features that are made once.
-        out: where the result will go; beside it lies what a killed job goes on from, an epoch at a time.
-        seed: of the draw, the order, the crops and the classifiers.
-        batch_size: images a forward pass without training.
+        protocol: settings of the probe.
+        cache: folder that keeps features computed once.
+        out: file of the result; a state beside it lets a killed job continue after its last epoch.
+        seed: seed of the draw, the order, the crops and the classifiers.
+        batch_size: images per forward pass without training.
         workers: processes that read images.
-        device: where it runs.
-        place: this process among those that work together.
+        device: device of the network.
+        process: this process among those that work together.
         max_failures: images of each source that may be unreadable, a share or a number; they are left out.
-        progress: called after an epoch, with its number from 1 and how many there are.
-        say: gets lines for people.
+        progress: called after each epoch with its number, from 1, and the number of epochs.
+        say: called with lines for people.
 
     Returns:
-        top1, top5 and rate of the best; all rates with their top1 on held-out images (None where there are none) and on
+        top1, top5 and rate of the best; all rates with their top1 on held-out images (None if there are none) and on
         validation images; chance; what was done.
 
     Raises:
-        InputError: sources that cannot be judged, more unreadable images than allowed.
+        InputError: the sources cannot be judged, or there are more unreadable images than allowed.
 
     """
     same_classes(train, val)
-    if protocol.batch_size % place.world_size:
-        raise UsageError(f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a divisor")
+    if protocol.batch_size % process.world_size:
+        raise UsageError(
+            f"a batch of {protocol.batch_size} does not split over {process.world_size} ranks; expected a divisor"
+        )
     sources = {"train": train, "val": val}
     made: dict[str, Tensor] = {}
     failed: dict[str, dict[int, Failure]] = {}
@@ -157,11 +159,11 @@ def linear(
         if protocol.augment is None:
             kept = features(
                 subject, source, cache, max_failures=max_failures,
-                batch_size=batch_size, workers=workers, device=device, place=place,
+                batch_size=batch_size, workers=workers, device=device, process=process,
             )  # fmt: skip
             made[name], failed[name] = torch.from_numpy(kept.vectors_ND), kept.failed
         else:
-            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, place=place, say=say)
+            failed[name] = unreadable(source, np.arange(len(source)), workers=workers, process=process, say=say)
     used = used_images(train, val, failed["train"], failed["val"], max_failures=max_failures)
     if protocol.augment is None:
         used.notes.extend(collapsed(made["train"][used.train].numpy()))
@@ -175,16 +177,18 @@ def linear(
     torch.manual_seed(seed)
     heads = Heads(subject.backbone.width, len(train.classes), len(protocol.rates), normalise=protocol.normalise)
     heads.to(device)
-    if place.world_size > 1:
+    if process.world_size > 1:
         synchronise_batchnorm(heads, device.type)
     groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
-    seen: _Seen
+    batches_of: _FeatureBatches
     if protocol.augment is None:
-        seen = _Kept(made, classes_of, learn, device=device, place=place, batch_size=protocol.batch_size, seed=seed)
+        batches_of = _StoredBatches(
+            made, classes_of, learn, device=device, process=process, batch_size=protocol.batch_size, seed=seed
+        )
     else:
-        seen = _Fresh(
-            subject, sources, classes_of, learn, protocol.augment, device=device, place=place, batch_size=protocol.batch_size,
+        batches_of = _FreshBatches(
+            subject, sources, classes_of, learn, protocol.augment, device=device, process=process, batch_size=protocol.batch_size,
             workers=workers, seed=seed,
         )  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
@@ -194,10 +198,10 @@ def linear(
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
         say(f"continues after epoch {first} of {protocol.epochs}")
-    model = in_parallel(heads, place, device)
+    model = in_parallel(heads, process, device)
     for epoch in range(first, protocol.epochs):
-        for count, (vectors, classes) in enumerate(seen.training(epoch)):
-            share = (epoch + count / seen.steps) / protocol.epochs
+        for count, (vectors, classes) in enumerate(batches_of.training(epoch)):
+            share = (epoch + count / batches_of.steps) / protocol.epochs
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(group["peak"], share, protocol.milestones)
             loss = loss_of(model(vectors), classes)
@@ -205,18 +209,18 @@ def linear(
             optimizer.step()
             optimizer.zero_grad()
         progress(epoch + 1, protocol.epochs)
-        if place.is_first:
+        if process.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
-    burst = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
-    if burst:
+    diverged = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
+    if diverged:
         used.notes.append(
-            f"the classifiers of the rates {', '.join(burst)} burst: their weights are no numbers; try smaller ones"
+            f"the classifiers of the rates {', '.join(diverged)} diverged: their weights are not finite; try smaller ones"
         )
-    held_out = _judged(heads, seen.judging("train", choose), place).top1() if several else []
-    judged = _judged(heads, seen.judging("val", used.val), place)
+    held_out = _judged(heads, batches_of.judging("train", choose), process).top1() if several else []
+    judged = _judged(heads, batches_of.judging("val", used.val), process)
     best = int(np.argmax(held_out)) if several else 0
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     rows = zip(protocol.rates, held_out if several else [None], judged.top1(), judged.top5(), strict=True)
     return {
@@ -231,42 +235,42 @@ def linear(
 
 
 def rate_at(peak: float, share: float, milestones: tuple[float, ...] | None, fall: float = 0.1) -> float:
-    """Learning rate when `share` of the run is done: a cosine to 0, or times `fall` after each milestone."""
+    """Return the learning rate when `share` of the run is done: a cosine to 0, or times `fall` after each milestone."""
     if milestones is None:
         return peak * (1 + math.cos(math.pi * share)) / 2
     return peak * fall ** sum(share >= milestone for milestone in milestones)
 
 
 def _numbers_in(source: LabelledSource, classes: list[str]) -> Tensor:
-    place = {label: number for number, label in enumerate(classes)}
-    return torch.tensor([place[label] for label in source.labels])
+    process = {label: number for number, label in enumerate(classes)}
+    return torch.tensor([process[label] for label in source.labels])
 
 
 @torch.inference_mode()
-def _judged(heads: Heads, parts: Any, place: Place) -> Tally:
+def _judged(heads: Heads, parts: Any, process: Process) -> Tally:
     tally = Tally(len(heads.weights))
     for vectors, classes in parts:
         tally.add(heads(vectors), classes)
-    return tally.over_ranks(heads.weights[0].device, place)
+    return tally.over_ranks(heads.weights[0].device, process)
 
 
-class _Seen:
-    """Where batches of features come from."""
+class _FeatureBatches:
+    """Batches of features for training and judging."""
 
-    def __init__(self, learn: np.ndarray, *, device: torch.device, place: Place, batch_size: int, seed: int) -> None:
-        self.learn, self.device, self.place, self.seed = learn, device, place, seed
-        self.size = min(batch_size // place.world_size, len(learn) // place.world_size)
-        self.steps = max(1, len(learn) // (self.size * place.world_size))
+    def __init__(self, learn: np.ndarray, *, device: torch.device, process: Process, batch_size: int, seed: int) -> None:
+        self.learn, self.device, self.process, self.seed = learn, device, process, seed
+        self.size = min(batch_size // process.world_size, len(learn) // process.world_size)
+        self.steps = max(1, len(learn) // (self.size * process.world_size))
 
     def order(self, epoch: int) -> np.ndarray:
-        """This rank's images of an epoch, whole batches only."""
+        """Return this rank's images of an epoch in order, full batches only."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, 1 << 40 | epoch]))
-        mixed = rng.permutation(self.learn)[: self.steps * self.size * self.place.world_size]
-        return mixed.reshape(self.steps, self.place.world_size, self.size)[:, self.place.rank].ravel()
+        mixed = rng.permutation(self.learn)[: self.steps * self.size * self.process.world_size]
+        return mixed.reshape(self.steps, self.process.world_size, self.size)[:, self.process.rank].ravel()
 
 
-class _Kept(_Seen):
-    """Features that were made once."""
+class _StoredBatches(_FeatureBatches):
+    """Batches of features that were computed once."""
 
     def __init__(self, made: dict[str, Tensor], classes: dict[str, Tensor], learn: np.ndarray, **more: Any) -> None:
         super().__init__(learn, **more)
@@ -278,13 +282,13 @@ class _Kept(_Seen):
             yield self.made["train"][part].to(self.device), self.classes["train"][part].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
-        mine = torch.from_numpy(numbers[self.place.rank :: self.place.world_size])
+        mine = torch.from_numpy(numbers[self.process.rank :: self.process.world_size])
         for part in torch.split(mine, 4096):  # type: ignore[no-untyped-call]
             yield self.made[name][part].to(self.device), self.classes[name][part].to(self.device)
 
 
-class _Fresh(_Seen):
-    """Features of crops that are drawn anew each time: one pass of the backbone serves all rates."""
+class _FreshBatches(_FeatureBatches):
+    """Batches of features of newly drawn crops: one pass of the backbone serves all rates."""
 
     def __init__(
         self,
@@ -299,7 +303,7 @@ class _Fresh(_Seen):
     ) -> None:
         super().__init__(learn, **more)
         self.subject, self.sources, self.classes, self.workers = subject, sources, classes, workers
-        self.config = subject.seen_by(config)
+        self.config = subject.with_own_statistics(config)
         self.backbone: nn.Module = subject.backbone.to(self.device).eval()
 
     @torch.no_grad()
@@ -310,13 +314,13 @@ class _Fresh(_Seen):
     def training(self, epoch: int) -> Any:
         crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
         parts = batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers)
-        for crops in sound(parts):
+        for crops in require_readable(parts):
             images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
-        mine = numbers[self.place.rank :: self.place.world_size]
+        mine = numbers[self.process.rank :: self.process.world_size]
         crop = CentreCrop(self.subject.size)
-        for crops in sound(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
+        for crops in require_readable(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
             images = normalised(crops.images.to(self.device), self.subject.config.augment)
             yield self._features(images), self.classes[name][crops.numbers].to(self.device)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from univip_stream.distributed import ALONE, Place
+from univip_stream.distributed import ALONE, Process
 from univip_stream.evaluation.embedding import features
 from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import collapsed, used_images
@@ -25,35 +25,36 @@ def knn(
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
 ) -> dict[str, Any]:
-    """Weighted kNN (Wu et al. 2018, arXiv:1805.01978, section 3.4): frozen backbone, central crops, `train` votes on `val`.
+    """Judge by kNN (Wu et al. 2018, arXiv:1805.01978, section 3.4): frozen backbone, central crops, `train` votes on `val`.
 
     Args:
-        subject: what is judged.
+        subject: network to judge.
         train: labelled images that vote.
         val: labelled images to classify, of the same classes.
-        config: how many vote, and how.
-        cache: folder for features.
-        batch_size: images a forward pass.
+        config: settings of the vote.
+        cache: folder that keeps features.
+        batch_size: images per forward pass.
         workers: processes that read images.
-        device: where the backbone runs.
-        place: this process among those that work together.
+        device: device of the backbone.
+        process: this process among those that work together.
         max_failures: images of each source that may be unreadable, a share or a number; they are left out.
 
     Returns:
+
         top1, chance (naming the most frequent class), what was done, and what was left out.
 
     Raises:
-        InputError: sources that cannot be judged, more unreadable images than allowed.
+        InputError: the sources cannot be judged, or there are more unreadable images than allowed.
 
     """
     same_classes(train, val)
     known, asked = (
         features(
             subject, source, cache, max_failures=max_failures,
-            batch_size=batch_size, workers=workers, device=device, place=place,
+            batch_size=batch_size, workers=workers, device=device, process=process,
         )
         for source in (train, val)
     )  # fmt: skip
@@ -78,5 +79,5 @@ def knn(
 def _notes(voting_ND: np.ndarray, config: KnnConfig) -> list[str]:
     found = []
     if config.k > len(voting_ND):
-        found.append(f"k is {config.k}, and there are {len(voting_ND)} images that vote: all of them do")
+        found.append(f"k is {config.k}, but there are only {len(voting_ND)} images: all of them vote")
     return found + collapsed(voting_ND)

@@ -1,4 +1,4 @@
-"""What a long protocol has reached, beside the file that its result goes to: killed, it goes on from there."""
+"""The state of a long protocol, kept beside the file of its result, so that a killed job can continue."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from univip_stream.files import written_atomically
 
 
 class Partial:
-    """A state that is whole or not there, for one job.
+    """The state of one job, complete or absent.
 
     Args:
-        out: where the job's result goes; None keeps nothing.
-        job: text that tells this job from others; a state of another is not taken.
+        out: file of the job's result; None keeps no state.
+        job: text that identifies this job; the state of another job is refused.
 
     """
 
@@ -24,7 +24,12 @@ class Partial:
         self.job = job
 
     def load(self) -> dict[str, Any] | None:
-        """The state, where there is one of this job."""
+        """Return the state, or None if there is none.
+
+        Raises:
+            InputError: it is the state of another job.
+
+        """
         if self.path is None or not self.path.exists():
             return None
         state = load_checkpoint(self.path)
@@ -40,6 +45,6 @@ class Partial:
                 torch.save({**state, "job": self.job}, file)
 
     def clear(self) -> None:
-        """The job is done."""
+        """Remove the state, because the job is done."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Regions that look alike in images that look alike: ORL's second stage, by chunks that are whole or not there.
+"""Find similar regions in similar images: ORL's second stage, in chunks that are complete or absent.
 
 ORL (Xie et al. 2021, arXiv:2106.11952), section 3.2, and its code (Jiahao000/ORL @ 2ad64f7: `tools/coco_knn_image_retrieval.ipynb`,
 `openselfsup/models/correspondence.py`), with a backbone of stage 1 in evaluation mode:
@@ -11,9 +11,9 @@ ORL (Xie et al. 2021, arXiv:2106.11952), section 3.2, and its code (Jiahao000/OR
 Differences: images are compared by the features that `embed` writes, the backbone's, where the notebook has the projector's.
 Regions are the shards', the best 100 of an image (`refilter --min-scale 96 --max-boxes 100` gives ORL's); an image without one
 counts as one region, where ORL takes its first candidate. Features of regions are kept as float16 while it works; each region
-goes through the network once, in the code again for every image that it is a neighbour of. Equal cosines go to the earlier image,
-then to the earlier regions; the code leaves them to chance. An image that cannot be read is nobody's neighbour, and its one row
-pairs it with itself, so that every image has a row: a training that skips bad images never comes to it.
+goes through the network once, in ORL's code once for every image that it is a neighbour of. Of equal cosines, the earlier image
+wins, then the earlier regions; in ORL's code the order is undefined. An image that cannot be read is no image's neighbour, and
+its one row pairs it with itself, so that every image has a row: training skips bad images and never reads that row.
 
 Letters: N images, R regions, D width of a feature, K neighbours, Q images asked about at once.
 """
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from univip_stream.augment import normalised
-from univip_stream.distributed import ALONE, Place, wait_for_all
+from univip_stream.distributed import ALONE, Process, wait_for_all
 from univip_stream.errors import InputError
 from univip_stream.evaluation.embedding import load_features
 from univip_stream.evaluation.subject import Subject
@@ -49,31 +49,32 @@ from univip_stream.stream.reader import Reader
 from univip_stream.workers import loaded
 
 CHUNK = 256
-"""Images of a chunk: with 20 regions each, 5,000 pictures for the backbone and 20 MB."""
+"""Images per chunk: with 20 regions each, 5,000 pictures for the backbone and 20 MB."""
 _QUERIES = 128
-"""Images whose cosines with all others are in memory at once."""
+"""Number of images whose cosines with all others are in memory at once."""
 _HALF = np.dtype(np.float16)
 
 
 class Retrieval:
-    """The pairs of some shards, for `univip-stream retrieve`: `embed_regions`, then `match`, then `write`.
+    """Pairs of regions in some shards, for `univip-stream retrieve`: call `embed_regions`, then `match`, then `write`.
 
-    What is done lies beside the file (`FILE.parts/`): made again after it was killed, it does what is missing. That takes 2 D bytes
-    a region: 4 KB with a ResNet-50. In memory are the images' features, 4 D bytes each.
+    Finished work is kept beside the file (`FILE.parts/`), so that a killed job can continue. It takes 2 D bytes per region: 4 KB
+    with a ResNet-50. The images' features are in memory, 4 D bytes each.
 
     Args:
-        subject: whose backbone sees the regions, and at which size.
-        index: of the shards.
+        subject: backbone that embeds the regions, and the size they are resized to.
+        index: index of the shards.
         features: file that `embed` wrote about the same shards.
-        out: the file to write; replaced whole, if it is there.
+        out: file to write; an existing one is replaced as a whole.
         neighbours: K.
-        share: of an image's number of regions, how many pairs are kept with each neighbour.
-        max_boxes: regions of an image that are looked at, the best.
-        place: this process among those that share the chunks.
+        share: pairs kept with each neighbour, as a share of the image's number of regions.
+        max_boxes: maximal number of regions per image; the best ones are used.
+        process: this process among those that share the chunks.
         max_failures: images that may be unreadable, a share or a number.
 
     Raises:
-        InputError: features of other images, a single image, more unreadable images than allowed, or nowhere to write.
+        InputError: the features are of other images, there is a single image, more images than allowed are unreadable, or `out`
+            is a folder.
 
     """
 
@@ -87,10 +88,10 @@ class Retrieval:
         neighbours: int = 10,
         share: float = 0.1,
         max_boxes: int = 100,
-        place: Place = ALONE,
+        process: Process = ALONE,
         max_failures: str = MAX_FAILURES,
     ):
-        self.subject, self.index, self.out, self.place = subject, index, out, place
+        self.subject, self.index, self.out, self.process = subject, index, out, process
         self.share, self.max_boxes = share, max_boxes
         if out.is_dir():
             raise InputError(f"--out {out} is a folder; expected the name of a file, such as {out / 'pairs.parquet'}")
@@ -106,7 +107,7 @@ class Retrieval:
             number: Failure(index.text("source", number), UNREADABLE, f"{features} has no features of it")
             for number in np.flatnonzero(np.isnan(vectors_ND[:, 0])).tolist()
         }
-        """Images that cannot be read, by their number; those whose regions cannot be read are added by `embed_regions`."""
+        """Images that cannot be read, by their number; `embed_regions` adds more as it finds them."""
         self.max_failures = max_failures
         self._stop_if_hopeless()
         self._unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
@@ -119,7 +120,7 @@ class Retrieval:
             "mean": str(list(pixels.mean)), "std": str(list(pixels.std)),
         }  # fmt: skip
         self.facts = seen | {"features_sha256": sha256_of(features), "neighbours": str(self.neighbours), "share": str(share)}
-        """What the pairs depend on beside the shards, for the file's metadata."""
+        """Everything that the pairs depend on beside the shards; written into the file's metadata."""
         self._parts = out.with_name(out.name + ".parts")
         self._regions = self._parts / f"regions-{self._digest(seen)}"
 
@@ -130,16 +131,16 @@ class Retrieval:
     def embed_regions(
         self, *, batch_size: int, workers: int, device: torch.device, progress: Callable[[int], None] = lambda images: None
     ) -> None:
-        """Do this rank's share of the regions' features that are not there yet.
+        """Compute this rank's share of the missing features of regions.
 
         Args:
-            batch_size: regions a forward pass.
+            batch_size: regions per forward pass.
             workers: processes that read images.
-            device: where the backbone runs.
-            progress: called as images get done, with their number; those that were done count too.
+            device: device of the backbone.
+            progress: called with the number of images just finished, including those finished before.
 
         Raises:
-            InputError: more unreadable images than allowed, features that are not finite.
+            InputError: there are more unreadable images than allowed, or features that are not finite.
 
         """
         self._regions.mkdir(parents=True, exist_ok=True)
@@ -158,26 +159,26 @@ class Retrieval:
                             found = backbone(normalised(images.to(device, non_blocking=True), pixels)).float()
                         if not found.isfinite().all():
                             raise InputError(
-                                "the backbone's features are not finite: its weights are damaged, or training had burst"
+                                "the backbone's features are not finite: its weights are damaged, or training diverged"
                             )
                         file.write(F.normalize(found, dim=1).half().cpu().numpy().tobytes())
                         bad |= failed
                         self.failed |= failed
                         self._stop_if_hopeless()
                     unread.unlink(missing_ok=True)
-                    if bad:  # before the regions are there: then what could not be read is known, and tried again
+                    if bad:  # written before the regions appear, so that these images are always tried again
                         with written_atomically(unread) as names:
                             names.write(json.dumps(bad).encode())
             progress(last - first)
-        wait_for_all(self.place)
-        for path in sorted(self._regions.glob("*.failed.json")):  # of all ranks
+        wait_for_all(self.process)
+        for path in sorted(self._regions.glob("*.failed.json")):  # written by all ranks
             self.failed |= {int(number): Failure(*failure) for number, failure in json.loads(path.read_bytes()).items()}
         self.failed = dict(sorted(self.failed.items()))
         self._stop_if_hopeless()
         self.neighbours = min(self.neighbours, len(self.index) - len(self.failed) - 1)
 
     def match(self, *, device: torch.device, progress: Callable[[int], None] = lambda images: None) -> None:
-        """Do this rank's share of the pairs that are not there yet; every rank must have embedded its regions."""
+        """Compute this rank's share of the missing pairs; every rank must have embedded its regions."""
         self._pairs.mkdir(parents=True, exist_ok=True)
         unit_ND = torch.from_numpy(self._unit_ND).to(device)
         unit_ND[list(self.failed)] = torch.nan
@@ -193,16 +194,16 @@ class Retrieval:
                             rows.append((sample, sample, np.concatenate([whole, whole], axis=1)))
                             continue
                         mine = self._features(sample)
-                        rows += [(sample, other, self._alike(sample, mine, other)) for other in others.tolist()]
+                        rows += [(sample, other, self._best_pairs(sample, mine, other)) for other in others.tolist()]
                 table = pairs_table(self.index, rows, self.facts)
                 with written_atomically(path) as file:
                     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             progress(last - first)
-        wait_for_all(self.place)
+        wait_for_all(self.process)
 
     def write(self) -> None:
-        """Put the file together, and remove what it was made from; the first rank does."""
-        if not self.place.is_first:
+        """Join the parts into the file and remove them; done by the first rank only."""
+        if not self.process.is_first:
             return
         schema = pairs_table(self.index, [], self.facts).schema
         with (
@@ -227,15 +228,15 @@ class Retrieval:
         return hashlib.sha256(json.dumps([self.index.fingerprint, CHUNK, facts]).encode()).hexdigest()[:16]
 
     def _mine(self) -> list[tuple[int, int]]:
-        """(first, last) of this rank's chunks."""
-        starts = range(0, len(self.index), CHUNK)[self.place.rank :: self.place.world_size]
+        """Return (first, last + 1) of each of this rank's chunks."""
+        starts = range(0, len(self.index), CHUNK)[self.process.rank :: self.process.world_size]
         return [(first, min(first + CHUNK, len(self.index))) for first in starts]
 
     def _boxes(self, sample: int) -> np.ndarray:
         return regions_of(self.index, sample)[: self.max_boxes]
 
     def _features(self, sample: int) -> np.ndarray:
-        """float32 R x D, unit length: of the sample's regions."""
+        """Return the features of a sample's regions, float32 R x D, of unit length."""
         first = sample - sample % CHUNK
         before, count = self._start[sample] - self._start[first], self._start[sample + 1] - self._start[sample]
         width = self.subject.backbone.width
@@ -243,8 +244,8 @@ class Retrieval:
         found = np.fromfile(path, _HALF, int(count) * width, offset=int(before) * width * _HALF.itemsize)
         return found.reshape(count, width).astype(np.float32)
 
-    def _alike(self, sample: int, mine: np.ndarray, other: int) -> np.ndarray:
-        """P x 8: the pairs of a sample and a neighbour that are kept, most alike first."""
+    def _best_pairs(self, sample: int, mine: np.ndarray, other: int) -> np.ndarray:
+        """Return the pairs kept between a sample and a neighbour, P x 8, most similar first."""
         cosines = mine @ self._features(other).T
         keep = max(1, int(self.share * len(mine)))
         best = np.argsort(-cosines, axis=None, kind="stable")[:keep]
@@ -253,19 +254,21 @@ class Retrieval:
 
 
 def nearest(unit_ND: Tensor, first: int, last: int, count: int) -> np.ndarray:
-    """int64, (last - first) x count: the images most like those from `first` to `last`, most alike first, none its own.
+    """Return the images most similar to those from `first` to `last`, int64 (last - first) x count, most similar first.
+
+    No image is its own neighbour.
 
     Args:
-        unit_ND: features of unit length; NaN for images that are nobody's neighbour (what their own rows say means nothing).
-        first: of the images asked about.
-        last: one after them.
-        count: neighbours, less than the images that may be one.
+        unit_ND: features of unit length; NaN for images that must not be neighbours (their own rows have no meaning).
+        first: first of the images asked about.
+        last: one past the last of them.
+        count: neighbours per image, fewer than the images that may be one.
 
     """
     cosines_QN = (unit_ND[first:last] @ unit_ND.T).nan_to_num(nan=-torch.inf)
     asked = torch.arange(last - first, device=unit_ND.device)
     cosines_QN[asked, asked + first] = -torch.inf
-    # topk leaves equal ones to chance: all that are as near as its last are sorted once more.
+    # The order of equal values in topk is undefined: all that are as near as its last are sorted once more.
     rows, others = (cosines_QN >= cosines_QN.topk(count, dim=1).values[:, -1:]).nonzero(as_tuple=True)
     cosines, rows_, others_ = (found.cpu().numpy() for found in (cosines_QN[rows, others], rows, others))
     order = np.lexsort((others_, -cosines, rows_))
@@ -275,7 +278,7 @@ def nearest(unit_ND: Tensor, first: int, last: int, count: int) -> np.ndarray:
 
 
 def _read(path: Path) -> pa.Table | None:
-    """A chunk of pairs; None where there is none, or a damaged one."""
+    """Read a chunk of pairs; None if it is missing or damaged."""
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
@@ -283,9 +286,8 @@ def _read(path: Path) -> pa.Table | None:
 
 
 class _Crops(Dataset[tuple[Tensor, dict[int, Failure]] | InputError]):
-    """Item n is the n-th batch of regions, (sample, box), cut out: uint8 B x 3 x S x S, and the images of it that cannot be
-    read, whose regions are black; or what else is wrong. Errors are items, because DataLoader would lay a worker's traceback
-    over their words."""
+    """Item n is the n-th batch of cropped regions, uint8 B x 3 x S x S, with its images that cannot be read, whose regions are
+    black; or an InputError. Errors are items, because DataLoader would replace their message by a worker's traceback."""
 
     def __init__(self, index: ShardIndex, regions: list[tuple[int, np.ndarray]], size: int, batch_size: int) -> None:
         self.regions, self.index, self.size, self.batch_size = regions, index, size, batch_size
@@ -299,21 +301,21 @@ class _Crops(Dataset[tuple[Tensor, dict[int, Failure]] | InputError]):
         pixels = np.zeros((len(some), self.size, self.size, 3), np.uint8)
         at, image = -1, np.empty(0)
         failed: dict[int, Failure] = {}
-        for place, (sample, box) in enumerate(some):
+        for process, (sample, box) in enumerate(some):
             if sample in failed:
                 continue
             try:
                 if sample != at:
                     at, image = sample, self.reader.image(sample)
             except FetchError as error:
-                return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+                return FetchError(str(error))  # without its cause, which may not be picklable
             except InputError as error:
                 failed[sample] = Failure(self.index.text("source", sample), UNREADABLE, str(error))
                 continue
-            cut(image, box, pixels[place], "bilinear", antialias=True)
+            cut(image, box, pixels[process], "bilinear", antialias=True)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2), failed
 
     def loaded(self, workers: int) -> Iterator[tuple[Tensor, dict[int, Failure]]]:
-        """The batches in their order, made in so many processes (0: in this one)."""
+        """Yield the batches in order, made in `workers` processes (0: in this one)."""
         yield from loaded(self, workers=workers, start=one_thread, batch_size=None)
         self.reader.close()

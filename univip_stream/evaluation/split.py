@@ -1,4 +1,4 @@
-"""Which training images are held out to choose by, and which are the few that have labels. Seeded draws, class by class."""
+"""Choose the training images that are held out, and the few whose labels are used: seeded draws, class by class."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,21 +9,21 @@ from univip_stream.errors import InputError, why
 from univip_stream.probe.labelled import LabelledSource
 
 HELD_OUT_A_CLASS = 10
-"""BYOL holds out 10,000 of ImageNet's training images to choose the rate by (arXiv:2006.07733, appendix C.1): ten a class."""
+"""Held-out images per class: BYOL chooses the rate on 10,000 of ImageNet's (arXiv:2006.07733, appendix C.1), ten per class."""
 HELD_OUT_SHARE = 0.2
-"""Of a small class at most."""
+"""Maximal share of a class that is held out; it limits small classes."""
 
 
 def hold_out(numbers: np.ndarray, classes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut images into (to learn from, to choose by), each sorted.
+    """Split images into (to learn from, to choose by), each sorted.
 
     Args:
-        numbers: int64 N, which images.
-        classes: int64 N, the class of each.
-        seed: of the draw.
+        numbers: int64 N, numbers of the images.
+        classes: int64 N, class of each.
+        seed: seed of the draw.
 
     Raises:
-        InputError: every class is too small to give up an image.
+        InputError: every class is too small to hold out an image.
 
     """
     chosen = np.concatenate(
@@ -41,7 +41,7 @@ def hold_out(numbers: np.ndarray, classes: np.ndarray, seed: int) -> tuple[np.nd
 
 
 def fraction_of(source: LabelledSource, share: float, seed: int) -> np.ndarray:
-    """Numbers of a seeded draw of `share` of each class, at least one image of each; sorted.
+    """Draw `share` of each class, at least one image of each, and return the images' numbers, sorted.
 
     SimCLR's published lists are class-balanced draws too (arXiv:2002.05709); give them as a file to compare with the papers.
     """
@@ -53,10 +53,10 @@ def fraction_of(source: LabelledSource, share: float, seed: int) -> np.ndarray:
 
 
 def listed(source: LabelledSource, path: Path) -> np.ndarray:
-    """Numbers of the images that a list names, one a line by file name, as SimCLR's lists do (`n01440764_10026.JPEG`).
+    """Return the numbers of the images that a list names: one file name per line, as in SimCLR's (`n01440764_10026.JPEG`).
 
     Raises:
-        InputError: the list cannot be read, or names images that the source has not.
+        InputError: the list cannot be read, or names images that the source does not have.
 
     """
     try:
@@ -67,13 +67,13 @@ def listed(source: LabelledSource, path: Path) -> np.ndarray:
     missing = [name for name in names if name.rpartition("/")[2] not in place]
     if missing or not names:
         raise InputError(
-            f"{path} names {len(missing)} of {len(names)} images that {source.name} has not"
-            f"{_such_as(missing)}; expected file names of its {len(source)} images{_such_as(source.keys)}"
+            f"{path} names {len(missing)} of {len(names)} images that {source.name} lacks"
+            f"{_example(missing)}; expected file names of its {len(source)} images{_example(source.keys)}"
         )
     return np.unique([place[name.rpartition("/")[2]] for name in names])
 
 
-def _such_as(names: Iterable[str]) -> str:
+def _example(names: Iterable[str]) -> str:
     first = next(iter(names), None)
     return f", such as {first}" if first else ""
 

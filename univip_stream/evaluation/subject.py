@@ -1,4 +1,4 @@
-"""What is judged: a backbone, where its weights came from, and everything needed to say so again."""
+"""The network that is judged: its backbone, the origin of its weights, and everything needed to reproduce a result."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -17,23 +17,23 @@ from univip_stream.probe.labelled import ImageSource
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A pre-trained network."""
+    """A pre-trained network that is judged."""
 
     run: str
     """Run folder, checkpoint or backbone.safetensors, as the user named it."""
     backbone: Backbone
     """B x 3 x S x S images, normalised as its training did (`config.augment`) -> B x D pooled features."""
     config: PretrainConfig
-    """Of its pre-training, as far as known."""
+    """Settings of its pre-training, as far as known."""
     size: int
     """Side of the crops that it is judged on, pixels."""
 
-    def seen_by(self, augment: AugmentConfig) -> AugmentConfig:
-        """A protocol's augmentation, with pixels normalised as this network's training did."""
+    def with_own_statistics(self, augment: AugmentConfig) -> AugmentConfig:
+        """Return a protocol's augmentation with the mean and standard deviation of this network's training."""
         return replace(augment, mean=self.config.augment.mean, std=self.config.augment.std)
 
     def weights_hash(self) -> str:
-        """SHA-256 over names and bytes of the weights."""
+        """Return the SHA-256 over names and bytes of the weights."""
         found = hashlib.sha256()
         for name, value in sorted(self.backbone.state_dict().items()):
             found.update(name.encode())
@@ -41,7 +41,7 @@ class Subject:
         return found.hexdigest()
 
     def facts(self, **sources: ImageSource) -> dict[str, Any]:
-        """What a result says of its subject and the images, to be repeated by."""
+        """Return what a result records about its subject and the images, so that it can be reproduced."""
         return {
             "run": self.run,
             "backbone": self.config.method.backbone,
@@ -61,15 +61,15 @@ class Subject:
 
 
 def open_subject(run: Path, *, image_size: int | None = None, untrained: bool = False) -> Subject:
-    """Load what is judged.
+    """Load the network to judge.
 
     Args:
         run: run folder (its newest checkpoint), one checkpoint, or a backbone.safetensors of ours.
         image_size: side of the crops, pixels; None is the size of the scenes it was trained with.
-        untrained: with the weights the run began with: the floor to compare with.
+        untrained: whether to use the weights that the run began with, as a baseline.
 
     Raises:
-        InputError: no run there, no checkpoint yet, or a damaged one.
+        InputError: there is no run, it has no checkpoint yet, or a damaged one.
 
     """
     backbone, config = load_backbone(run, untrained=untrained)

@@ -1,4 +1,4 @@
-"""Which labelled images take part in a protocol, which cannot, and what a reader of the result should know of them."""
+"""Select the labelled images that take part in a protocol, and record those that cannot, with notes for the result's reader."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from univip_stream.distributed import Place
+from univip_stream.distributed import Process
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure, as_json, listed, stop_if_too_many
 from univip_stream.probe.crops import look_through
 from univip_stream.probe.labelled import LabelledSource
 
-_ALIKE = 1e-5
-"""Relative difference below which float32 features are the same but for the order of their sums."""
+_SAME_FEATURES = 1e-5
+"""Relative difference of float32 features that the order of summation alone can make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class Used:
     val: np.ndarray
     """int64: numbers of the images to judge by, sorted."""
     failed: dict[str, list[Failure]]
-    """By source, `train` and `val`: images that cannot be read."""
+    """Images that cannot be read, by source: `train` and `val`."""
     notes: list[str]
-    """What a reader of the result should know."""
+    """Notes for the reader of the result."""
 
     def facts(self) -> dict[str, Any]:
-        """For the result."""
+        """Return the part of the result that describes the images."""
         return {
             "used": {"train": len(self.train), "val": len(self.val)},
             "failed": {name: as_json(failed) for name, failed in self.failed.items()},
@@ -48,18 +48,18 @@ def used_images(
     max_failures: str,
     among: np.ndarray | None = None,
 ) -> Used:
-    """Leave out what cannot be read, where so much is allowed and what is left can still be judged.
+    """Leave out unreadable images, if there are not too many and the rest can still be judged.
 
     Args:
         train: labelled images to learn from.
         val: labelled images to judge by.
-        failed_train: those that cannot be read, by their number.
-        failed_val: as `failed_train`.
-        max_failures: how many may be, of each source.
+        failed_train: images of `train` that cannot be read, by their number.
+        failed_val: images of `val` that cannot be read, by their number.
+        max_failures: number or share of unreadable images that is allowed in each source.
         among: numbers of the training images that were meant to be used; None for all.
 
     Raises:
-        InputError: more than allowed; no image left, or a class to judge by with none left to learn from.
+        InputError: there are more than allowed; no image is left, or none to learn a class from that is judged by.
 
     """
     kept = {}
@@ -86,8 +86,8 @@ def used_images(
     notes = []
     if shared := len(train.places & val.places):
         notes.append(
-            f"{shared} of the {len(val)} images of {val.name} are images of {train.name} too: they are known by heart, and the "
-            "result says little of images that are not"
+            f"{shared} of the {len(val)} images of {val.name} are images of {train.name} too: the network has seen them with "
+            "their labels, and the result says little about new images"
         )
     return Used(
         **kept,
@@ -97,28 +97,28 @@ def used_images(
 
 
 def collapsed(vectors_ND: np.ndarray) -> list[str]:
-    """A note, where all images to learn from have one feature."""
-    if np.abs(vectors_ND - vectors_ND[0]).max() > _ALIKE * np.abs(vectors_ND).max():
+    """Return a note if all images to learn from have the same feature, else an empty list."""
+    if np.abs(vectors_ND - vectors_ND[0]).max() > _SAME_FEATURES * np.abs(vectors_ND).max():
         return []
     return ["all images to learn from have the same features: the images are the same, or the network has collapsed"]
 
 
 def unreadable(
-    source: LabelledSource, numbers: np.ndarray, *, workers: int, place: Place, say: Callable[[str], None]
+    source: LabelledSource, numbers: np.ndarray, *, workers: int, process: Process, say: Callable[[str], None]
 ) -> dict[int, Failure]:
-    """Read images once, before they are trained on epoch after epoch: those that cannot be used, by their number.
+    """Read all images once before training, and return those that cannot be used, by their number.
 
-    Which images are learnt from and which are held out must be the same in every epoch, on every rank and after a kill, so it
-    is settled before the first; that costs one pass of reading.
+    The images to learn from and the held-out ones must be the same in every epoch, on every rank and after an interruption, so
+    they are determined before the first epoch; that costs one pass of reading.
     """
-    say(f"looks through {len(numbers)} images of {source.name} for those that cannot be read")
-    return gathered(look_through(source, numbers[place.rank :: place.world_size], workers=workers), place)
+    say(f"checking {len(numbers)} images of {source.name} for those that cannot be read")
+    return gathered(look_through(source, numbers[process.rank :: process.world_size], workers=workers), process)
 
 
-def gathered(failed: dict[int, Failure], place: Place) -> dict[int, Failure]:
-    """The failures of all ranks, by number."""
-    if place.world_size == 1:
+def gathered(failed: dict[int, Failure], process: Process) -> dict[int, Failure]:
+    """Return the failures of all ranks, by number."""
+    if process.world_size == 1:
         return failed
-    everyones: list[Any] = [None] * place.world_size
+    everyones: list[Any] = [None] * process.world_size
     dist.all_gather_object(everyones, failed)
     return dict(sorted(item for theirs in everyones for item in theirs.items()))

@@ -1,1 +1,1 @@
-"""What a run learnt, in the files that other software reads."""
+"""Export of weights, boxes and model cards to files that other software reads."""

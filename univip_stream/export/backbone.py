@@ -1,4 +1,4 @@
-"""A trained backbone for torchvision, timm, Detectron2, MMDetection, or as safetensors."""
+"""Export a trained backbone for torchvision, timm, Detectron2, MMDetection, or as safetensors."""
 
 import io
 import json
@@ -19,17 +19,17 @@ from univip_stream.pretrain import PretrainConfig
 from univip_stream.pretrain.load import BACKBONE, backbone_facts
 
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
-"""The depths that all five have."""
+"""Depths that all five formats support."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The files of an export."""
 
     files: list[Path]
-    """The weights first, then a configuration where the library has such."""
+    """Paths of the weights and, if the library has one, of the configuration."""
     tensors: int
-    """How many."""
+    """Number of tensors written."""
     use: str
     """A line of code that reads it."""
 
@@ -38,14 +38,15 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
     """Write a backbone in the form that a library reads.
 
     Args:
-        backbone: of a run.
-        config: of its pre-training: it names the architecture.
+
+        backbone: backbone of a run.
+        config: settings of its pre-training, which name the architecture.
         format: a name of `FORMATS`.
-        out: the file; a configuration goes beside it under the same name, and names the file by its absolute path.
+        out: file of the weights; a configuration goes beside it under the same stem, and names it by its absolute path.
 
     Raises:
-        UsageError: no such format, one that has no such architecture, or a file whose suffix is another format's.
-        InputError: nowhere to write, or a file of somebody else's where the configuration goes.
+        UsageError: there is no such format, it lacks the architecture, or the file's suffix belongs to another format.
+        InputError: `out` is a folder, or a file that we did not write is in the configuration's place.
 
     """
     if format not in FORMATS:
@@ -57,16 +58,17 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
     written = FORMATS[format](weights, config, out)
     pixels, usual = config.augment, AugmentConfig()
     if (pixels.mean, pixels.std) != (usual.mean, usual.std):
-        # Not every format has a place for it, and what reads them takes ImageNet's.
+        # Not every format can record these, and its reader assumes ImageNet's.
         note = f"{written.use}  # RGB pixels of 0 to 1, less {list(pixels.mean)}, divided by {list(pixels.std)}"
         return replace(written, use=note)
     return written
 
 
 def detectron2_name(name: str) -> str:
-    """A torchvision ResNet's parameter under Detectron2's name (its tools/convert-torchvision-to-d2.py).
+    """Return Detectron2's name of a torchvision ResNet's parameter (its tools/convert-torchvision-to-d2.py).
 
-    `layerN` is `res(N+1)`, a normalisation belongs to its convolution, a shortcut is called so, and the rest is the stem.
+    `layerN` becomes `res(N+1)`, a normalisation becomes part of its convolution, `downsample` becomes `shortcut`, and all else
+    belongs to the stem.
     """
     layer = re.match(r"layer(\d)\.(.*)", name)
     place, rest = (f"res{int(layer[1]) + 1}", layer[2]) if layer else ("stem", name)
@@ -76,20 +78,20 @@ def detectron2_name(name: str) -> str:
 
 
 def _torchvision(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
-    _plain_resnet(config, "torchvision", any_family=True)
+    _require_resnet(config, "torchvision", any_family=True)
     name = config.method.backbone
     use = f'torchvision.models.{name}().load_state_dict(torch.load("{out}"), strict=False)  # all but fc'
     return _saved(weights, out, use)
 
 
 def _timm(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
-    _usual_stem(config, "timm")
+    _require_usual_stem(config, "timm")
     name = config.method.backbone.removeprefix("timm/")
     return _saved(weights, out, f'timm.create_model("{name}", num_classes=0).load_state_dict(torch.load("{out}"))')
 
 
 def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
-    _suffix(out, "safetensors", only=".safetensors")
+    _check_suffix(out, "safetensors", only=".safetensors")
     from safetensors.torch import save
 
     _write(out, save(weights, metadata={"format": "pt", **backbone_facts(config)}))
@@ -97,30 +99,30 @@ def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) 
 
 
 def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
-    depth = _plain_resnet(config, "detectron2")
-    _suffix(out, "detectron2", only=".pkl")  # its checkpointer reads a pickle by that suffix alone
-    settings = _beside(out, ".yaml")
+    depth = _require_resnet(config, "detectron2")
+    _check_suffix(out, "detectron2", only=".pkl")  # its checkpointer recognises a pickle by that suffix only
+    settings = _config_path(out, ".yaml")
     named = {
         detectron2_name(name): value.numpy() for name, value in weights.items() if not name.endswith("num_batches_tracked")
     }
-    # A pickle is what Detectron2 reads; it holds arrays and text alone.
+    # Detectron2 reads a pickle; this one holds only arrays and text.
     _write(out, pickled({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
     place = json.dumps(str(out.absolute()), ensure_ascii=False)  # a string of YAML too
     res2 = 64 if depth < 50 else 256
-    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=res2, **_levels(config)).encode())
+    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=res2, **_grey_levels(config)).encode())
     return Exported(files=[out, settings], tensors=len(named), use=f"tools/train_net.py --config-file {settings}")
 
 
 def _mmdet(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
-    depth = _plain_resnet(config, "mmdet")
-    _suffix(out, "mmdet")
-    settings = _beside(out, ".py")
+    depth = _require_resnet(config, "mmdet")
+    _check_suffix(out, "mmdet")
+    settings = _config_path(out, ".py")
     channels = (64, 128, 256, 512) if depth < 50 else (256, 512, 1024, 2048)
     buffer = io.BytesIO()
     torch.save({"state_dict": weights}, buffer)
     _write(out, buffer.getvalue())
     place = ascii(str(out.absolute()))
-    _write(settings, MMDET.format(weights=place, depth=depth, channels=list(channels), **_levels(config)).encode())
+    _write(settings, MMDET.format(weights=place, depth=depth, channels=list(channels), **_grey_levels(config)).encode())
     return Exported(files=[out, settings], tensors=len(weights), use=f"tools/train.py {settings}")
 
 
@@ -131,7 +133,7 @@ FORMATS: dict[str, Callable[[dict[str, Tensor], PretrainConfig, Path], Exported]
     "mmdet": _mmdet,
     "safetensors": _safetensors,
 }
-"""By the name of the library."""
+"""Writers by the name of the library."""
 
 # The protocol of the paper's tables 2 and 4: nothing frozen, SyncBN in backbone, FPN and heads, a 4conv1fc box head; RGB
 # statistics and the stride in the 3 x 3 convolution, as torchvision's networks have it and Caffe's have not.
@@ -185,13 +187,18 @@ model = dict(
 
 
 _OTHERS = (".pkl", ".safetensors", ".yaml", ".yml", ".py", ".json")
-"""Suffixes that no file of torch.save should have: a library would read it as something else."""
+"""Suffixes that a file of torch.save must not have: a library would read it as something else."""
 _FIRST_LINE = b"# Mask R-CNN R"
-"""Of every configuration of ours."""
+"""Beginning of every configuration that we write."""
 
 
-def _suffix(out: Path, format: str, only: str | None = None) -> None:
-    """See that a file is called what it will be."""
+def _check_suffix(out: Path, format: str, only: str | None = None) -> None:
+    """Check that the suffix of `out` fits its format.
+
+    Raises:
+        UsageError: it does not.
+
+    """
     suffix = out.suffix.lower()
     if only is not None and out.suffix != only:
         raise UsageError(
@@ -204,34 +211,41 @@ def _suffix(out: Path, format: str, only: str | None = None) -> None:
         )
 
 
-def _beside(out: Path, suffix: str) -> Path:
-    """Where the configuration goes."""
+def _config_path(out: Path, suffix: str) -> Path:
+    """Return the path of the configuration beside `out`.
+
+    Raises:
+        InputError: a folder or a file that we did not write is there, or the path is not valid UTF-8.
+
+    """
     path = out.with_suffix(suffix)
     if path.is_dir():
         raise InputError(f"{path} is a folder, and the configuration beside {out} would have its name; choose another --out")
-    if path.exists() and not _begins(path):
+    if path.exists() and not _is_our_config(path):
         raise InputError(
-            f"{path} is there and none of ours, and the configuration beside {out} would replace it; choose another --out"
+            f"{path} exists and is not ours, and the configuration beside {out} would replace it; choose another --out"
         )
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"--out {out!r} is no text, and the configuration names it; choose a path of valid UTF-8") from error
+        raise InputError(
+            f"--out {out!r} is not text, and the configuration names it; choose a path of valid UTF-8"
+        ) from error
     return path
 
 
-def _begins(path: Path) -> bool:
+def _is_our_config(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_FIRST_LINE)) == _FIRST_LINE
 
 
-def _levels(config: PretrainConfig) -> dict[str, list[float]]:
-    """Mean and standard deviation of the training's pixels, in grey levels of 0 to 255."""
+def _grey_levels(config: PretrainConfig) -> dict[str, list[float]]:
+    """Return mean and standard deviation of the training's pixels, in grey levels of 0 to 255."""
     return {name: [round(255 * value, 4) for value in getattr(config.augment, name)] for name in ("mean", "std")}
 
 
 def _saved(weights: dict[str, Tensor], out: Path, use: str) -> Exported:
-    _suffix(out, "torch.load")
+    _check_suffix(out, "torch.load")
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     _write(out, buffer.getvalue())
@@ -243,7 +257,7 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _usual_stem(config: PretrainConfig, format: str) -> None:
+def _require_usual_stem(config: PretrainConfig, format: str) -> None:
     if config.method.small_stem:
         raise UsageError(
             f"this run's {config.method.backbone} has the small stem (3 x 3, no pooling), which {format}'s has not; expected a run "
@@ -251,9 +265,14 @@ def _usual_stem(config: PretrainConfig, format: str) -> None:
         )
 
 
-def _plain_resnet(config: PretrainConfig, format: str, *, any_family: bool = False) -> int:
-    """The depth of a torchvision ResNet."""
-    _usual_stem(config, format)
+def _require_resnet(config: PretrainConfig, format: str, *, any_family: bool = False) -> int:
+    """Return the depth of a torchvision ResNet; 0 for ResNeXt and Wide ResNet if `any_family`.
+
+    Raises:
+        UsageError: the backbone is not one, or has the small stem.
+
+    """
+    _require_usual_stem(config, format)
     name = config.method.backbone
     found = _RESNET.fullmatch(name)
     if found:

@@ -1,4 +1,4 @@
-"""Boxes of shards as the files that other repositories read; nothing is mined again."""
+"""Export the boxes of shards to files that other repositories read; nothing is mined again."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,21 +24,22 @@ def export_boxes(
     planned: Callable[[int], None] = lambda images: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> BoxesWritten:
-    """Write the boxes of shards as a repository reads them; the files appear when they are complete.
+    """Write the boxes of shards in the format of a repository; the files appear when they are complete.
 
     Args:
         shards: folder of finished shards, local or remote.
         format: a name of `formats.registry.FORMATS`.
+
         out: local file, or folder for SoCo, DETReg and SiameseDETR.
-        annotations: COCO's files: the order of ORL's boxes, and the image ids where the shards have none.
-        box_frame: for COCO's JSON, `upright` (the default) or `stored`: of which picture the boxes are where EXIF turns it.
-        overrides: fields of `Choice` that replace the target's own; None keeps them.
+        annotations: COCO's files: they give the order of ORL's boxes, and the image ids if the shards have none.
+        box_frame: for COCO's JSON, the frame of the boxes for images that EXIF turns: `upright` (the default) or `stored`.
+        overrides: fields of `Choice` that replace the format's own; None keeps them.
         planned: called once with the number of images.
-        progress: called as images get done, with their number.
+        progress: called with the number of images just finished.
 
     Raises:
-        InputError: shards without boxes, images that the target cannot tell apart or cannot read, a place that is taken.
-        UsageError: a format that does not exist, annotations missing or where none are used.
+        InputError: the shards have no boxes, the format cannot tell images apart or cannot read them, or `out` is in use.
+        UsageError: the format does not exist, or annotations are missing or not used by it.
 
     """
     target = format_named(format)
@@ -48,7 +49,7 @@ def export_boxes(
         )
     if annotations and target.annotations == "unused":
         raise UsageError(f"--annotations means nothing to {format}, which finds boxes by the names of files; leave it out")
-    if box_frame is not None and (not target.framed_at_will or box_frame not in FRAMES):
+    if box_frame is not None and (not target.frame_selectable or box_frame not in FRAMES):
         raise UsageError(
             f"--box-frame {box_frame} for {format}; expected one of {', '.join(FRAMES)}, for coco: the other repositories' own "
             "readers say in which frame their boxes are"
@@ -88,5 +89,5 @@ def _check_place(place: Path, format: Format) -> None:
             raise InputError(f"--out {place} is a folder; {format.name} reads one file: name it")
     elif place.exists() and not place.is_dir():
         raise InputError(f"--out {place} is a file; {format.name} reads a folder: name one")
-    elif not format.several and place.is_dir() and any(place.iterdir()):
+    elif not format.shares_folder and place.is_dir() and any(place.iterdir()):
         raise InputError(f"--out {place} holds files; expected an empty folder, or none: it is filled as a whole")

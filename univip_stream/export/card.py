@@ -1,4 +1,4 @@
-"""A model card: what a run is, filled into a text that its owner finishes."""
+"""Export a model card: facts about a run in a text that its owner completes."""
 
 import json
 from importlib import resources
@@ -17,16 +17,16 @@ from univip_stream.pretrain.results import collect
 from univip_stream.pretrain.settings import flat, flat_dict
 
 MARK = "CHANGE:"
-"""Before what only a person knows."""
-_TOLD = {"recipe", "method.name", "method.backbone", "stream.batch_size", "seed", "stream.seed", "steps", "epochs"}
-"""Settings that the card has anyway."""
+"""Marker of places that a person must fill in."""
+_ALWAYS_SHOWN = {"recipe", "method.name", "method.backbone", "stream.batch_size", "seed", "stream.seed", "steps", "epochs"}
+"""Settings that the card always shows."""
 
 
 def export_card(run: Path, out: Path) -> int:
-    """Write the card of a run folder; return how many places a person is asked to fill.
+    """Write the card of a run folder; return the number of places that a person must fill in.
 
     Raises:
-        InputError: no run there, or one without a checkpoint.
+        InputError: there is no run, or it has no checkpoint.
 
     """
     [row] = collect([run])
@@ -55,11 +55,11 @@ def export_card(run: Path, out: Path) -> int:
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, str]:
-    """What a run's settings differ in from its recipe's."""
+    """Return the settings in which a run differs from its recipe."""
     recipe = RECIPES.get(str(settings.get("recipe")))
     known = flat(recipe()) if recipe is not None else {}
     return {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in settings.items()
-        if known and key not in _TOLD and known.get(key, ...) != value
+        if known and key not in _ALWAYS_SHOWN and known.get(key, ...) != value
     }

@@ -1,4 +1,4 @@
-"""A folder with a .npy file an image, as DETReg and SiameseDETR have it."""
+"""Folders with one .npy file per image, as in DETReg and SiameseDETR."""
 
 import os
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from univip_stream.formats.collected import Boxes
 
 
 class FolderOfArrays(Format):
-    """A folder of .npy files; a subclass says what one holds and what it is called."""
+    """A folder of .npy files; subclasses define their content and names."""
 
     folder = True
     annotations = "unused"
@@ -43,7 +43,7 @@ class FolderOfArrays(Format):
 
 
 def arrays_below(boxes: Boxes) -> Iterator[str]:
-    """Paths of the .npy files below the folder, in a fixed order."""
+    """Yield the paths of the .npy files below the folder, in a fixed order."""
     for folder, folders, names in os.walk(boxes.location):
         folders.sort()
         for name in sorted(names):
@@ -51,11 +51,11 @@ def arrays_below(boxes: Boxes) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(folder, name), boxes.location)
 
 
-def header_of(file: Any, name: str) -> np.dtype[Any]:
-    """What kind of array a .npy file holds, by its header; the file stands behind it afterwards.
+def read_dtype(file: Any, name: str) -> np.dtype[Any]:
+    """Read the header of a .npy file and return the type of its array; the file is then positioned behind the header.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a .npy file.
 
     """
     try:
@@ -64,8 +64,8 @@ def header_of(file: Any, name: str) -> np.dtype[Any]:
         return read(file)[2]
     except OSError:
         raise
-    except Exception as error:  # a damaged header may be anything
-        raise InputError(f"{name} is no .npy file ({why(error)})") from error
+    except Exception as error:  # a damaged header can cause any error
+        raise InputError(f"{name} is not a .npy file ({why(error)})") from error
 
 
 def _escaping(name: str) -> str | None:

@@ -1,6 +1,6 @@
-"""What a format of boxes says of itself, and what its files have in common with those of other formats.
+"""Base class of box formats, and the parts of reading and writing that they share.
 
-A format is one file beside this one and an entry in `registry.py`. What it writes it finds again when it reads.
+A format is one file beside this one and an entry in `registry.py`. It can read what it writes.
 """
 
 from abc import ABC, abstractmethod
@@ -18,58 +18,58 @@ from univip_stream.formats.shards import Fact, Shards
 from univip_stream.sources.coco import ListedImage
 from univip_stream.sources.names import path_of
 
-_UNBOUND = 1e9
+_UNLIMITED = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which candidates a format gets. Sizes are sqrt(box area) / sqrt(image area), 0 to 1."""
+    """A format's choice among the candidates. Sizes are sqrt(box area) / sqrt(image area), 0 to 1."""
 
     min_scale: int = 1
     """Shortest side, pixels."""
-    max_aspect: float = _UNBOUND
+    max_aspect: float = _UNLIMITED
     """Longest side over shortest."""
     min_size: float = 0.0
-    max_size: float = _UNBOUND
+    max_size: float = _UNLIMITED
     max_iou: float = 1.0
     """Of two boxes overlapping more than this, the earlier stays."""
     max_boxes: int | None = None
-    """At most so many."""
+    """Maximal number of boxes."""
     less: int = 0
-    """Pixels by which the format's width and height are less than the number of pixels."""
+    """Pixels by which the format's width and height are smaller than the number of pixels."""
 
     def __call__(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """The boxes that stay, of N x 4 x, y, w, h of an image of this size, in their order."""
+        """Return those of N x 4 boxes x, y, w, h that pass, in their order; `width` and `height` are the image's."""
         w, h = (np.asarray(boxes, np.int64)[:, 2:] - self.less).T
         size = np.sqrt(w * h) / np.sqrt(width * height)
         stays = (np.minimum(w, h) >= self.min_scale) & (w <= self.max_aspect * h) & (h <= self.max_aspect * w)
         kept: np.ndarray = boxes[stays & (self.min_size <= size) & (size <= self.max_size)]
         if self.max_iou < 1:
-            kept = filter_boxes(kept, 1, _UNBOUND, self.max_iou, self.max_boxes)
+            kept = filter_boxes(kept, 1, _UNLIMITED, self.max_iou, self.max_boxes)
         return kept[: self.max_boxes]
 
-    def ever_wider(self) -> "tuple[Choice, Choice, Choice]":
-        """This, then boxes of any size, then of any aspect too: SoCo's, where nothing passes."""
-        any_size = replace(self, min_size=0.0, max_size=_UNBOUND)
-        return self, any_size, replace(any_size, max_aspect=_UNBOUND)
+    def relaxed(self) -> "tuple[Choice, Choice, Choice]":
+        """Return this choice, the same for any size, and the same for any size and aspect: SoCo's steps if nothing passes."""
+        any_size = replace(self, min_size=0.0, max_size=_UNLIMITED)
+        return self, any_size, replace(any_size, max_aspect=_UNLIMITED)
 
 
 @dataclass(kw_only=True)
 class BoxesWritten:
-    """What was written, and what was not."""
+    """Counts of what was written, and the images that were not."""
 
     files: list[str] = field(default_factory=list)
     images: int = 0
     boxes: int = 0
     without_boxes: int = 0
-    """Images that are there with no box."""
+    """Number of images written without a box."""
     filled: list[str] = field(default_factory=list)
-    """ORL's images that had no box and got one, because it reads none without."""
+    """Images that had no box and got one, because ORL cannot read images without boxes."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(source, reason) of images that are not in the files."""
 
     def count(self, boxes: np.ndarray) -> None:
-        """Note an image that was written."""
+        """Count an image that was written."""
         self.images += 1
         self.boxes += len(boxes)
         self.without_boxes += not len(boxes)
@@ -77,28 +77,28 @@ class BoxesWritten:
 
 @dataclass(kw_only=True)
 class Export:
-    """Boxes of shards on their way into a format's file."""
+    """One export of the boxes of shards to a format's file."""
 
     shards: Shards
     format: "Format"
     choice: Choice | None
-    """None: the boxes as the shards have them filtered."""
+    """Choice among the candidates; None for the filtered boxes of the shards."""
     out: Path
     upright: bool
-    """Whether the boxes are of the upright images; otherwise of the pixels as they are stored."""
+    """Whether the boxes are written in the frame of the upright images; otherwise in that of the stored pixels."""
     annotations: list[ListedImage]
     progress: Callable[[int], None]
     written: BoxesWritten = field(default_factory=BoxesWritten)
 
     def named(self, fact: Fact) -> str:
-        """What the format calls an image."""
+        """Return the format's name of an image."""
         return self.format.image_name(fact.source, fact.image_id, self.shards.sources)
 
     def facts(self) -> list[Fact]:
-        """Images that are samples; the others are noted as left out.
+        """Return the images that are samples, and record the others as left out.
 
         Raises:
-            InputError: two that the format cannot tell apart.
+            InputError: the format cannot tell two images apart.
 
         """
         held, seen = [], dict[str, str]()
@@ -116,43 +116,43 @@ class Export:
         return held
 
     def rows(self) -> Iterator[tuple[Fact, np.ndarray]]:
-        """Samples with their boxes before any filter, or filtered as the shards have them; of the upright image."""
+        """Yield samples with their candidates, or with the shards' filtered boxes if there is no choice; both upright."""
         for fact, boxes in self.shards.rows("boxes" if self.choice is None else "candidates"):
             yield fact, boxes
             self.progress(1)
 
     def chosen(self, fact: Fact, boxes: np.ndarray) -> np.ndarray:
-        """The boxes that the format gets, int64 N x 4 x, y, w, h in its frame."""
+        """Return the boxes that the format gets, int64 N x 4 x, y, w, h in its frame."""
         kept = boxes if self.choice is None else self.choice(boxes, fact.width, fact.height)
         return fact.framed(kept, self.upright)
 
 
 class Format(ABC):
-    """A repository's file of boxes."""
+    """The box format of a repository."""
 
     name: ClassVar[str]
-    """After --format."""
-    says: ClassVar[str]
-    """What is written, for people."""
+    """Value of --format."""
+    summary: ClassVar[str]
+    """One line that describes the format."""
     folder: ClassVar[bool] = False
-    """Whether it is a folder of files, not one file."""
-    several: ClassVar[bool] = False
-    """Whether its folder may hold other files too: it writes under names of its own."""
+    """Whether it is a folder of files instead of one file."""
+    shares_folder: ClassVar[bool] = False
+    """Whether its folder may hold other files too, because it writes under fixed names."""
     upright: ClassVar[bool] = False
     """Whether its reader turns images by EXIF. Otherwise boxes are in the frame of the stored pixels, as PIL opens them."""
-    framed_at_will: ClassVar[bool] = False
-    """Whether nothing says of which frame its boxes are, so that a person may (--box-frame)."""
+    frame_selectable: ClassVar[bool] = False
+    """Whether its files leave the frame of the boxes open, so that users choose it (--box-frame)."""
     annotations: ClassVar[Literal["order", "ids", "unused"]] = "ids"
-    """What COCO's annotation file is needed for: the order of the images, the ids of images whose shards have none, nothing."""
+    """Use of COCO's annotation file: for the order of the images, for ids of images whose shards have none, or not at all."""
     choice: ClassVar[Choice | None] = Choice()
-    """Which candidates it gets: all where it filters when it reads; None for the boxes as the shards have them filtered."""
+    """Candidates that it gets: all if its reader filters; None for the filtered boxes of the shards."""
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
-        """What its file calls an image.
+        """Return the name of an image in its file.
 
         Args:
-            source: the image's name in shards, its source's name first.
-            image_id: COCO's.
+            source: the image's name in shards, which begins with its source's name.
+            image_id: COCO's id of the image.
             sources: the names of all sources.
 
         """
@@ -160,27 +160,27 @@ class Format(ABC):
 
     @abstractmethod
     def read(self, boxes: Boxes, annotations: tuple[str, ...]) -> None:
-        """Read what `boxes.location` holds.
+        """Read the boxes at `boxes.location`.
 
         Args:
-            boxes: gets the boxes, image after image.
-            annotations: COCO's files, where it needs them.
+            boxes: receives the boxes, image after image.
+            annotations: COCO's files, if the format needs them.
 
         Raises:
-            InputError: it is of another format, or damaged.
+            InputError: the file is of another format, or damaged.
 
         """
 
     @abstractmethod
     def write(self, export: Export) -> None:
-        """Write `export.out`, whole or not at all, and note it in `export.written`."""
+        """Write `export.out`, whole or not at all, and record what was written in `export.written`."""
 
 
 def stem_of(path: str) -> str:
-    """The last part of a path up to its first dot, as SoCo and DETReg cut it."""
+    """Return the last part of a path up to its first dot, as SoCo and DETReg do."""
     return path.rpartition("/")[2].partition(".")[0]
 
 
 def corners_of(boxes: np.ndarray) -> np.ndarray:
-    """int64 N x 4: x1, y1, x2, y2 with the latter just outside."""
+    """Return boxes as int64 N x 4 x1, y1, x2, y2, with x2 and y2 just outside."""
     return np.ascontiguousarray(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))

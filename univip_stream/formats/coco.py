@@ -1,4 +1,4 @@
-"""COCO's JSON: an instances file with a box an annotation, or a list of results; read and written."""
+"""COCO's JSON: reads and writes instances files with one box per annotation; also reads lists of results."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.names import path_of
 
 
-class COCO(Format):
-    """COCO's JSON: images, a box an annotation, one category. A list of results is read too."""
+class COCOFormat(Format):
+    """COCO's JSON: images, one box per annotation, one category. A list of results can be read too."""
 
     name = "coco"
-    says = "COCO JSON of the shards' filtered boxes"
-    upright = True  # unless told otherwise by --box-frame
-    framed_at_will = True
+    summary = "COCO JSON of the shards' filtered boxes"
+    upright = True  # unless --box-frame says otherwise
+    frame_selectable = True
     choice: ClassVar[Choice | None] = None
     category: ClassVar[str] = "object"
 
@@ -65,11 +65,11 @@ class COCO(Format):
 def _read_results(boxes: Boxes, stream: JsonStream) -> None:
     """Read `[{"image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9}, ...]` (cocodataset.org/#format-results).
 
-    Images are called by their ids. An image's boxes are ranked by their score, of any category; of equal ones the earlier is
-    the better.
+    Images are named by their ids. The boxes of an image, of all categories, are ranked by score; of equal scores the earlier
+    box comes first.
 
     Raises:
-        InputError: an entry without image_id or score, or with another bbox than four numbers.
+        InputError: an entry lacks image_id or score, or its bbox is not four numbers.
 
     """
     images, drawn, scores = array("q"), array("d"), array("d")
@@ -112,7 +112,12 @@ def _append(file: BinaryIO, at: int, fields: dict[str, Any]) -> None:
 
 
 def _ids(facts: list[Fact]) -> dict[str, int]:
-    """The image's number by its name: COCO's, or the next after the greatest where there is none."""
+    """Return the image ids by image name: COCO's id, or the next free number if there is none.
+
+    Raises:
+        InputError: two images have the same id.
+
+    """
     owners: dict[int, str] = {}
     for fact in facts:
         if fact.image_id is not None and (other := owners.setdefault(fact.image_id, fact.source)) != fact.source:

@@ -1,4 +1,4 @@
-"""Detectron2 (facebookresearch/detectron2): a pickle of proposals by the ids of images."""
+"""Detectron2 (facebookresearch/detectron2): a pickle of proposals by image id."""
 
 import pickle
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from univip_stream.formats.pickles import PROTOCOL, load_plain, pickled
 from univip_stream.sources.names import path_of
 
 
-class Detectron2(Format):
+class Detectron2Format(Format):
     """A pickle of ids, boxes (float32 N x 4 x1, y1, x2, y2), objectness_logits (float32 N) and bbox_mode (0, XYXY_ABS).
 
-    Detectron2 sorts by the logits, which here say no more than the order: 0, -1, -2, ... It is written array after array.
+    Detectron2 sorts by the logits, which here only encode the order: 0, -1, -2, ... The file is written array after array.
     """
 
     name = "detectron2"
-    says = "Detectron2: a pickle of proposals, unfiltered"
+    summary = "Detectron2: a pickle of proposals, unfiltered"
     upright = True
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
@@ -31,15 +31,15 @@ class Detectron2(Format):
         with storage.opened(boxes.location) as file:
             fields = load_plain(file, boxes.location)
         try:
-            # Detectron called two of them otherwise.
+            # Detectron had other names for two of them.
             fields = {{"indexes": "ids", "scores": "objectness_logits"}.get(key, key): value for key, value in fields.items()}
             ids, lists, logits = (list(fields[name]) for name in ("ids", "boxes", "objectness_logits"))
             scores = [np.ravel(np.asarray(found, np.float64)) for found in logits]
             mode = int(fields.get("bbox_mode", 0))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{boxes.location} is no file of proposals ({why(error)}); expected ids, boxes and "
-                "objectness_logits, and at will bbox_mode"
+                f"{boxes.location} is not a file of proposals ({why(error)}); expected ids, boxes and "
+                "objectness_logits, and optionally bbox_mode"
             ) from error
         if not len(ids) == len(lists) == len(scores) or mode not in (0, 1):
             raise InputError(

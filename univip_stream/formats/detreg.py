@@ -1,4 +1,4 @@
-"""DETReg (amirbar/DETReg): a .npy an image, by the stem of its file name."""
+"""DETReg (amirbar/DETReg): one .npy per image, named by the stem of its file name."""
 
 import io
 import os
@@ -15,11 +15,11 @@ from univip_stream.sources.listing import text_of
 from univip_stream.sources.names import path_of
 
 
-class DETReg(FolderOfArrays):
+class DETRegFormat(FolderOfArrays):
     """`{stem}.npy`: float32 N x 4, x1, y1, x2, y2."""
 
     name = "detreg"
-    says = "DETReg: a .npy an image, unfiltered"
+    summary = "DETReg: a .npy an image, unfiltered"
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
         return stem_of(path_of(source, sources))
@@ -31,7 +31,7 @@ class DETReg(FolderOfArrays):
             boxes.add(text_of(path.removesuffix(".npy").rpartition("/")[2]), found, corners=True)
 
     def save(self, file: BinaryIO, corners: np.ndarray) -> None:
-        array = io.BytesIO()  # to a real file numpy writes past Python, and of a full disk it says only two numbers
+        array = io.BytesIO()  # numpy bypasses Python when it writes to a real file, and hides that a disk is full
         np.save(array, corners.astype(np.float32), allow_pickle=False)
         file.write(array.getbuffer())
 
@@ -42,5 +42,5 @@ def _array(file: Any, name: str) -> np.ndarray:
         return array
     except OSError:
         raise
-    except Exception as error:  # MemoryError too, where a damaged header promises more than there is
-        raise InputError(f"{name} is no .npy file of numbers ({why(error)}); a pickled one is siamesedetr's") from error
+    except Exception as error:  # MemoryError too, if a damaged header promises more than there is
+        raise InputError(f"{name} is not a .npy file of numbers ({why(error)}); a pickled one is siamesedetr's") from error

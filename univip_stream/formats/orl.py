@@ -1,4 +1,4 @@
-"""ORL (Jiahao000/ORL): one JSON, boxes in the order of the annotations."""
+"""ORL (Jiahao000/ORL): one JSON file with boxes in the order of the annotations."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from univip_stream.sources.jsonstream import JsonStream
 from univip_stream.sources.names import ByName, path_below
 
 
-class ORL(Format):
+class ORLFormat(Format):
     """`{"bbox": [[[x, y, w, h], ...] per image]}`, in the order of the annotations; every image has at least one box.
 
-    ORL filters when it reads, and takes the first box where none passes: so an image whose boxes are all filtered out here
-    keeps its first, and one without any gets itself as a box.
+    ORL filters when it reads, and takes the first box if none passes. So an image whose boxes are all filtered out here keeps
+    its first box, and one without boxes gets the whole image as a box.
     """
 
     name = "orl"
-    says = "ORL: one JSON, boxes in the order of the annotations, unfiltered"
+    summary = "ORL: one JSON, boxes in the order of the annotations, unfiltered"
     annotations = "order"
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
-        return path_below(source, sources)  # COCO's own file names, also where several folders make COCO+
+        return path_below(source, sources)  # COCO's own file names, also if several folders make COCO+
 
     def read(self, boxes: Boxes, annotations: tuple[str, ...]) -> None:
         names = (image.file_name for image in listed_images(annotations))
@@ -45,7 +45,7 @@ class ORL(Format):
                     name = next(names, None)
                     if name is None:
                         raise InputError(_other_images(boxes, annotations, f"more than {len(boxes)}"))
-                    # ORL's own program squeezes an image's only box.
+                    # ORL's own program writes a single box without the list around it.
                     squeezed = isinstance(own, list) and len(own) == 4 and not any(isinstance(box, list) for box in own)
                     boxes.add(name, [own] if squeezed else own)
         if not found:
@@ -55,8 +55,8 @@ class ORL(Format):
 
     def write(self, export: Export) -> None:
         order = ByName({image.file_name: at for at, image in enumerate(export.annotations)})
-        there = {order.said(export.named(fact)) for fact in export.facts()}
-        failed = {order.said(export.named(fact)) for fact in export.shards.facts() if not fact.held}
+        there = {order.own_form(export.named(fact)) for fact in export.facts()}
+        failed = {order.own_form(export.named(fact)) for fact in export.shards.facts() if not fact.held}
         missing = [name for name in order if name not in there and name not in failed]
         if missing:
             raise InputError(
@@ -65,9 +65,9 @@ class ORL(Format):
             )
         sources = export.shards.sources
         export.written.left_out = [
-            line for line in export.written.left_out if order.said(path_below(line[0], sources)) not in order
+            line for line in export.written.left_out if order.own_form(path_below(line[0], sources)) not in order
         ]
-        # Shards and annotations have orders of their own: what is written waits on disk until its turn.
+        # Shards and annotations are ordered differently: entries wait on disk until their turn.
         with Scratch() as waiting, written_atomically(export.out) as file:
             places: dict[int, tuple[int, int]] = {}
             for fact, candidates in export.rows():
@@ -103,7 +103,7 @@ def _other_images(boxes: Boxes, annotations: tuple[str, ...], count: str) -> str
     total = sum(1 for _ in listed_images(annotations))
     return (
         f"{boxes.location} has boxes of {count} images and {', '.join(annotations)} lists {total}; expected the annotations "
-        "of the very images"
+        "of exactly these images"
     )
 
 

@@ -1,8 +1,8 @@
-"""Pickles of numbers, texts, lists and arrays: read without running anything, and written so that every numpy reads them.
+"""Pickles of numbers, texts, lists and arrays: read without running code, and written so that every numpy version reads them.
 
-A pickle may ask for any function to be called. What it says of an array goes through the stand-ins below, never through numpy's own
-`__setstate__`. What is written names nothing but `numpy.ndarray` and `numpy.dtype`: numpy 2's own pickles name `numpy._core`, which
-the versions that the repositories need (below 1.26) do not have.
+A pickle can call any function. Its arrays are built by the stand-ins below, never by numpy's own `__setstate__`. Pickles written
+here name only `numpy.ndarray` and `numpy.dtype`: numpy 2's own pickles name `numpy._core`, which the versions that the repositories
+need (below 1.26) do not have.
 """
 
 import io
@@ -21,22 +21,22 @@ _BUILTINS = {"bytearray": bytearray, "bytes": bytes, "dict": dict, "float": floa
 
 
 def load_plain(file: BinaryIO, name: str) -> Any:
-    """What a pickle holds, of builtin types and numeric numpy arrays.
+    """Read a pickle of builtin types and numeric numpy arrays.
 
     Raises:
-        InputError: it asks for anything else, or is damaged.
+        InputError: it contains anything else, or is damaged.
 
     """
     try:
         return _plain(_Unpickler(file, name).load())
     except InputError:
         raise
-    except Exception as error:  # a damaged pickle may fail in any way
-        raise InputError(f"{name} is no pickle that can be read ({why(error)})") from error
+    except Exception as error:  # a damaged pickle can cause any error
+        raise InputError(f"{name} is not a readable pickle ({why(error)})") from error
 
 
 class _Dtype:
-    """Stands for `numpy.dtype`: a kind of numbers, or objects."""
+    """Stand-in for `numpy.dtype`: a type of numbers, or objects."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         self.code = code.decode("latin1") if isinstance(code, bytes) else str(code)
@@ -48,7 +48,7 @@ class _Dtype:
             self.code = state[1] + self.code.lstrip("<>|=")
 
     def of(self, data: Any, shape: Any) -> np.ndarray:
-        """An array of these numbers from their bytes."""
+        """Return an array of this type from its bytes."""
         if isinstance(data, str):  # Python 2's bytes
             data = data.encode("latin1")
         kind = np.dtype(self.code)  # refuses objects below
@@ -59,7 +59,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`: empty until its state is set."""
+    """Stand-in for `numpy.ndarray`: empty until its state is set."""
 
     def __init__(self, *arguments: Any):
         self.value: Any = None
@@ -121,7 +121,7 @@ def _plain(value: Any) -> Any:
 
 
 PROTOCOL = 3
-"""The last one without frames, so that pieces can be put together; Python 3.0 reads it."""
+"""Pickle protocol: the last one without frames, so that pieces can be joined; Python 3.0 reads it."""
 
 
 class _Pickler(pickle.Pickler):
@@ -135,9 +135,9 @@ class _Pickler(pickle.Pickler):
 
 
 def pickled(value: Any, *, piece: bool = False) -> bytes:
-    """A pickle of builtin values and arrays; as a piece, without its beginning, its end and references."""
+    """Return a pickle of builtin values and arrays; a `piece` has no beginning, no end and no references."""
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, PROTOCOL)
-    pickler.fast = piece  # no references: they would count from another beginning
+    pickler.fast = piece  # no references: their numbers would be wrong in the joined pickle
     pickler.dump(value)
     return buffer.getvalue()[2:-1] if piece else buffer.getvalue()

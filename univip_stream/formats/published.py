@@ -1,4 +1,4 @@
-"""Boxes that others published and the images of a source: which belong together."""
+"""Match boxes that others published with the images of a source."""
 
 from dataclasses import dataclass, field
 
@@ -13,20 +13,20 @@ from univip_stream.sources.names import ByName
 
 @dataclass(kw_only=True)
 class Match:
-    """How a file's entries and a source's images go together."""
+    """Result of matching a file's entries with a source's images."""
 
     entries: int
-    """Of the file."""
+    """Number of entries in the file."""
     images: int = 0
-    """Of the source."""
+    """Number of images in the source."""
     without_entry: list[str] = field(default_factory=list)
-    """Images that the file says nothing of."""
+    """Images without an entry."""
     without_image: list[str] = field(default_factory=list)
-    """Entries for which there is no image."""
+    """Entries without an image."""
 
 
 class Published:
-    """What a reader found, and what its format calls an image."""
+    """Boxes that others published, with the format that names their images."""
 
     def __init__(self, format: Format, boxes: Boxes):
         self.format, self.boxes = format, boxes
@@ -37,7 +37,7 @@ class Published:
         return len(self.boxes)
 
     def match(self, listing: Listing) -> Match:
-        """Compare with the images of a listing, and remember what its sources are called.
+        """Match the entries with the images of a listing, and remember the names of its sources.
 
         Raises:
             InputError: no image has an entry, or two images share one.
@@ -75,16 +75,16 @@ class Published:
         return found
 
     def boxes_of(self, image: SourceImage) -> np.ndarray | None:
-        """int32 N x 4 x, y, w, h of an image of the listing; None where there is no entry."""
+        """Return the boxes of an image of the listing, int32 N x 4 x, y, w, h; None if there is no entry."""
         name = self._name(image)
         return None if name is None else self.boxes.of(name)
 
     def size_of(self, image: SourceImage) -> tuple[int, int] | None:
-        """Width and height that the file says of an image of the listing, if it does."""
+        """Return width and height of an image of the listing according to the file, or None."""
         name = self._name(image)
         return None if name is None else self.boxes.sizes.get(name)
 
     def _name(self, image: SourceImage) -> str | None:
         if self.boxes.by_id:
             return None if image.image_id is None else str(image.image_id)
-        return self._names.said(self.format.image_name(image.source, image.image_id, self._sources))
+        return self._names.own_form(self.format.image_name(image.source, image.image_id, self._sources))

@@ -1,26 +1,34 @@
-"""The formats of boxes by name."""
+"""Box formats by name, and reading published files."""
 
 import os
 
 from univip_stream.errors import InputError, UsageError, why
-from univip_stream.formats.aligndet import AlignDet
+from univip_stream.formats.aligndet import AlignDetFormat
 from univip_stream.formats.base import Format
-from univip_stream.formats.coco import COCO
+from univip_stream.formats.coco import COCOFormat
 from univip_stream.formats.collected import Boxes
-from univip_stream.formats.detectron2 import Detectron2
-from univip_stream.formats.detreg import DETReg
-from univip_stream.formats.orl import ORL
+from univip_stream.formats.detectron2 import Detectron2Format
+from univip_stream.formats.detreg import DETRegFormat
+from univip_stream.formats.orl import ORLFormat
 from univip_stream.formats.published import Published
-from univip_stream.formats.siamesedetr import SiameseDETR
-from univip_stream.formats.soco import SoCo
+from univip_stream.formats.siamesedetr import SiameseDETRFormat
+from univip_stream.formats.soco import SoCoFormat
 
-FORMATS: dict[str, Format] = {
-    each.name: each for each in (ORL(), SoCo(), DETReg(), SiameseDETR(), AlignDet(), Detectron2(), COCO())
-}
+_ALL = (
+    ORLFormat(),
+    SoCoFormat(),
+    DETRegFormat(),
+    SiameseDETRFormat(),
+    AlignDetFormat(),
+    Detectron2Format(),
+    COCOFormat(),
+)
+FORMATS: dict[str, Format] = {each.name: each for each in _ALL}
+"""Formats by the value of --format."""
 
 
 def format_named(name: str) -> Format:
-    """The format that --format calls so.
+    """Return the format of this name.
 
     Raises:
         UsageError: there is none.
@@ -35,20 +43,21 @@ def read_published(location: str, format: str, annotations: tuple[str, ...] = ()
     """Read a file or folder of boxes.
 
     Args:
-        location: the file, local or remote; a local folder for DETReg and SiameseDETR. For SoCo its JSON.
+
+        location: file, local or remote; a local folder for DETReg and SiameseDETR; the JSON file for SoCo.
         format: a name of `FORMATS`.
-        annotations: COCO's files, whose `images` say the order of ORL's boxes.
+        annotations: COCO's files, whose `images` give the order of ORL's boxes.
 
     Raises:
-        InputError: it is not there, or of another format.
-        UsageError: boxes that need annotations, without them.
+        InputError: the file is missing, or of another format.
+        UsageError: the format needs annotations, and there are none.
 
     """
     found = format_named(format)
     if found.annotations == "order" and not annotations:
         raise UsageError(f"--format {format} names no images; give the COCO file whose order its boxes have by --annotations")
-    if found.folder and not found.several and not os.path.isdir(location):
-        raise InputError(f"{location} is no folder; expected {format}'s folder of .npy files")
+    if found.folder and not found.shares_folder and not os.path.isdir(location):
+        raise InputError(f"{location} is not a folder; expected {format}'s folder of .npy files")
     boxes = Boxes(location)
     try:
         found.read(boxes, annotations)

@@ -1,4 +1,4 @@
-"""What export reads of a folder of shards: names, sizes, boxes and candidates, a few hundred images in memory at a time."""
+"""Read names, sizes, boxes and candidates from a folder of shards, a few hundred images at a time."""
 
 import hashlib
 import re
@@ -14,13 +14,15 @@ from univip_stream import storage
 from univip_stream.boxes import to_stored
 from univip_stream.errors import InputError, why
 from univip_stream.parquet import batches_of
+from univip_stream.shards.candidates import candidates_beside, rows_with_candidates
+from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.format import HELD, as_index, index_name
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.sources.names import ByName, path_below
 
 _FACTS = ["source", "label", "image_id", "width", "height", "status", "reason", "converted"]
 _ROWS = 256
-"""Images in memory at a time: each may have thousands of candidates."""
+"""Images in memory at a time; each can have thousands of candidates."""
 _TURNED = re.compile(r"EXIF orientation ([2-8])")
 
 
@@ -29,27 +31,27 @@ class Fact:
     """One image of the shards, without its boxes."""
 
     source: str
-    """Its name."""
+    """Name of the image."""
     label: str | None
     image_id: int | None
-    """COCO's, from the shards or the annotations given."""
+    """COCO's id, from the shards or the given annotations."""
     width: int
-    """Pixels of the upright image; 0 where it is no sample."""
+    """Width in pixels of the upright image; 0 if it is not a sample."""
     height: int
     held: bool
-    """Whether it is a sample: it could be read."""
+    """Whether it is a sample, that is, could be read."""
     reason: str | None
-    """Why it is none."""
+    """Reason why it is not a sample."""
     orientation: int
-    """EXIF's, 1 to 8, of the source's file. Where `converted` names another reason before, a turn is not known of."""
+    """EXIF orientation of the source's file, 1 to 8; 1 if `converted` gives another reason, which hides it."""
 
     def size(self, upright: bool) -> tuple[int, int]:
-        """Width and height, upright or as the file has it."""
+        """Return width and height, of the upright image or of the stored one."""
         turned = not upright and self.orientation >= 5
         return (self.height, self.width) if turned else (self.width, self.height)
 
     def framed(self, boxes: np.ndarray, upright: bool) -> np.ndarray:
-        """Boxes of the upright image, or the same as boxes of the stored pixels; int64 N x 4 x, y, w, h."""
+        """Return boxes of the upright image in that frame, or moved to the stored pixels; int64 N x 4 x, y, w, h."""
         array = np.asarray(boxes, np.int64).reshape(-1, 4)
         if upright or self.orientation == 1:
             return array
@@ -62,22 +64,22 @@ class Shards:
     """A finished folder of shards, local or remote."""
 
     def __init__(self, folder: str | Path, ids: Mapping[str, int | None] | None = None):
-        """Read its manifest.
+        """Read the manifest of a folder.
 
         Args:
-            folder: of the shards.
-            ids: COCO's number of images, by their path below their source, where the shards have none.
+            folder: folder of shards.
+            ids: COCO's image ids by path below the source, for images whose shards have none.
 
         Raises:
-            InputError: it is no finished folder, or was mined without proposals.
+            InputError: the folder is not finished, or was mined without proposals.
 
         """
         text = str(folder).rstrip("/")
         if text.endswith(".tar") or (not storage.is_remote(text) and not Path(text).is_dir()):
-            raise InputError(f"{folder} is no folder; expected a folder of finished shards, with manifest.json")
+            raise InputError(f"{folder} is not a folder; expected a folder of finished shards, with manifest.json")
         self.folder = text
         self.manifest = read_manifest(text)
-        self.parameters: dict[str, Any] = self.manifest["parameters"]
+        self.parameters = self.manifest.parameters
         self.ids = ByName(ids or {})
         sources = self.parameters.get("sources")
         if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
@@ -88,23 +90,23 @@ class Shards:
 
     @property
     def images(self) -> int:
-        """How many there are."""
-        return int(self.manifest["totals"]["images"])
+        """Number of images."""
+        return self.manifest.totals["images"]
 
     @property
     def classes(self) -> list[str]:
         """Sorted labels."""
-        return list(self.manifest.get("classes") or [])
+        return list(self.manifest.classes or [])
 
     def facts(self) -> Iterator[Fact]:
-        """Every image, in source order."""
-        for entry in self.manifest["shards"]:
+        """Yield every image, in source order."""
+        for entry in self.manifest.shards:
             for batch in self._batches(entry, _FACTS):
                 yield from map(self._fact, batch.to_pylist())
 
     def rows(self, column: str) -> Iterator[tuple[Fact, np.ndarray]]:
-        """Every sample with its `boxes` or `candidates`, int64 N x 4 x, y, w, h of the upright image."""
-        for entry in self.manifest["shards"]:
+        """Yield every sample with its `boxes` or `candidates`, int64 N x 4 x, y, w, h of the upright image."""
+        for entry in self.manifest.shards:
             for batch in self._batches(entry, [*_FACTS, column]):
                 facts = map(self._fact, batch.drop_columns([column]).to_pylist())
                 lists = batch.column(column)
@@ -114,21 +116,28 @@ class Shards:
                     if fact.held:
                         yield fact, boxes
 
-    def _batches(self, entry: dict[str, Any], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        path = storage.join(self.folder, index_name(entry["name"]))
+    def _batches(self, entry: ShardEntry, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        path = storage.join(self.folder, index_name(entry.name))
         try:
             with storage.opened(path) as opened:
-                # Whatever is opened has the `readinto` that the type BinaryIO lacks.
+                # All files opened here have `readinto`, which the type BinaryIO lacks.
                 found = hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
-                if found != entry["index"]["sha256"]:
+                if found != entry.index.sha256:
                     raise InputError(f"{path} is not the index that its manifest names; `univip-stream verify` says more")
                 opened.seek(0)
-                for batch in batches_of(opened.read(), _ROWS, columns):
-                    yield as_index(batch, columns)
+                yield from self._rows_of(entry, opened.read(), columns)
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing, and it holds the boxes; `univip-stream verify` says more") from error
         except (pa.ArrowException, KeyError) as error:
             raise InputError(f"{path} cannot be read ({why(error)}); mine this shard again") from error
+
+    def _rows_of(self, entry: ShardEntry, index: bytes, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        if "candidates" not in columns:
+            for batch in batches_of(index, _ROWS, columns):
+                yield as_index(batch, columns)
+            return
+        beside = candidates_beside(index, storage.join(self.folder, entry.name), storage.read)
+        yield from rows_with_candidates(index, beside, _ROWS, [name for name in columns if name != "candidates"])
 
     def _fact(self, row: dict[str, Any]) -> Fact:
         turned = _TURNED.fullmatch(row["converted"] or "")

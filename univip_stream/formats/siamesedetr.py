@@ -1,4 +1,4 @@
-"""SiameseDETR (Zx55/SiameseDETR): a pickled .npy an image, by its path up to its first dot."""
+"""SiameseDETR (Zx55/SiameseDETR): one pickled .npy per image, named by its path up to the first dot."""
 
 import os
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ from typing import BinaryIO
 import numpy as np
 
 from univip_stream.errors import InputError
-from univip_stream.formats.arrays import FolderOfArrays, arrays_below, header_of
+from univip_stream.formats.arrays import FolderOfArrays, arrays_below, read_dtype
 from univip_stream.formats.collected import Boxes
 from univip_stream.formats.pickles import load_plain, pickled
 from univip_stream.sources.listing import text_of
 from univip_stream.sources.names import path_of
 
 
-class SiameseDETR(FolderOfArrays):
+class SiameseDETRFormat(FolderOfArrays):
     """`{path up to its first dot}.npy`: a pickled dictionary, `box` int64 N x 4 x1, y1, x2, y2, `score` float64 N x 1.
 
-    Mining has no scores: they fall from 1 in the order of the boxes. Only `box` is read.
+    Mining gives no scores: those written fall from 1 in the order of the boxes. Only `box` is read.
     """
 
     name = "siamesedetr"
-    says = "SiameseDETR: a pickled .npy an image, unfiltered"
+    summary = "SiameseDETR: a pickled .npy an image, unfiltered"
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
-        return path_of(source, sources).partition(".")[0]  # it cuts the whole path, folders with dots too
+        return path_of(source, sources).partition(".")[0]  # it cuts the whole path, also at a dot in a folder's name
 
     def read(self, boxes: Boxes, annotations: tuple[str, ...]) -> None:
         for path in arrays_below(boxes):
             whole = os.path.join(boxes.location, path)
             with open(whole, "rb") as file:
-                if not header_of(file, whole).hasobject:
+                if not read_dtype(file, whole).hasobject:
                     raise InputError(f"{whole} holds numbers; expected SiameseDETR's pickled dictionary with `box` (detreg?)")
                 fields = load_plain(file, whole)
             if not isinstance(fields, dict) or "box" not in fields:

@@ -1,4 +1,4 @@
-"""SoCo (hologerry/SoCo): a JSON of boxes by the stems of file names, and a list of images."""
+"""SoCo (hologerry/SoCo): a JSON file of boxes by the stems of file names, and a list of images."""
 
 import json
 import os
@@ -21,23 +21,23 @@ from univip_stream.sources.names import path_of
 SOCO_BOXES = "train_ratio3size0308post.json"
 SOCO_IMAGES = "train_map.txt"
 SOCO_COCO = "trainunlabeled2017"
-"""Instead of `train` in the names that its --dataset COCO looks for (hologerry/SoCo @ 2be1229, contrast/data/__init__.py)."""
+"""Replaces `train` in the file names that its --dataset COCO reads (hologerry/SoCo @ 2be1229, contrast/data/__init__.py)."""
 _SOCO_READS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif")
 
 
-class SoCo(Format):
+class SoCoFormat(Format):
     """`{stem: [[x, y, w, h], ...]}` with w = xmax - xmin, and the list of images with their labels' numbers.
 
-    Where no box passes the filter, its "post" step takes those of any size, and then of any aspect. Images with COCO's ids get
-    both files under the names of its COCO branch too.
+    If no box passes the filter, its "post" step takes those of any size, and then of any aspect. If images have COCO's ids, both
+    files also get the names that its COCO branch reads.
     """
 
     name = "soco"
-    says = "SoCo: train_ratio3size0308post.json and train_map.txt, and COCO's names"
+    summary = "SoCo: train_ratio3size0308post.json and train_map.txt, and COCO's names"
     folder = True
-    several = True
+    shares_folder = True
     annotations = "unused"
-    # hologerry/SoCo, selective_search/filters.py, with the sides that its own search gives: last pixel less first.
+    # hologerry/SoCo, selective_search/filters.py, with sides as in its own search: last pixel minus first.
     choice = Choice(min_scale=32, max_aspect=3, min_size=0.3, max_size=0.8, less=1)
 
     def image_name(self, source: str, image_id: int | None, sources: Sequence[str]) -> str:
@@ -87,7 +87,7 @@ class SoCo(Format):
 
 
 def _same_file(there: Path, new: Path) -> None:
-    """Give a file a second name; a copy where the disk has no links."""
+    """Give a file a second name; make a copy if the disk has no links."""
     new.unlink(missing_ok=True)
     try:
         os.link(there, new)
@@ -98,7 +98,7 @@ def _same_file(there: Path, new: Path) -> None:
 
 def _chosen(export: Export, fact: Fact, candidates: np.ndarray) -> np.ndarray:
     assert export.choice is not None
-    for choice in export.choice.ever_wider():
+    for choice in export.choice.relaxed():
         if len(kept := choice(candidates, fact.width, fact.height)):
             return fact.framed(kept, export.upright)
     return np.empty((0, 4), np.int64)

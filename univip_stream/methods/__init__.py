@@ -1,4 +1,4 @@
-"""Self-supervised methods by name: a new one is a `Method` and a line in `METHODS`, or a class of your own, `module:Class`."""
+"""Self-supervised methods: a new one is a `Method` with an entry in `METHODS`, or a user's own class, `module:Class`."""
 
 from univip_stream.methods.base import Bootstrap as Bootstrap
 from univip_stream.methods.base import Encoder as Encoder

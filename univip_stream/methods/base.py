@@ -1,4 +1,4 @@
-"""What every method shares: settings, networks, and the form of a step.
+"""Base classes of methods: settings, networks, and the interface of a step.
 
 Letters: B batch, V views, S side of a view, D width, N vectors.
 """
@@ -33,7 +33,7 @@ from univip_stream.views import ViewConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Settings that every method has. A method with more of its own adds fields in a subclass, its `Settings`."""
+    """Settings that all methods share. A method with more settings adds fields in a subclass, its `Settings`."""
 
     name: str = "univip"
     """The method: a name of `--method`'s list, or a class of your own as module:Class."""
@@ -51,8 +51,8 @@ class MethodConfig:
     width: int = 256
     """Width of projections and predictions, in numbers. Source: BYOL."""
     init: Literal["library", "kaiming"] = "library"
-    """How weights begin: as the libraries have it, or Kaiming normal, fan-in, in backbone and heads. Source: kaiming is
-    ORL's."""
+    """Initial weights: library takes the libraries' own, kaiming is Kaiming normal, fan-in, in backbone and heads. Source:
+    kaiming is ORL's."""
     joint_views: bool = False
     """Run both scene views as one forward pass, batch statistics still kept per view: fewer and larger kernels, but every
     batch normalisation copies its output once more. False runs a pass for each view."""
@@ -64,24 +64,24 @@ class MethodConfig:
 
     @staticmethod
     def class_of(values: Mapping[str, Any]) -> type["MethodConfig"]:
-        """The class of the settings that `values` are: that of the method they name.
+        """Return the class of the settings `values`: the `Settings` of the method that they name.
 
         Raises:
             UsageError: there is no such method.
 
         """
-        from univip_stream.methods.registry import method_class  # which knows the methods, which know this module
+        from univip_stream.methods.registry import method_class  # it imports the methods, which import this module
 
         return method_class(values["name"]).Settings if isinstance(values.get("name"), str) else MethodConfig
 
     def at_least_one(self, *names: str) -> None:
-        """Raise UsageError where one of these settings is less than 1."""
+        """Raise UsageError if one of these settings is less than 1."""
         for name in names:
             if getattr(self, name) < 1:
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected at least 1")
 
     def above_zero(self, *names: str) -> None:
-        """Raise UsageError where one of these settings is not above 0, or is infinite."""
+        """Raise UsageError if one of these settings is not above 0, or is infinite."""
         for name in names:
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"method.{name} is {getattr(self, name)}; expected more than 0")
@@ -91,8 +91,8 @@ class Encoder(nn.Module):
     """Backbone and projector: images (B, 3, H, W) to projections (B, D).
 
     Args:
-        config: names the backbone and the widths.
-        head: makes the projector from the backbone's width; None is BYOL's.
+        config: settings with the name of the backbone and the widths.
+        head: builds the projector from the backbone's width; None is BYOL's.
 
     """
 
@@ -110,16 +110,17 @@ class Encoder(nn.Module):
 
 
 class Method(nn.Module, ABC):
-    """A method: what it looks at, its settings, its networks and its loss. Built with (config, plan).
+    """A method: its plan, settings, networks and loss. It is built with (config, plan).
 
-    It must have the network that is exported as `online.backbone`, or say by `backbone` where it is. All state (queues,
-    counters) is in buffers: then it is saved, restored and moved with the weights. `docs/how-to/custom-method.md` adds one.
+    The network that is exported must be `online.backbone`, or the property `backbone` must return it. All state (queues,
+    counters) is in buffers, so that it is saved, restored and moved with the weights. `docs/how-to/custom-method.md` shows how
+    to add one.
     """
 
     Settings: ClassVar[type[MethodConfig]] = MethodConfig
-    """The class of its settings, `--set method...`."""
+    """Class of its settings, `--set method...`."""
     settings: ClassVar[Mapping[str, Any]] = {}
-    """The paper's views, augmentations and heads, as dotted settings: `--method NAME` lays them over the recipe."""
+    """The paper's views, augmentations and heads, as dotted settings: with `--method NAME` they override the recipe."""
     terms: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that `forward` returns beside `loss`, for the metrics: `loss_...`."""
 
@@ -131,33 +132,33 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def plan(cls, config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
-        """What it looks at: here the two scene views alone.
+        """Return the method's plan: by default the two scene views alone.
 
         Raises:
-            UsageError: settings that it cannot look with.
+            UsageError: the method cannot work with these settings.
 
         """
         return ScenePlan(views, augment)
 
     @property
     def backbone(self) -> Backbone:
-        """The online backbone: what pre-training is for."""
+        """The online backbone, the result of pre-training."""
         return self.online.backbone
 
     def online_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that the optimizer trains: all but a target's."""
+        """Return the parameters that the optimizer trains: all but a target's."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def target_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(target, online) modules of the moving average; none for a method without."""
+        """Return the (target, online) modules of the moving average; none for a method without a target."""
         return []
 
     def target_momentum(self, step: int, total: int, base: float) -> float:
-        """Momentum of the moving average after a step; `base` is the setting `ema`. BYOL's cosine from it to 1."""
+        """Return the momentum of the moving average after a step: by default BYOL's cosine from `base`, the setting `ema`, to 1."""
         return ema_momentum(step, total, base)
 
     def update_target(self, momentum: float) -> None:
-        """Eq. 1: move the target's parameters towards the online network's. Called after the optimizer's step."""
+        """Move the target's parameters towards the online network's (Eq. 1). Called after the optimizer's step."""
         for target, online in self.target_pairs():
             update_ema(target, online, momentum)
 
@@ -165,12 +166,12 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of one batch, 0-dimensional: the metrics of a step.
 
-        `loss` carries the gradient; `terms` are what it is made of. `feature_std`, detached, tells collapse: about 1 for
-        features spread over the sphere, 0 where all images have the same.
+        `loss` carries the gradient; `terms` are its summands. `feature_std`, detached, shows collapse: about 1 for features
+        spread over the sphere, 0 if all images have the same.
 
         Args:
-            batch: the plan's cuts, augmented and normalised, float32 (N, B, 3, S, S) or, where a cut's pictures are together,
-                (B, N, 3, S, S); and its facts, float32 (B, ...). Each under its name.
+            batch: the plan's cuts, augmented and normalised, float32 (N, B, 3, S, S) or, if a cut's pictures are together,
+                (B, N, 3, S, S); and its facts, float32 (B, ...); each under its name.
 
         """
 
@@ -211,7 +212,7 @@ class Bootstrap(Method):
 
 
 UNIVIP_TERMS = ("loss_scene", "loss_scene_instance", "loss_instance")
-"""The terms of Eq. 12, in its order; byol's metrics have the same columns."""
+"""Terms of Eq. 12, in its order; byol's metrics have the same columns."""
 
 
 def losses_by_term(
@@ -220,7 +221,7 @@ def losses_by_term(
     instance: Float[Tensor, ""] | None,
     scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Eq. 12: the sum with equal weights, times `scale`, and its terms, unscaled; None for a term that is off."""
+    """Return the sum of Eq. 12 with equal weights, times `scale`, and its terms, unscaled; None stands for a term that is off."""
     terms = dict(zip(UNIVIP_TERMS, (scene, scene_instance, instance), strict=True))
     loss = torch.stack([term for term in terms.values() if term is not None]).sum() * scale
     off = torch.zeros_like(loss)
@@ -229,7 +230,7 @@ def losses_by_term(
 
 @torch.no_grad()
 def feature_std(projections: Float[Tensor, "V N D"]) -> Float[Tensor, ""]:
-    """Standard deviation of the l2-normalised features, mean over dimensions, times sqrt(D): 1 spread, 0 collapsed."""
+    """Return the standard deviation of the l2-normalised features, mean over dimensions, times sqrt(D): 1 spread, 0 collapsed."""
     unit_ND = F.normalize(projections.detach().float().flatten(0, 1), dim=-1)
     spread: Tensor = unit_ND.std(0, correction=0).mean() * unit_ND.shape[-1] ** 0.5
     return spread

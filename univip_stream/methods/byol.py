@@ -1,8 +1,8 @@
-"""BYOL (Grill et al. 2020, arXiv:2006.07733) as the paper's Eq. 2 and 3 have it: the baseline of its tables, Table 7 (a).
+"""BYOL (Grill et al. 2020, arXiv:2006.07733) in the form of the paper's Eq. 2 and 3: the baseline of its tables, Table 7 (a).
 
-Its two views are random ones and it looks at no instances; augmentations, heads, optimizer and schedule are the recipe's, which
-are BYOL's and ORL's own numbers. Algorithm 1's overlapping views would make it Table 7 (b), the scene term of UniVIP: they are
-a choice of their own, `--set method.name=byol`, which changes the method alone, or `--method byol --set views.overlap=true`.
+Its two views are random and it uses no instances; augmentations, heads, optimizer and schedule are the recipe's, which are
+BYOL's and ORL's own numbers. With Algorithm 1's overlapping views it is Table 7 (b), the scene term of UniVIP: choose them with
+`--set method.name=byol`, which changes only the method, or with `--method byol --set views.overlap=true`.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class BYOLConfig(MethodConfig):
     """Settings of BYOL."""
 
     loss_scale: float = 1.0
-    """What the loss is multiplied by. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
+    """Factor of the loss. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
     Eq. 2."""
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class BYOLConfig(MethodConfig):
 
 
 class BYOL(Bootstrap):
-    """The scene term alone, on two random views. Instances are ignored where there are some."""
+    """The scene term alone, on two random views. Instances are ignored."""
 
     Settings = BYOLConfig
     settings: ClassVar[dict[str, object]] = {"views.overlap": False, "views.instances": 0}

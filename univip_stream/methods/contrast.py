@@ -1,4 +1,4 @@
-"""What contrastive methods share: their two losses, vectors gathered over ranks, and a queue of earlier keys.
+"""Shared by contrastive methods: two losses, gathering vectors over ranks, and a queue of earlier keys.
 
 Letters: B images of this rank, G images of all ranks, N queries, Q keys of the queue, D width of a vector.
 
@@ -16,7 +16,7 @@ from univip_stream.shapes import Float
 
 
 def nt_xent(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, ""]:
-    """SimCLR's loss of two views, the mean over both views of this rank's images; the negatives are those of all ranks.
+    """Return SimCLR's loss of two views, the mean over both views of this rank's images; the negatives are those of all ranks.
 
     Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, arXiv:2002.05709, Eq. 1:
 
@@ -39,7 +39,7 @@ def nt_xent(first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperatu
 def info_nce(
     queries: Float[Tensor, "N D"], positives: Float[Tensor, "N D"], negatives: Float[Tensor, "Q D"], temperature: float
 ) -> Float[Tensor, ""]:
-    """MoCo's loss, mean over the queries.
+    """Return MoCo's loss, the mean over the queries.
 
     He et al., Momentum Contrast for Unsupervised Visual Representation Learning, arXiv:1911.05722, Eq. 1:
 
@@ -49,8 +49,8 @@ def info_nce(
 
     Args:
         queries: q, normalised here.
-        positives: k+ of each, normalised here.
-        negatives: the queue, of length 1 already.
+        positives: k+ of each query, normalised here.
+        negatives: keys of the queue, already of length 1.
         temperature: t.
 
     """
@@ -62,9 +62,9 @@ def info_nce(
 
 
 class Queue(nn.Module):
-    """The last Q keys of all ranks, oldest overwritten first. At the start random unit vectors, as MoCo's code has them.
+    """The last Q keys of all ranks; the oldest are overwritten first. It starts with random unit vectors, as in MoCo's code.
 
-    Keys and place are buffers: they are saved with the weights, and a run that continues has them exactly.
+    Keys and position are buffers: they are saved with the weights, and a resumed run has exactly the same.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -75,12 +75,12 @@ class Queue(nn.Module):
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
 
     def now(self) -> Float[Tensor, "Q D"]:
-        """The keys as they are: a copy, because backward looks at them after the next keys came in."""
+        """Return a copy of the current keys, because backward still uses them after the next keys are added."""
         return self.keys.clone()
 
     @torch.no_grad()
     def push(self, keys: Float[Tensor, "B D"]) -> None:
-        """Put in the keys of all ranks, normalised here, in the order of the ranks."""
+        """Add the keys of all ranks, normalised here, in the order of the ranks."""
         size = len(self.keys)
         new = all_of(unit(keys).to(self.keys.dtype))[-size:]
         where = (self.place + torch.arange(len(new), device=new.device)) % size
@@ -89,24 +89,24 @@ class Queue(nn.Module):
 
 
 def unit(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """Vectors of length 1, in float32 or better."""
+    """Return the vectors scaled to length 1, in float32 or better."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def rank() -> int:
-    """Of this process; 0 alone."""
+    """Return the rank of this process; 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gathered(vectors: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
-    """The vectors of all ranks, in their order; a gradient on them goes back to the rank they came from."""
+    """Return the vectors of all ranks, in the order of the ranks; gradients go back to the rank that a vector came from."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return vectors
     return cast(Tensor, _Gather.apply(vectors))  # type: ignore[no-untyped-call]
 
 
 def all_of(vectors: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
-    """The vectors of all ranks, in their order, without gradient."""
+    """Return the vectors of all ranks, in the order of the ranks, without gradient."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return vectors
     parts = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
@@ -115,7 +115,7 @@ def all_of(vectors: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
 
 
 class _Gather(torch.autograd.Function):
-    """`all_of` with a gradient: the sum of what all ranks have for this rank's vectors."""
+    """`all_of` with a gradient: the sum of all ranks' gradients of this rank's vectors."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """DenseCL (Wang et al. 2021, arXiv:2011.09157): MoCo v2, and the same at every place of the last feature map.
 
 Beside MoCo's global head, a dense head turns the map into a vector at each of its S^2 places. The positive key of place i of
-view 1 is that place of view 2 whose backbone feature is most like its own (Eq. 4: c_i = argmax_j sim(f_i, f'_j)); its negatives
-are a second queue, of the mean dense vector of each image.
+view 1 is the place of view 2 whose backbone feature is most similar to its own (Eq. 4: c_i = argmax_j sim(f_i, f'_j)); its
+negatives are a second queue, of the mean dense vector of each image.
 
     L   = (1 - lambda) L_q + lambda L_r                                                              Eq. 3
     L_r = mean_i -log( exp(r_i . t_i+ / t) / (exp(r_i . t_i+ / t) + sum_t- exp(r_i . t- / t)) )      Eq. 2
@@ -47,7 +47,7 @@ class DenseCLConfig(MoCoConfig):
 
 
 class DenseCL(MoCo):
-    """MoCo v2 with a dense head, a dense target head and a second queue. No boxes are looked at."""
+    """MoCo v2 with a dense head, a dense target head and a second queue. Boxes are not used."""
 
     Settings = DenseCLConfig
     settings: ClassVar[dict[str, object]] = MOCO_SETTINGS | {"method.dense_weight": 0.5}
@@ -85,7 +85,7 @@ class DenseCL(MoCo):
 
 @torch.no_grad()
 def correspondence(first: Float[Tensor, "B P C"], second: Float[Tensor, "B R C"]) -> Int[Tensor, "B P"]:
-    """Eq. 4: for every place of the first map, the place of the second whose feature has the largest cosine with its own."""
+    """Return, for every place of the first map, the place of the second whose feature has the largest cosine (Eq. 4)."""
     with torch.autocast(first.device.type, enabled=False):
         similar_BPR = _units(first) @ _units(second).mT
     return similar_BPR.argmax(dim=2)

@@ -19,7 +19,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 def check_maps(backbone: Backbone, method: str, name: str) -> None:
     """Raise UsageError unless the backbone is convolutional and its last map has as many channels as its features.
 
-    `method` and `name`, of the backbone, are for the message. Looks at one small image, without leaving a trace.
+    `method` and `name`, of the backbone, are for the message. It runs one small image, which changes no state.
     """
     training = backbone.training
     with torch.no_grad():
@@ -45,9 +45,9 @@ def check_stages(backbone: Backbone, method: str, name: str) -> None:
 
 
 def last_map(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Tensor:
-    """The map that the backbone's features are the mean of, (B, C, h, w): torchvision's ResNets, timm's convolutional networks.
+    """Return the map (B, C, h, w) whose mean is the backbone's feature, for ResNets of torchvision and convolutional ones of timm.
 
-    What other networks give has another shape: `check_maps` when the method is built.
+    Other networks return other shapes, which `check_maps` refuses when the method is built.
     """
     if hasattr(backbone.trunk, "forward_features"):
         return cast(Tensor, cast(Any, backbone.trunk).forward_features(images))
@@ -55,10 +55,10 @@ def last_map(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Tensor:
 
 
 def early_map(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-    """C4, the map of a ResNet's third stage: a sixteenth of the image's side."""
+    """Return C4, the map of a ResNet's third stage, with a sixteenth of the image's side."""
     trunk = backbone.trunk
     x = images
-    # The activation is torchvision's `relu`, timm's `act1`.
+    # The activation is called `relu` in torchvision, `act1` in timm.
     for layer in ("conv1", "bn1", "relu" if hasattr(trunk, "relu") else "act1", "maxpool"):
         x = getattr(trunk, layer)(x)
     for stage in STAGES[:3]:
@@ -67,21 +67,21 @@ def early_map(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Ten
 
 
 def last_stage(backbone: Backbone, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N C2 h2 w2"]:
-    """A ResNet's fourth stage: C4 to C5."""
+    """Run a ResNet's fourth stage, from C4 to C5."""
     return cast(Tensor, cast(Any, backbone.trunk).layer4(maps))
 
 
 def pool_boxes(
     maps: Float[Tensor, "B C h w"], boxes: Float[Tensor, "B K 4"], side: int, size: int, *, aligned: bool
 ) -> Float[Tensor, "BK C P P"]:
-    """RoIAlign (He et al. 2017) of every box, in float32 or better; box k of image b is row b K + k.
+    """Pool every box with RoIAlign (He et al. 2017), in float32 or better; box k of image b is row b K + k.
 
     Args:
-        maps: of whole images.
+        maps: maps of whole images.
         boxes: x1, y1, x2, y2 in pixels of the images.
-        side: of the images, pixels.
+        side: side of the images, pixels.
         size: P.
-        aligned: shift boxes by half a pixel of the map, so that its pixels' centres are where they are.
+        aligned: whether to shift boxes by half a pixel of the map, so that they fit the centres of its pixels.
 
     """
     count, K = boxes.shape[:2]
@@ -96,10 +96,10 @@ def pool_boxes(
 
 
 def mean_map(maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C"]:
-    """Global average pooling."""
+    """Return the mean of each map over its places (global average pooling)."""
     return maps.mean((2, 3))
 
 
 def map_head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """MoCo v2's head at every place of a map: two 1 x 1 convolutions with ReLU between."""
+    """Build MoCo v2's head for every place of a map: two 1 x 1 convolutions with ReLU between them."""
     return nn.Sequential(nn.Conv2d(in_width, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out_width, 1))

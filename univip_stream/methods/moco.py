@@ -1,11 +1,11 @@
-"""MoCo v2 (Chen et al. 2020, arXiv:2003.04297; MoCo: He et al., arXiv:1911.05722): a query finds its key among a queue's.
+"""MoCo v2 (Chen et al. 2020, arXiv:2003.04297; MoCo: He et al., arXiv:1911.05722): a query finds its key among those of a queue.
 
 Loss: InfoNCE, Eq. 1 of MoCo, in `contrast.info_nce`; view 1 is the query, view 2 the key, of the momentum encoder (Eq. 2).
 
-Batch normalisation: synchronised over all ranks, where MoCo's code shuffles the key images among GPUs. Both keep a query from
-telling its key by the statistics that they share, by making these those of many images (SimCLR, section 2.2, names both). With
-one process there is nothing to shuffle over, and our ranks leave exactly what one process leaves. `sync_batchnorm=false` with
-several ranks would be the cheat that MoCo's section 3.3 warns of.
+Batch normalisation: synchronised over all ranks, whereas MoCo's code shuffles the key images among GPUs. Both prevent a query from
+recognising its key by their shared statistics, because these are those of many images (SimCLR, section 2.2, names both). With
+one process there is nothing to shuffle over, and several ranks compute exactly what one process computes.
+`sync_batchnorm=false` with several ranks would allow the cheating that MoCo's section 3.3 warns of.
 
 Defaults, from MoCo v2's paper and code: crops of 0.2 to 1 of the area, jitter 0.4, 0.4, 0.4, 0.1 with chance 0.8, grey 0.2, blur
 with chance 0.5, no solarization; projector 2048-2048-128 with biases and without batch normalisation; temperature 0.2; queue
@@ -48,9 +48,9 @@ class MoCoConfig(MethodConfig):
     """Settings of MoCo v2."""
 
     temperature: float = 0.2
-    """What similarities are divided by. Source: MoCo v2."""
+    """Temperature, which divides the similarities. Source: MoCo v2."""
     queue: int = 65536
-    """How many keys of earlier batches are kept as negatives. Source: MoCo v2."""
+    """Number of keys of earlier batches that are kept as negatives. Source: MoCo v2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +59,7 @@ class MoCoConfig(MethodConfig):
 
 
 class MoCo(Method):
-    """An encoder, its moving average, and a queue of the latter's keys. No boxes are looked at."""
+    """An encoder, its moving average, and a queue of the latter's keys. Boxes are not used."""
 
     Settings = MoCoConfig
     settings: ClassVar[dict[str, object]] = MOCO_SETTINGS
@@ -76,7 +76,7 @@ class MoCo(Method):
         return [(self.target, self.online)]
 
     def target_momentum(self, step: int, total: int, base: float) -> float:
-        """The same all the time."""
+        """Return `base`: the momentum is constant."""
         return base
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,5 +90,5 @@ class MoCo(Method):
 
 
 def moco_head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """Linear, ReLU, linear; no batch normalisation."""
+    """Build a projector: linear, ReLU, linear; without batch normalisation."""
     return nn.Sequential(nn.Linear(in_width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_width))

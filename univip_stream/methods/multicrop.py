@@ -1,14 +1,14 @@
 """Multi-crop BYOL: BYOL (Grill et al. 2020, arXiv:2006.07733) with the views of SwAV (Caron et al. 2020, arXiv:2006.09882).
 
-Two large crops and six small ones of an image. The target network sees the large ones alone, the online network all; every view
+An image gives two large and six small crops. The target network gets only the large ones, the online network all; every view
 predicts every large one but itself (SwAV, section 3.3: "we compute codes using only the full resolution crops"):
 
     L = -1/N sum over large t and all v other than t of cos(q(z_v), z'_t)          N the number of such pairs
 
-With no small crop the two pairs that remain make it half of Eq. 3, the mean instead of the sum.
+Without small crops, the two remaining pairs give half of Eq. 3: the mean instead of the sum.
 
 Defaults, from SwAV's paper and code: 2 crops of 224 px of 0.14 to 1 of the area, 6 of 96 px of 0.05 to 0.14. Augmentations and
-heads are BYOL's; odd views (the first, the third, ...) have the chances of BYOL's first view, even ones of its second.
+heads are BYOL's; odd views (the first, the third, ...) have the probabilities of BYOL's first view, even ones of its second.
 
 Letters: B images, N views, S their side, D width.
 """
@@ -74,7 +74,7 @@ class MultiCropPlan(Plan):
 
 
 class MultiCrop(Bootstrap):
-    """BYOL's networks; the online one sees all crops."""
+    """BYOL's networks; the online network gets all crops."""
 
     Settings = MultiCropConfig
     settings: ClassVar[dict[str, object]] = {"views.overlap": False, "views.instances": 0, "views.crop_scale": (0.14, 1.0)}
@@ -102,7 +102,7 @@ class MultiCrop(Bootstrap):
 
 
 def _cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean cosine of the rows, in float32."""
+    """Return the mean cosine of the rows, in float32."""
     with torch.autocast(predictions.device.type, enabled=False):
         mean: Tensor = F.cosine_similarity(predictions.float(), targets.float(), dim=-1).mean()
     return mean

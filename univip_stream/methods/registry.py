@@ -1,4 +1,4 @@
-"""From a method's name to the method, and what a class of somebody's own is told when it does not fit."""
+"""Find a method by its name, and check classes that users provide."""
 
 import dataclasses
 import importlib
@@ -37,16 +37,16 @@ METHODS: dict[str, type[Method]] = {
     "orl": ORL,
     "multicrop": MultiCrop,
 }
-"""Name -> class."""
+"""Classes by the name of the method."""
 
 
 def method_class(name: str) -> type[Method]:
-    """The class that a name of `METHODS` or `module:Class` stands for.
+    """Return the class for a name of `METHODS`, or for `module:Class`.
 
-    A module is looked for where Python looks, and in the folder that one is in.
+    A module is searched on Python's path, and in the working folder.
 
     Raises:
-        UsageError: no method has that name, or the module or its class cannot be used; it says why.
+        UsageError: no method has that name, or the module or its class cannot be used; the message says why.
 
     """
     if name in METHODS:
@@ -60,9 +60,9 @@ def method_class(name: str) -> type[Method]:
         sys.path.append(here)  # the installed command, unlike `python -m`, does not look there
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # also whatever the module does when it is imported
+    except Exception as error:  # including errors of the module itself
         raise UsageError(
-            f"method {name}: {type(error).__name__}: {error}{_place_of(error)}; expected a module that Python can import here and "
+            f"method {name}: {type(error).__name__}: {error}{_user_line(error)}; expected a module that Python can import here and "
             "a class in it"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Method)):
@@ -81,10 +81,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def build_plan(config: MethodConfig, views: ViewConfig, augment: AugmentConfig) -> Plan:
-    """What the method that `config` names looks at.
+    """Build the plan of the method that `config` names.
 
     Raises:
-        UsageError: there is none of that name, or it cannot look with these settings; it says why.
+        UsageError: there is no such method, or it cannot work with these settings; the message says why.
 
     """
     kind = method_class(config.name)
@@ -96,17 +96,17 @@ def build_plan(config: MethodConfig, views: ViewConfig, augment: AugmentConfig) 
         raise
     except Exception as error:
         raise UsageError(
-            f"method {config.name}: its plan failed: {type(error).__name__}: {error}{_place_of(error)}"
+            f"method {config.name}: its plan failed: {type(error).__name__}: {error}{_user_line(error)}"
         ) from error
     check_plan(plan, f"method {config.name}: plan")
     return plan
 
 
 def build_method(config: MethodConfig, plan: Plan) -> Method:
-    """Build the method that `config` names, for what it looks at.
+    """Build the method that `config` names, for its plan.
 
     Raises:
-        UsageError: there is none of that name, or it cannot be built; it says why.
+        UsageError: there is no such method, or it cannot be built; the message says why.
 
     """
     kind = method_class(config.name)
@@ -121,7 +121,7 @@ def build_method(config: MethodConfig, plan: Plan) -> Method:
         raise
     except Exception as error:
         raise UsageError(
-            f"method {config.name} cannot be built with (config, plan): {type(error).__name__}: {error}{_place_of(error)}"
+            f"method {config.name} cannot be built with (config, plan): {type(error).__name__}: {error}{_user_line(error)}"
         ) from error
     if not isinstance(getattr(backbone, "trunk", None), nn.Module):
         raise UsageError(f"method {config.name}: its backbone is {_kind(backbone)}; expected what build_backbone gives")
@@ -129,10 +129,10 @@ def build_method(config: MethodConfig, plan: Plan) -> Method:
 
 
 def checked_losses(losses: object, method: Method) -> dict[str, Tensor]:
-    """What `forward` returned, if it is what it should be.
+    """Check what `forward` returned, and return it.
 
     Raises:
-        UsageError: it is no dictionary of 0-dimensional tensors with `loss`, `feature_std` and the method's terms.
+        UsageError: it is not a dictionary of 0-dimensional tensors with `loss`, `feature_std` and the method's terms.
 
     """
     who = f"method {method.config.name}: forward returned"
@@ -151,22 +151,22 @@ def checked_losses(losses: object, method: Method) -> dict[str, Tensor]:
 
 
 def explained(error: Exception, method: Method) -> UsageError | None:
-    """What to tell a person about an error inside a method of their own; None if the method is ours or the error is told."""
+    """Return a readable form of an error inside a user's own method; None if the method is ours or the error is an InputError."""
     if method.config.name in METHODS or isinstance(error, InputError):
         return None
-    return UsageError(f"method {method.config.name}: its step failed: {type(error).__name__}: {error}{_place_of(error)}")
+    return UsageError(f"method {method.config.name}: its step failed: {type(error).__name__}: {error}{_user_line(error)}")
 
 
 def _kind(thing: object) -> str:
-    """What a thing is, in words."""
+    """Return what a thing is, in words, such as `a list`."""
     if isinstance(thing, type):
         return f"the class {thing.__name__}"
     name = type(thing).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _place_of(error: BaseException) -> str:
-    """Where in the user's file an error came about: the deepest line that is neither ours nor a library's."""
+def _user_line(error: BaseException) -> str:
+    """Return where in the user's file an error occurred: the deepest line that is neither ours nor a library's."""
     ours = os.path.dirname(os.path.dirname(__file__))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith((ours, sys.prefix, sys.base_prefix, "<")):

@@ -1,4 +1,4 @@
-"""BYOL's loss, as the methods that came after it have it.
+"""BYOL's loss, as later methods use it.
 
 Letters: N vectors, D their width.
 """
@@ -10,7 +10,7 @@ from univip_stream.shapes import Float
 
 
 def regression_loss(predictions: Float[Tensor, "N D"], targets: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """BYOL's Eq. 2 (Grill et al. 2020, arXiv:2006.07733), mean over the vectors; 0 to 4.
+    """Return the loss of BYOL's Eq. 2 (Grill et al. 2020, arXiv:2006.07733), mean over the vectors; 0 to 4.
 
         L(q, z) = |q / |q| - z / |z||^2 = 2 - 2 <q, z> / (|q| |z|)
 
@@ -25,5 +25,5 @@ def symmetric_loss(
     targets_1: Float[Tensor, "N D"],
     targets_2: Float[Tensor, "N D"],
 ) -> Float[Tensor, ""]:
-    """Each view predicts the other's target: L(q_1, z_2) + L(q_2, z_1); 0 to 8."""
+    """Return the loss if each view predicts the other's target: L(q_1, z_2) + L(q_2, z_1); 0 to 8."""
     return regression_loss(predictions_1, targets_2) + regression_loss(predictions_2, targets_1)

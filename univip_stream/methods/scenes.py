@@ -1,4 +1,4 @@
-"""Plans of two scene views, which most methods begin with, and of boxes in them.
+"""Plans with two scene views, which most methods use, and with boxes in them.
 
 Letters: B images, K boxes an image, N pictures, P numbers of a draw, V views.
 """
@@ -13,11 +13,11 @@ from univip_stream.views import ViewConfig, Views, draw_views, jitter_boxes
 
 
 class ScenePlan(Plan):
-    """`scenes`: two views, drawn together with the regions of an image (Algorithm 1), or by chance. A subclass adds to it.
+    """A plan with `scenes`: two views, drawn together with an image's regions (Algorithm 1), or at random. Subclasses add cuts.
 
     Args:
-        views: which.
-        augment: whose numbers to draw for them.
+        views: settings of the views.
+        augment: settings of their augmentations.
 
     """
 
@@ -28,24 +28,24 @@ class ScenePlan(Plan):
         self.regions, self.interpolation = views.instances, views.interpolation
 
     def draw(self, look: Look, rng: np.random.Generator) -> Drawn:
-        """Draw views and regions, then the views' augmentations, then what a subclass adds."""
+        """Draw views and regions, then the views' augmentations, then the additions of a subclass."""
         found = draw_views(look.boxes, look.width, look.height, rng, self.views)
         drawn = Drawn(windows={"scenes": found.scenes}, draws={"scenes": self.numbers(rng, 0, 1)}, filled=found.filled)
         self.add(drawn, found, look, rng)
         return drawn
 
     def add(self, drawn: Drawn, found: Views, look: Look, rng: np.random.Generator) -> None:
-        """Add a subclass's own cuts and facts to what was drawn."""
+        """Add a subclass's own cuts and facts to `drawn`."""
 
     def numbers(self, rng: np.random.Generator, *views: int) -> Float32[np.ndarray, "N P"]:
-        """The numbers of an augmentation for each picture, by the chances of the first view (0) or of the second (1)."""
+        """Draw an augmentation for each picture, with the probabilities of the first view (0) or of the second (1)."""
         return np.stack([draw(rng, self.augment, view) for view in views])
 
 
 class BoxPlan(ScenePlan):
-    """The scene views, and `boxes`: (V, K, 4), where the regions lie in each view, x1, y1, x2, y2 in its pixels.
+    """A plan with the scene views and `boxes`, (V, K, 4): the regions in each view as x1, y1, x2, y2 in its pixels.
 
-    In the first view they are jittered where `views.box_jitter` says so.
+    In the first view they are jittered according to `views.box_jitter`.
     """
 
     def __init__(self, views: ViewConfig, augment: AugmentConfig, *, method: str) -> None:
@@ -66,16 +66,16 @@ class BoxPlan(ScenePlan):
 def boxes_in_view(
     boxes: Float32[np.ndarray, "K 4"], window: Int32[np.ndarray, "4"], flipped: bool, side: int
 ) -> Float32[np.ndarray, "K 4"]:
-    """Where boxes of the image lie in a view of it.
+    """Return the position of an image's boxes in a view of it.
 
-    The window is resized to `side` x `side` and then, where `flipped`, mirrored: edges between pixels move in proportion, as
-    the resizing moves them. What lies outside the window is cut off; a box wholly outside becomes a line at the border.
+    The window is resized to `side` x `side` and then, if `flipped`, mirrored; edges between pixels move in proportion, as in
+    resizing. Parts outside the window are cut off; a box wholly outside becomes a line at the border.
 
     Args:
         boxes: x, y, w, h in pixels of the image.
         window: x, y, w, h of the view in the image.
-        flipped: whether it is mirrored.
-        side: of the view, pixels.
+        flipped: whether the view is mirrored.
+        side: side of the view, pixels.
 
     Returns:
         x1, y1, x2, y2 in pixels of the view, 0 to `side`.

@@ -1,4 +1,4 @@
-"""SCRL (Roh et al. 2021, arXiv:2103.06122): the same place of the image, seen in two views, has the same features.
+"""SCRL (Roh et al. 2021, arXiv:2103.06122): the same place of an image has the same features in two views.
 
 K random boxes in the overlap of the views are pooled from each view's last feature map (RoIAlign, one place), and every box
 predicts the target's feature of that box in the other view: BYOL on boxes. With p = projection of the pooled box, q = predictor:
@@ -33,7 +33,7 @@ from univip_stream.views import ViewConfig
 
 
 class SCRL(Bootstrap):
-    """BYOL's networks; projector and predictor see boxes, never whole images. The shards' boxes are not looked at."""
+    """BYOL's networks; projector and predictor get boxes, never whole images. The shards' boxes are not used."""
 
     settings: ClassVar[dict[str, object]] = {
         "views.overlap": True,
@@ -66,7 +66,7 @@ class SCRL(Bootstrap):
 
 
 def project_boxes(encoder: Encoder, images: Float[Tensor, "B 3 S S"], boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "N D"]:
-    """The projection of every box, pooled to one place of the last feature map."""
+    """Return the projection of every box, pooled to one place of the last feature map."""
     pooled_NC11 = pool_boxes(last_map(encoder.backbone, images), boxes, images.shape[-1], 1, aligned=False)
     projection: Tensor = encoder.projector(pooled_NC11.flatten(1))
     return projection

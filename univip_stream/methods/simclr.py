@@ -28,7 +28,7 @@ class SimCLRConfig(MethodConfig):
     """Settings of SimCLR."""
 
     temperature: float = 0.1
-    """What similarities are divided by. Source: SimCLR."""
+    """Temperature, which divides the similarities. Source: SimCLR."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +36,7 @@ class SimCLRConfig(MethodConfig):
 
 
 class SimCLR(Method):
-    """One network, no target. No boxes are looked at."""
+    """One network without a target. Boxes are not used."""
 
     Settings = SimCLRConfig
     settings: ClassVar[dict[str, object]] = {
@@ -60,7 +60,7 @@ class SimCLR(Method):
         per_view_batchnorm(self)
 
     def target_momentum(self, step: int, total: int, base: float) -> float:
-        """No target follows."""
+        """Return 0: there is no target."""
         return 0.0
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ class SimCLR(Method):
 
 
 def simclr_head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """Two layers, each with batch normalisation and without bias; the last normalisation has a scale and no shift."""
+    """Build two layers, each with batch normalisation and without bias; the last normalisation has a scale but no shift."""
     last = nn.BatchNorm1d(out_width)
     last.bias.requires_grad_(False)
     return nn.Sequential(

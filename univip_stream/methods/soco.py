@@ -1,4 +1,4 @@
-"""SoCo (Wei et al. 2021, arXiv:2106.02637): an object has the same features wherever and at whatever size a view shows it.
+"""SoCo (Wei et al. 2021, arXiv:2106.02637): an object has the same features at any position and size in a view.
 
 Selective search proposes objects; K of them are drawn. View 1 is the whole image, view 2 a random crop, view 3 view 2 at half
 its side. Every object's feature is pooled from each view's map by its box (RoIAlign), and BYOL predicts between views:
@@ -7,10 +7,10 @@ its side. Every object's feature is pooled from each view's map by its box (RoIA
 
 with q the online network's prediction and v the target's projection. (2 is added to each, as in BYOL's Eq. 2: no gradient.)
 
-Which of the paper's two architectures: C4. The boxes are pooled from the third stage's map to 14 x 14 (7 x 7 in view 3), the
-fourth stage runs on every box, its mean is the object's feature. So all that is trained and transferred is the backbone itself,
-which `export` gives as for any other method. The FPN variant would train layers that only a detector with FPN can take over;
-its assignment of boxes to levels is left out with it.
+Of the paper's two architectures, this is C4. The boxes are pooled from the third stage's map to 14 x 14 (7 x 7 in view 3), the
+fourth stage runs on every box, and its mean is the object's feature. So only the backbone itself is trained and transferred,
+and `export` writes it as for any other method. The FPN variant would train layers that only a detector with FPN can use; it is
+left out, with its assignment of boxes to levels.
 
 Defaults, from the paper and its code (hologerry/SoCo @ 2be1229): K = 4; crops of 0.5 to 1 of the area (0.6 in the code's C4
 script); view 3 of 112 px; boxes of view 1 jittered by up to a tenth of their sides with chance 0.5; heads 2048-4096-256; target
@@ -42,11 +42,11 @@ from univip_stream.shapes import Float
 from univip_stream.views import ViewConfig, Views
 
 POOLED = 14
-"""Side of a pooled box in C4, before the last stage: Faster R-CNN's with C4, and SoCo's. Half of it in view 3."""
+"""Side of a pooled box in C4, before the last stage, as in Faster R-CNN with C4 and in SoCo; in view 3 half of it."""
 
 
 class SoCoPlan(BoxPlan):
-    """Scene views and boxes, and `third`: the second view's window at another size, the third view of `boxes`."""
+    """A plan with scene views and boxes, and `third`: the second view's window at another size, the third view of `boxes`."""
 
     def __init__(self, views: ViewConfig, augment: AugmentConfig) -> None:
         super().__init__(views, augment, method="soco")
@@ -105,7 +105,7 @@ class SoCo(Bootstrap):
 def project_objects(
     encoder: Encoder, images: Float[Tensor, "B 3 T T"], boxes: Float[Tensor, "B K 4"], size: int
 ) -> Float[Tensor, "N D"]:
-    """The projection of every box, pooled from C4 to `size` x `size` and run through the last stage."""
+    """Return the projection of every box, pooled from C4 to `size` x `size` and run through the last stage."""
     pooled = pool_boxes(early_map(encoder.backbone, images), boxes, images.shape[-1], size, aligned=True)
     projection: Tensor = encoder.projector(mean_map(last_stage(encoder.backbone, pooled)))
     return projection

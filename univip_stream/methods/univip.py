@@ -53,7 +53,7 @@ class UniVIPConfig(MethodConfig):
     """Let the gradient of Eq. 11 pass through the transport plan too. Source: DeepEMD does; OTA, which Eq. 7 follows, does
     not."""
     loss_scale: float = 1.0
-    """What the loss is multiplied by. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
+    """Factor of the loss. 1 is the -cos of UniVIP's paper; 2 has the gradient of BYOL's 2 - 2 cos. Source: UniVIP,
     Eq. 2."""
 
     def __post_init__(self) -> None:
@@ -63,9 +63,9 @@ class UniVIPConfig(MethodConfig):
 
 
 class UniVIPPlan(ScenePlan):
-    """`scenes` and, with K above 0, `instances`: the regions as pictures of their own, together.
+    """A plan with `scenes` and, if K is above 0, `instances`: the regions as pictures of their own, together.
 
-    With `views.instance_augmentations` 2 `instances_again` are the same in other augmentations, for the target network.
+    If `views.instance_augmentations` is 2, `instances_again` are the same with other augmentations, for the target network.
     """
 
     def __init__(self, views: ViewConfig, augment: AugmentConfig) -> None:
@@ -92,23 +92,23 @@ class UniVIPPlan(ScenePlan):
 
 
 class Transport(NamedTuple):
-    """What Eq. 7 to 10 say of instances: M online by N target, K each."""
+    """Values of Eq. 7 to 10 for the instances: M online by N target, K each."""
 
     plan: Float[Tensor, "B M N"]
-    """Eq. 7: what online instance m ships to target instance n; sums to `mass`."""
+    """Amount that online instance m ships to target instance n (Eq. 7); sums to `mass`."""
     cosines: Float[Tensor, "B M N"]
-    """The cost of Eq. 8 is 1 less these."""
+    """Cosines of the instances; the cost of Eq. 8 is 1 minus these."""
     supply: Float[Tensor, "B M"]
-    """Eq. 9, as it is, before it is scaled to the mass."""
+    """Supply of Eq. 9, before it is scaled to the mass."""
     demand: Float[Tensor, "B N"]
-    """Eq. 10."""
+    """Demand of Eq. 10, before it is scaled to the mass."""
 
 
 class UniVIP(Bootstrap):
     """The sum of three terms (Eq. 12), each of which can be switched off; without instances only the first remains.
 
-    Instances run as one forward of B * K images. With two augmentations the online network sees the first and the target
-    the second; with one, both see the same crops.
+    Instances run as one forward pass of B * K images. With two augmentations the online network gets the first and the target
+    the second; with one, both get the same crops.
     """
 
     Settings = UniVIPConfig
@@ -125,7 +125,7 @@ class UniVIP(Bootstrap):
                 f"No loss is left: scene={config.scene}, scene_instance={config.scene_instance}, instance={config.instance}"
                 f" with {instances} instances an image. Switch one on (the instance terms need instances)."
             )
-        # Only where it is used: distributed training waits for the gradient of every parameter there is.
+        # Only if it is used: distributed training waits for the gradient of every parameter.
         self.aggregate = nn.Linear(instances * config.width, config.width) if self.with_scene_instance else None
         if self.aggregate is not None and config.init == "kaiming":
             initialise_kaiming(self.aggregate)
@@ -165,7 +165,7 @@ class UniVIP(Bootstrap):
 
     @torch.no_grad()
     def transport(self, batch: Mapping[str, Tensor]) -> Transport:
-        """The plan that `forward` weighs instances with, and what it is made of, to be looked at."""
+        """Return the transport plan that `forward` weighs instances with, and its ingredients, for inspection."""
         targets = self.encode(self.target, batch["scenes"])
         predictions = self.predict(self.encode(self.online, batch["scenes"]))
         o_BKD = self._of_instances(self.online, batch["instances"], predicted=True)

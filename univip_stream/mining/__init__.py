@@ -2,6 +2,7 @@
 
 from univip_stream.mining.pipeline import MiningConfig, MiningReport, mine
 from univip_stream.mining.refilter import RefilterConfig, refilter
-from univip_stream.mining.runner import Place
+from univip_stream.mining.runner import Compute
+from univip_stream.mining.upgrade import upgrade
 
-__all__ = ["MiningConfig", "MiningReport", "Place", "RefilterConfig", "mine", "refilter"]
+__all__ = ["Compute", "MiningConfig", "MiningReport", "RefilterConfig", "mine", "refilter", "upgrade"]

@@ -7,7 +7,7 @@ images that were new to each. See docs/decisions/071-adding-is-a-part.md.
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from univip_stream import storage
@@ -15,8 +15,8 @@ from univip_stream.errors import InputError
 from univip_stream.mining.job import digest
 from univip_stream.mining.output import Output
 from univip_stream.parquet import batches_of
-from univip_stream.shards.format import FAILED, FORMAT, index_name
-from univip_stream.shards.manifest import JOB, has_manifest, parts_of, read_manifest
+from univip_stream.shards.format import CONTENT, FAILED, index_name
+from univip_stream.shards.manifest import JOB, MadeBy, Manifest, Part, has_manifest, read_manifest
 from univip_stream.sources import Listing, SourceImage
 
 _OF_A_PART = ("sources", "images", "listing", "num_shards", "parts", "added_to", "first_image", "first_shard")
@@ -27,7 +27,7 @@ _OF_A_PART = ("sources", "images", "listing", "num_shards", "parts", "added_to",
 class Addition:
     """What a set has, and what it gets."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     """Of the set that is added to."""
     listing: Listing
     """The images that it has not."""
@@ -41,17 +41,17 @@ class Addition:
     @property
     def first_image(self) -> int:
         """Number of the first new image: keys go on where the set's end."""
-        return int(self.manifest["totals"]["images"])
+        return self.manifest.totals["images"]
 
     def names(self, count: int) -> list[str]:
         """Of `count` new shards: numbers go on where the set's end, with as many digits at least."""
-        last = self.manifest["shards"][-1]["name"].removesuffix(".tar")
+        last = self.manifest.shards[-1].name.removesuffix(".tar")
         first = int(last) + 1
         return [f"{number:0{len(last)}d}.tar" for number in range(first, first + count)]
 
     def shards_for(self, images: int) -> int:
         """How many shards new images make, of about as many images as the set's have."""
-        return max(1, round(images * len(self.manifest["shards"]) / max(1, self.first_image)))
+        return max(1, round(images * len(self.manifest.shards) / max(1, self.first_image)))
 
     def parameters(self, own: dict[str, Any]) -> dict[str, Any]:
         """Of the new part.
@@ -63,7 +63,7 @@ class Addition:
             InputError: the set was made with others, by name.
 
         """
-        there = self.manifest["parameters"]
+        there = self.manifest.parameters
         names = [name for name in {**there, **own} if name not in _OF_A_PART and there.get(name) != own.get(name)]
         if names:
             raise InputError(
@@ -72,33 +72,29 @@ class Addition:
                 + ". Add with the set's own, or mine a new set"
             )
         (first,) = self.names(1)
-        return {**own, "added_to": self.manifest["fingerprint"], "first_image": self.first_image, "first_shard": first}
+        return {**own, "added_to": self.manifest.fingerprint, "first_image": self.first_image, "first_shard": first}
 
-    def joined(self, facts: dict[str, Any], names: list[str]) -> dict[str, Any]:
-        """What the manifest says of all parts together, beside their shards.
+    def joined(self, made_by: MadeBy, names: list[str]) -> tuple[MadeBy, tuple[Part, ...]]:
+        """What the manifest says of all parts together, and of each.
 
         Args:
-            facts: of the new part: created_by, parameters, fingerprint, classes, ignored.
+            made_by: what made the new part.
             names: of its shards.
 
         """
-        parts = [*parts_of(self.manifest), {**facts, "shards": names}]
+        own = {member.name: getattr(made_by, member.name) for member in fields(MadeBy)}
+        parts = (*self.manifest.all_parts, Part(**own, shards=names))
         parameters = {
-            **self.manifest["parameters"],
-            "sources": list(dict.fromkeys(source for part in parts for source in part["parameters"]["sources"])),
-            "images": sum(part["parameters"]["images"] for part in parts),
-            "listing": digest([part["parameters"]["listing"] for part in parts]),
-            "num_shards": sum(len(part["shards"]) for part in parts),
-            "parts": [part["fingerprint"] for part in parts],
+            **self.manifest.parameters,
+            "sources": list(dict.fromkeys(source for part in parts for source in part.parameters["sources"])),
+            "images": sum(part.parameters["images"] for part in parts),
+            "listing": digest([part.parameters["listing"] for part in parts]),
+            "num_shards": sum(len(part.shards) for part in parts),
+            "parts": [part.fingerprint for part in parts],
         }
-        classes = sorted({label for part in parts for label in part.get("classes") or []})
-        return {
-            **facts,
-            "parameters": parameters,
-            "fingerprint": digest([FORMAT, parameters]),
-            "classes": classes or None,
-            "parts": parts,
-        }
+        classes = sorted({label for part in parts for label in part.classes or []})
+        of_all = replace(made_by, parameters=parameters, fingerprint=digest([CONTENT, parameters]), classes=classes or None)
+        return of_all, parts
 
 
 def addition(out: Output, listing: Listing) -> Addition:
@@ -119,9 +115,9 @@ def addition(out: Output, listing: Listing) -> Addition:
             else f"{out.location} holds no set to add to; leave --add out to mine a new one"
         )
     manifest = read_manifest(out.location)
-    if not manifest["shards"] or not manifest["shards"][-1]["name"].removesuffix(".tar").isdecimal():
+    if not manifest.shards or not manifest.shards[-1].name.removesuffix(".tar").isdecimal():
         raise InputError(f"{out.location} has no shards with a number for a name; expected a set that `mine` wrote")
-    _refuse_other_names(listing.sources, manifest["parameters"].get("sources") or [])
+    _refuse_other_names(listing.sources, manifest.parameters.get("sources") or [])
     rows = {row["source"]: row for row in _rows(out, manifest)}
     # Of a source that is listed now, what is not found again is gone; of others nothing is known.
     missing = {name for name in rows if any(name.startswith(f"{source}/") for source in listing.sources)}
@@ -165,11 +161,11 @@ def _refuse_other_names(here: list[str], there: list[str]) -> None:
                 )
 
 
-def _rows(out: Output, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for entry in manifest["shards"]:
-        name = index_name(entry["name"])
+def _rows(out: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
+    for entry in manifest.shards:
+        name = index_name(entry.name)
         data = out.read(name)
-        if data is None or hashlib.sha256(data).hexdigest() != entry["index"]["sha256"]:
+        if data is None or hashlib.sha256(data).hexdigest() != entry.index.sha256:
             raise InputError(
                 f"{out.path_of(name)} is {'missing' if data is None else 'not the index that the manifest was written for'}; "
                 "`univip-stream verify` lists what differs"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import starmap
@@ -17,10 +17,23 @@ from univip_stream.errors import InputError
 from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
-from univip_stream.mining.runner import Place, Task
+from univip_stream.mining.runner import Compute, Task
 from univip_stream.parquet import table_of
-from univip_stream.shards.format import FAILED, index_name
-from univip_stream.shards.manifest import JOB, MANIFEST, being_added, make_manifest, manifest_bytes, read_manifest
+from univip_stream.shards.entry import ShardEntry, tar_names
+from univip_stream.shards.format import FAILED, candidates_name, files_of, index_name
+from univip_stream.shards.manifest import (
+    JOB,
+    LISTED,
+    MANIFEST,
+    MadeBy,
+    Manifest,
+    Part,
+    being_added,
+    make_manifest,
+    manifest_files,
+    read_manifest,
+)
+from univip_stream.shards.upgrade import upgraded
 from univip_stream.shards.write import finished_shard
 
 UNSAID = {"box_frame": STORED}
@@ -58,7 +71,7 @@ class Job:
     """Of the parameters."""
     facts: dict[str, Any]
     """What else the manifest says."""
-    place: Place
+    place: Compute
     """Where the work is done."""
     retry_failed: bool = False
     """Do failed images again."""
@@ -66,10 +79,10 @@ class Job:
     """Failures that are put up with."""
     allowed_text: str = ""
     """The same in the user's words."""
-    added_to: dict[str, Any] | None = None
+    added_to: Manifest | None = None
     """Manifest of the set that these shards are added to; it stays in place until the new one replaces it."""
-    joined: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda facts: facts)
-    """From the facts of these shards to those of the set, with what they are added to."""
+    joined: Callable[[MadeBy], tuple[MadeBy, tuple[Part, ...]]] = field(default=lambda made_by: (made_by, ()))
+    """From what made these shards to what made the set and its parts, with what they are added to."""
 
     @property
     def images(self) -> int:
@@ -77,7 +90,7 @@ class Job:
         return sum(self.counts)
 
 
-def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[int], None]) -> tuple[dict[str, Any], int]:
+def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[int], None]) -> tuple[Manifest, int]:
     """Write the shards that are missing and then the manifest; the bytes do not depend on how often this was interrupted.
 
     Args:
@@ -99,7 +112,7 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
         else:
             _refuse_other_adding(job, job.added_to)
         out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
-        entries: dict[str, dict[str, Any]] = {}
+        entries: dict[str, ShardEntry] = {}
         todo: dict[int, bool] = {}
         for number, name in enumerate(job.names):
             entry = _finished(job, name)
@@ -109,27 +122,45 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
                 entries[name] = entry
         if todo and job.added_to is None:
             out.remove(MANIFEST)  # it says that all shards are there
+        if job.added_to is not None or out.read(MANIFEST) is None:
+            # Finished by a version before: what no manifest names yet is brought to this one, as if it had been mined by it.
+            for name, entry in entries.items():
+                if entry.candidates is None:
+                    entries[name] = _upgraded(out, entry)
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
+        failed = sum(map(_failed, entries.values()))
         for _, entry in runner.run(job.function, starmap(job.task, todo.items()), job.place, progress):
-            entries[entry["name"]] = entry
-            if sum(map(_failed, entries.values())) > job.allowed:
+            entries[entry.name] = entry
+            failed += _failed(entry)
+            if failed > job.allowed:
                 break
         _stop_if_hopeless(job, entries)
         out.remove_leftovers()
-        before = [] if job.added_to is None else job.added_to["shards"]
-        manifest = make_manifest([*before, *(entries[name] for name in job.names)], job.joined(_facts(job)))
-        out.write(MANIFEST, manifest_bytes(manifest))
+        before = () if job.added_to is None else job.added_to.shards
+        made_by, parts = job.joined(_made_by(job))
+        manifest = make_manifest([*before, *(entries[name] for name in job.names)], made_by, parts)
+        write_manifest(out, manifest)
         out.remove(JOB)
     return manifest, waiting
 
 
-def failures(out: Output, entries: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def write_manifest(out: Output, manifest: Manifest) -> None:
+    """Write the files of a manifest, `manifest.json` last; then remove lists that it does not name."""
+    files = manifest_files(manifest)
+    for name, data in files.items():
+        out.write(name, data)
+    for name in out.names():
+        if LISTED.fullmatch(name) and name not in files:
+            out.remove(name)
+
+
+def failures(out: Output, entries: Iterable[ShardEntry]) -> list[tuple[str, str, str]]:
     """(source, status, reason) of every image that is no sample, from the indexes of these shards."""
     found = []
     for entry in entries:
-        if entry["samples"] < entry["images"]:
-            rows = table_of(out.read(index_name(entry["name"])) or b"", ["source", "status", "reason", "size"])
+        if entry.samples < entry.images:
+            rows = table_of(out.read(index_name(entry.name)) or b"", ["source", "status", "reason", "size"])
             rows = rows.filter(pc.is_null(rows.column("size")))
             found += [(row["source"], row["status"], row["reason"]) for row in rows.to_pylist()]
     return found
@@ -140,18 +171,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def _failed(entry: dict[str, Any]) -> int:
-    return sum(count for status, count in entry["totals"].items() if status in FAILED)
+def _failed(entry: ShardEntry) -> int:
+    return sum(count for status, count in entry.totals.items() if status in FAILED)
 
 
-def _stop_if_hopeless(job: Job, entries: dict[str, dict[str, Any]]) -> None:
+def _stop_if_hopeless(job: Job, entries: dict[str, ShardEntry]) -> None:
     failed = sum(map(_failed, entries.values()))
     if failed <= job.allowed:
         return
     bad = [line for line in failures(job.out, list(entries.values())) if line[1] in FAILED]
     raise too_many(
         bad,
-        seen=sum(entry["images"] for entry in entries.values()),
+        seen=sum(entry.images for entry in entries.values()),
         images=job.images,
         allowed=job.allowed_text,
         advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
@@ -159,16 +190,27 @@ def _stop_if_hopeless(job: Job, entries: dict[str, dict[str, Any]]) -> None:
     )
 
 
-def _finished(job: Job, name: str) -> dict[str, Any] | None:
+def _finished(job: Job, name: str) -> ShardEntry | None:
     """The manifest entry of a shard that is there already."""
-    return finished_shard(name, job.out.read(index_name(name)), job.out.size(name), job.fingerprint)
+    index = job.out.read(index_name(name))
+    if index is None:
+        return None
+    return finished_shard(name, index, job.out.size(name), job.out.size(candidates_name(name)), job.fingerprint)
+
+
+def _upgraded(out: Output, entry: ShardEntry) -> ShardEntry:
+    """A finished shard of version 1 as version 2 has it, in its place; no manifest names it yet."""
+    candidates, index, made = upgraded(out.read(index_name(entry.name)) or b"", entry)
+    out.write(candidates_name(entry.name), candidates)
+    out.write(index_name(entry.name), index)
+    return made
 
 
 def _refuse_other_shards(job: Job) -> None:
     """An output folder may be empty, or hold this very job in any state; anything else stays untouched."""
     out = job.out
     there = out.names()
-    ours = set(job.names) | {index_name(name) for name in job.names} | {MANIFEST}
+    ours = {file for name in job.names for file in files_of(name)} | {MANIFEST}
     taken = [name for name in there if name in ours or name.endswith(".tar")]
     if not taken:
         return
@@ -200,10 +242,10 @@ def _refuse_other_shards(job: Job) -> None:
         )
 
 
-def _refuse_other_adding(job: Job, there: dict[str, Any]) -> None:
+def _refuse_other_adding(job: Job, there: Manifest) -> None:
     """The folder must hold the set that this was planned for, and perhaps this very adding in any state."""
     out = job.out
-    if read_manifest(out.location)["fingerprint"] != there["fingerprint"]:
+    if read_manifest(out.location).fingerprint != there.fingerprint:
         raise InputError(
             f"{out.location}: another job changed the set while this one was planned; run the same command again"
         )
@@ -215,8 +257,8 @@ def _refuse_other_adding(job: Job, there: dict[str, Any]) -> None:
             f"{out.location}: a `mine --add` of other images ({found.get('images')} there, {job.images} here) is not finished. "
             f"Finish it with the sources as they were, or give it up: delete {JOB} and {files}, which no manifest names yet"
         )
-    known = {entry["name"] for entry in there["shards"]}
-    ours = {*job.names, *map(index_name, job.names)}
+    known = set(tar_names(there.shards))
+    ours = {file for name in job.names for file in files_of(name)}
     taken = [name for name in out.names() if name in ours or (name.endswith(".tar") and name not in known)]
     strangers = [name for name in taken if name not in ours]
     if strangers or (taken and found is None and not any(_finished(job, name) for name in job.names)):
@@ -226,18 +268,18 @@ def _refuse_other_adding(job: Job, there: dict[str, Any]) -> None:
         )
 
 
-def unfinished_adding(out: Output, there: dict[str, Any]) -> dict[str, Any] | None:
+def unfinished_adding(out: Output, there: Manifest) -> dict[str, Any] | None:
     """The parameters of an adding to a set that began and is not in its manifest; None where there is none."""
     try:
         found = json.loads(out.read(JOB) or b"null")
     except (ValueError, RecursionError):
         return None
-    last = there.get("parts", [{}])[-1].get("parameters")
+    last = there.all_parts[-1].parameters
     # A job that was killed after its manifest left its parameters: it is finished.
-    return found if isinstance(found, dict) and found not in (last, there["parameters"]) else None
+    return found if isinstance(found, dict) and found not in (last, there.parameters) else None
 
 
-def settle(out: Output, there: dict[str, Any]) -> None:
+def settle(out: Output, there: Manifest) -> None:
     """Where nothing is to be added: remove what a job left that was killed after its manifest."""
     if out.read(JOB) is not None and unfinished_adding(out, there) is None:
         with out.held():
@@ -259,14 +301,14 @@ def parameters_there(out: Output) -> dict[str, Any] | None:
     return None
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _made_by(job: Job) -> MadeBy:
     versions = {name: found for name in _MADE_WITH if (found := _installed(name))}
-    return {
-        "created_by": {"univip-stream": __version__, "python": platform.python_version(), **versions},
-        "parameters": job.parameters,
-        "fingerprint": job.fingerprint,
+    return MadeBy(
+        created_by={"univip-stream": __version__, "python": platform.python_version(), **versions},
+        parameters=job.parameters,
+        fingerprint=job.fingerprint,
         **job.facts,
-    }
+    )
 
 
 def _installed(package: str) -> str | None:

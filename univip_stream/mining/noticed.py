@@ -1,15 +1,17 @@
 """What a job says at its end of annotation files: what was left out, and where they contradict the images."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
-from univip_stream.errors import InputError, counted
+from univip_stream import storage
+from univip_stream.errors import InputError, counted, why
 from univip_stream.formats.published import Published
 from univip_stream.mining.output import Output
-from univip_stream.parquet import table_of
+from univip_stream.shards.candidates import candidates_beside, rows_with_candidates
 from univip_stream.shards.format import HELD, index_name
 from univip_stream.sources import Listing, SourceImage
 
@@ -33,7 +35,7 @@ def left_out(listing: Listing, published: Published | None) -> list[str]:
 
 
 def notes(
-    listing: Listing, published: Published | None, upright: bool | None, out: Output, shards: list[dict[str, Any]]
+    listing: Listing, published: Published | None, upright: bool | None, out: Output, shards: Iterable[str]
 ) -> list[str]:
     """What was left out, and of COCO's boxes whether the widths and heights beside them are those of the frame they are in.
 
@@ -42,7 +44,7 @@ def notes(
         published: where boxes were imported.
         upright: the frame that a COCO file's boxes were taken in; None where boxes come from elsewhere.
         out: of the shards.
-        shards: the entries of theirs in the manifest, and of no others.
+        shards: names of theirs, and of no others.
 
     """
     said = left_out(listing, published)
@@ -52,8 +54,8 @@ def notes(
     contrary: list[str] = []
     other: list[str] = []
     outside, whose = 0, ""
-    for entry in shards:
-        for row in _rows(out, str(entry["name"])):
+    for name in shards:
+        for row in _rows(out, name):
             image = next(images)
             if row["status"] in HELD and (lost := _with_area(image, published) - row["candidates"]) > 0:
                 outside, whose = outside + lost, whose or row["source"]
@@ -89,14 +91,18 @@ def notes(
     return said
 
 
-def _rows(out: Output, name: str) -> list[dict[str, Any]]:
+def _rows(out: Output, name: str) -> Iterator[dict[str, Any]]:
+    """What the notes are made of, with the number of `candidates`."""
     data = out.read(index_name(name))
     if data is None:
         raise InputError(f"{out.location} has no {index_name(name)} any more; was it moved while this job ran?")
-    table = table_of(data, ["source", "status", "width", "height", "converted", "candidates"])
-    lengths = pc.fill_null(pc.list_value_length(table["candidates"]), 0)
-    rows: list[dict[str, Any]] = table.drop_columns(["candidates"]).append_column("candidates", lengths).to_pylist()
-    return rows
+    columns = ["source", "status", "width", "height", "converted"]
+    try:
+        for batch in rows_with_candidates(data, candidates_beside(data, out.path_of(name), storage.read), columns=columns):
+            lengths = batch.column("candidates").value_lengths().fill_null(0)
+            yield from batch.select(columns).append_column("candidates", lengths).to_pylist()
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{out.path_of(index_name(name))} cannot be read ({why(error)}); mine this shard again") from error
 
 
 def _with_area(image: SourceImage, published: Published | None) -> int:

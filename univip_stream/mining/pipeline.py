@@ -24,10 +24,11 @@ from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, p
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
-from univip_stream.mining.runner import Place
+from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import ShardTask, mine_shard
 from univip_stream.proposals import ENGINES
-from univip_stream.shards.format import FORMAT, shard_name
+from univip_stream.shards.format import CONTENT, shard_name
+from univip_stream.shards.manifest import Manifest
 from univip_stream.sources import Listing, SourceImage, list_sources
 
 DEFAULT_SHARDS = 128
@@ -37,7 +38,7 @@ FEWEST_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiningConfig(Place):
+class MiningConfig(Compute):
     """What to mine, how, and where the work is done."""
 
     sources: tuple[str | Path, ...]
@@ -77,7 +78,7 @@ class MiningConfig(Place):
 class MiningReport:
     """What a job did."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     """As written."""
     mined: int
     """Images mined now; the others were there."""
@@ -94,7 +95,7 @@ class MiningReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MiningPlan:
     """Images cut into shards."""
 
     listing: Listing
@@ -109,7 +110,7 @@ class Plan:
     """The set that they are added to; they are those that it has not."""
 
 
-def plan_job(config: MiningConfig) -> Plan:
+def plan_job(config: MiningConfig) -> MiningPlan:
     """List the sources and cut them into shards; write nothing.
 
     Raises:
@@ -158,7 +159,7 @@ def plan_job(config: MiningConfig) -> Plan:
         **({"ignore_opt_out": True} if config.web.ignore_opt_out else {}),
     }
     parameters = added.parameters(parameters) if added else parameters
-    fingerprint = digest([FORMAT, parameters])
+    fingerprint = digest([CONTENT, parameters])
     cuts = [count * number // max(1, shards) for number in range(shards + 1)]
     names = added.names(shards) if added else [shard_name(number, shards) for number in range(shards)]
     before = added.first_image if added else 0
@@ -207,15 +208,15 @@ def plan_job(config: MiningConfig) -> Plan:
         allowed=allowed_failures(config.max_failures, count) + (len(listing.absent) if listing.rows_of_absent else 0),
         allowed_text=config.max_failures,
         added_to=added.manifest if added else None,
-        joined=(lambda facts: added.joined(facts, names)) if added else (lambda facts: facts),
+        joined=(lambda made_by: added.joined(made_by, names)) if added else (lambda made_by: (made_by, ())),
     )
-    return Plan(listing=listing, job=job, match=match, upright=upright, addition=added)
+    return MiningPlan(listing=listing, job=job, match=match, upright=upright, addition=added)
 
 
 def mine(
     config: MiningConfig,
     *,
-    planned: Callable[[Plan, int], None] = lambda plan, finished: None,
+    planned: Callable[[MiningPlan, int], None] = lambda plan, finished: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> MiningReport:
     """Mine sources into shards; called again it keeps what is finished, and the bytes are the same.
@@ -243,8 +244,8 @@ def mine(
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
         # Those of an addition alone: the listing has no more.
-        own = [entry for entry in manifest["shards"] if entry["name"] in set(plan.job.names)]
-        said = notes(plan.listing, config.published, plan.upright, plan.job.out, own)
+        own = manifest.shards[len(manifest.shards) - len(plan.job.names) :]
+        said = notes(plan.listing, config.published, plan.upright, plan.job.out, plan.job.names)
     return MiningReport(
         manifest=manifest,
         mined=mined,

@@ -1,6 +1,6 @@
 """Other boxes from the candidates that mining kept: no proposing, no decoding, no encoding; images are copied as bytes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError
 from univip_stream.mining.job import Job, carry_out, digest
 from univip_stream.mining.output import Output
-from univip_stream.mining.runner import Place
+from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import put_shard, reporting, status_of
-from univip_stream.shards.format import FORMAT, Sample
-from univip_stream.shards.manifest import read_manifest
+from univip_stream.shards.entry import ShardEntry, numbers, tar_names
+from univip_stream.shards.format import CONTENT, StoredImage
+from univip_stream.shards.manifest import Manifest, read_manifest
 from univip_stream.shards.stored import stored_samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefilterConfig(Place):
+class RefilterConfig(Compute):
     """Which shards, which boxes, and where the work is done."""
 
     shards: str | Path
@@ -44,7 +45,7 @@ class RefilterTask:
     """Folder it goes to."""
     name: str
     """Of its tar, in both."""
-    entry: dict[str, Any]
+    entry: ShardEntry
     """What the source's manifest says of it."""
     fingerprint: str
     """Of the new shards."""
@@ -59,7 +60,7 @@ def refilter(
     *,
     planned: Callable[[Job, int], None] = lambda job, finished: None,
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write shards with the same images and other boxes; return their manifest. Called again it continues.
 
     Args:
@@ -75,20 +76,20 @@ def refilter(
     if source.location == out.location:
         raise InputError(f"--out {config.out} is the folder of the shards themselves; choose another")
     manifest = read_manifest(source.location)
-    old = manifest["parameters"]
+    old = manifest.parameters
     asked = {name: getattr(config, name) for name in ("min_scale", "max_aspect", "max_iou", "max_boxes")}
     chosen = BoxFilter(
         **{name: _stored(old, name, config.shards) if value is None else value for name, value in asked.items()}
     )
-    parameters = {**old, **asdict(chosen), "refiltered_from": manifest["fingerprint"]}
-    fingerprint = digest([FORMAT, parameters])
-    entries = manifest["shards"]
+    parameters = {**old, **asdict(chosen), "refiltered_from": manifest.fingerprint}
+    fingerprint = digest([CONTENT, parameters])
+    entries = manifest.shards
 
     def task(number: int, keep: bool) -> RefilterTask:
         return RefilterTask(
             source=source.location,
             out=out.location,
-            name=entries[number]["name"],
+            name=job.names[number],
             entry=entries[number],
             fingerprint=fingerprint,
             proposals=_stored(old, "proposals", config.shards),
@@ -97,13 +98,13 @@ def refilter(
 
     job = Job(
         out=out,
-        names=[entry["name"] for entry in entries],
-        counts=[entry["images"] for entry in entries],
+        names=tar_names(entries),
+        counts=numbers(entries, "images").tolist(),
         function=refilter_shard,
         task=task,
         parameters=parameters,
         fingerprint=fingerprint,
-        facts={name: manifest[name] for name in ("classes", "ignored", "absent", "boxes_left_out") if name in manifest},
+        facts={name: getattr(manifest, name) for name in ("classes", "ignored", "absent", "boxes_left_out")},
         place=config,
     )
     made, _ = carry_out(job, planned=lambda finished: planned(job, finished), progress=progress)
@@ -115,7 +116,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _stored(parameters: dict[str, Any], name: str, shards: str | Path) -> Any:
+def _stored(parameters: Mapping[str, Any], name: str, shards: str | Path) -> Any:
     """What a manifest says the shards were made with."""
     value = parameters.get(name, ...)
     if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
@@ -125,14 +126,14 @@ def _stored(parameters: dict[str, Any], name: str, shards: str | Path) -> Any:
     return float(number) if _KINDS[name] == (int, float) else number
 
 
-def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
     """Copy one shard with other boxes; return its entry for the manifest."""
-    stored = stored_samples(task.source, task.name, task.proposals, task.entry["index"]["bytes"])
+    stored = stored_samples(task.source, task.name, task.proposals, task.entry.index.sha256)
     samples = (_refiltered(sample, task.filter) for sample in stored)
     return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def _refiltered(sample: Sample, chosen: BoxFilter) -> Sample:
+def _refiltered(sample: StoredImage, chosen: BoxFilter) -> StoredImage:
     if sample.candidates is None:
         return sample
     boxes = chosen(sample.candidates)

@@ -18,7 +18,7 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Compute:
     """Where work is done."""
 
     workers: int | None = None
@@ -42,7 +42,7 @@ Function = Callable[[Any, Progress], Any]
 """(task, progress) -> result; calls progress now and then with the number of images done since the last call."""
 
 
-def run(function: Function, tasks: Iterable[Task], place: Place, progress: Progress) -> Iterator[tuple[Task, Any]]:
+def run(function: Function, tasks: Iterable[Task], place: Compute, progress: Progress) -> Iterator[tuple[Task, Any]]:
     """Do all tasks and yield each with its result as it is done, in any order.
 
     Args:
@@ -65,7 +65,7 @@ def run(function: Function, tasks: Iterable[Task], place: Place, progress: Progr
         yield from _on_ray(function, chain([first], waiting), place, progress)
 
 
-def _on_ray(function: Function, tasks: Iterator[Task], place: Place, progress: Progress) -> Iterator[tuple[Task, Any]]:
+def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress: Progress) -> Iterator[tuple[Task, Any]]:
     import ray as ray_module
 
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time

@@ -19,7 +19,8 @@ from univip_stream.errors import InputError
 from univip_stream.images import BadImageError, orientation_of, read_picture
 from univip_stream.mining.ahead import read_ahead
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, Proposer, load_proposer
-from univip_stream.shards.format import FAILED, NO_BOXES, OK, Sample, index_name, key_of
+from univip_stream.shards.entry import ShardEntry
+from univip_stream.shards.format import FAILED, NO_BOXES, OK, StoredImage, files_of, key_of
 from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
@@ -60,7 +61,7 @@ class ShardTask:
     """The shard is there, of this very job: only the images that failed are mined again."""
 
 
-def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
+def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
     """Mine and write one shard; return its entry for the manifest.
 
     Args:
@@ -74,18 +75,18 @@ def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: N
         return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def put_shard(samples: Iterator[Sample], out: str, name: str, fingerprint: str) -> dict[str, Any]:
+def put_shard(samples: Iterator[StoredImage], out: str, name: str, fingerprint: str) -> ShardEntry:
     """Write a shard to its folder, local or in an object store; return its entry for the manifest."""
     if not storage.is_remote(out):
         return write_shard(samples, Path(out, name), fingerprint)
     with tempfile.TemporaryDirectory() as place:
         entry = write_shard(samples, Path(place, name), fingerprint)
-        for part in (name, index_name(name)):  # the index last: it is the completion mark
+        for part in files_of(name):  # the index last: it is the completion mark
             storage.copy_out(Path(place, part), storage.join(out, part))
     return entry
 
 
-def _samples(task: ShardTask) -> Generator[Sample]:
+def _samples(task: ShardTask) -> Generator[StoredImage]:
     proposer = load_proposer(task.proposals, seed=task.seed, options=task.options)
     stored = stored_samples(task.out, task.name, task.proposals) if task.keep else repeat(None)
     # Not strict: a shard of this job has as many rows as images, and `repeat` has no end.
@@ -100,7 +101,7 @@ def _samples(task: ShardTask) -> Generator[Sample]:
 
 def mine_image(
     image: SourceImage, key: str, task: ShardTask, proposer: Proposer, read: Callable[[], bytes] | None = None
-) -> Sample:
+) -> StoredImage:
     """Read, propose, filter. Whatever is wrong with the image becomes its status and reason.
 
     Args:
@@ -119,7 +120,7 @@ def mine_image(
         data = read_bytes(image) if read is None else read()
         picture = read_picture(data, max_pixels=task.max_pixels)
     except BadImageError as error:
-        return Sample(status=error.status, reason=str(error), **common)
+        return StoredImage(status=error.status, reason=str(error), **common)
     height, width = picture.pixels.shape[:2]
     try:
         if task.proposals == GROUND_TRUTH or task.proposals.startswith(IMPORTED):
@@ -134,7 +135,7 @@ def mine_image(
     status, reason = status_of(boxes, candidates)
     if task.proposals.startswith(IMPORTED) and image.boxes is None:
         reason = "the file of boxes has no entry for it"
-    return Sample(
+    return StoredImage(
         status=status,
         reason=reason,
         width=width,
@@ -183,7 +184,7 @@ def status_of(boxes: np.ndarray, candidates: np.ndarray) -> tuple[str, str | Non
     return (OK, None) if len(boxes) else (NO_BOXES, f"none of {len(candidates)} candidates passed the filter")
 
 
-def reporting(samples: Iterator[Sample], progress: Callable[[int], None]) -> Iterator[Sample]:
+def reporting(samples: Iterator[StoredImage], progress: Callable[[int], None]) -> Iterator[StoredImage]:
     """The samples, with a word about progress now and then."""
     done, said = 0, time.monotonic()
     for sample in samples:

@@ -81,6 +81,11 @@ class PretrainConfig:
     """How long to train, in passes over all images; null where steps says it. Source: UniVIP, section 4."""
     steps: int | None = None
     """How long to train, in updates; wins over epochs."""
+    init_from: str | None = None
+    """Where the backbone's first weights come from: a run folder, a checkpoint, a safetensors file or a file of torch.save, as
+    --init names it; null for method.init's. Read once, when the run begins."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the backbone that stay as they were, such as stem and layer1: no gradient, statistics as they are."""
     ema: float = 0.99
     """Momentum of the target network at the start; it rises to 1 along a cosine. Source: UniVIP, section 4."""
     seed: int = 0
@@ -90,7 +95,7 @@ class PretrainConfig:
     channels_last: bool = True
     """Keep images in memory channels last: the same numbers, faster convolutions."""
     compile: bool = False
-    """Compile the networks with torch.compile: a slow start, then perhaps faster steps."""
+    """Compile the networks, and on a GPU the augmentations, with torch.compile: a slow start, then perhaps faster steps."""
     accumulate: int = 1
     """How many parts a rank computes its share of a batch in, one after the other, to save memory. Batch statistics are then
     those of a part."""
@@ -115,6 +120,10 @@ class PretrainConfig:
             raise UsageError(f"epochs is {self.epochs}; expected more than 0")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed is {self.seed}; expected 0 to 2 ** 63 - 1")
+        if self.init_from is not None and self.method.pretrained:
+            raise UsageError(
+                "init_from and method.pretrained both say where the first weights come from; expected one of them"
+            )
         if not 0 <= self.ema <= 1:
             raise UsageError(f"ema is {self.ema}; expected 0 to 1")
 

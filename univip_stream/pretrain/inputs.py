@@ -11,7 +11,9 @@ from univip_stream.pretrain.troubles import out_of_memory
 from univip_stream.stream import Batch
 
 
-def inputs_on(device: torch.device, batch: Batch, config: AugmentConfig, *, channels_last: bool = True) -> dict[str, Tensor]:
+def inputs_on(
+    device: torch.device, batch: Batch, config: AugmentConfig, *, channels_last: bool = True, compiled: bool = False
+) -> dict[str, Tensor]:
     """What `Method.forward` takes: float32 pictures of every cut, laid out as in the batch, and the facts; by name.
 
     Args:
@@ -19,6 +21,7 @@ def inputs_on(device: torch.device, batch: Batch, config: AugmentConfig, *, chan
         batch: from the stream.
         config: of the augmentations.
         channels_last: how the networks' weights lie in memory, and so the pictures had better.
+        compiled: whether the augmentations are compiled too, where they run on a GPU.
 
     """
 
@@ -31,7 +34,7 @@ def inputs_on(device: torch.device, batch: Batch, config: AugmentConfig, *, chan
     inputs = {name: sent(tensor) for name, tensor in batch.facts.items()}
     for name, cut in batch.cuts.items():
         of_cut, draws = pixels[cut.again or name], sent(batch.draws[name])
-        augmented = augment(of_cut.flatten(0, 1), draws.flatten(0, 1), config).reshape(of_cut.shape)
+        augmented = augment(of_cut.flatten(0, 1), draws.flatten(0, 1), config, compiled=compiled).reshape(of_cut.shape)
         inputs[name] = augmented if channels_last else augmented.contiguous()
     return inputs
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from univip_stream import storage
 from univip_stream.cluster import attached
-from univip_stream.distributed import PATIENCE, Place
+from univip_stream.distributed import PATIENCE, Process
 from univip_stream.errors import InputError, UsageError
 from univip_stream.machine import usable_cpus
 from univip_stream.pretrain.config import PretrainConfig
@@ -115,17 +115,17 @@ def _be_a_rank(settings: dict[str, Any]) -> None:
     from ray import train as ray_train
 
     context = ray_train.get_context()
-    place = Place(rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank())
+    process = Process(rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank())
     if os.path.isdir(settings["folder"]):
         os.chdir(settings["folder"])  # relative paths among the settings are meant from there
 
     def say(*words: Any) -> None:
-        if place.is_first:
+        if process.is_first:
             settings["mouth"].speak.remote(words)
 
     config = from_dict(PretrainConfig, json.loads(settings["config"]))
     run = Path(settings["run"])
-    pretrain(config, settings["shards"], run, device=settings["device"], place=place, say=say, progress=say)
+    pretrain(config, settings["shards"], run, device=settings["device"], process=process, say=say, progress=say)
 
 
 class _Mouth:

@@ -10,7 +10,7 @@ from typing import Any
 
 from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
-from univip_stream.distributed import Place
+from univip_stream.distributed import Process
 from univip_stream.errors import InputError, why
 from univip_stream.files import locked, remove_leftovers, written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
@@ -18,9 +18,12 @@ from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
 from univip_stream.pretrain.recipes import RECIPES
 from univip_stream.pretrain.settings import flat, flat_dict, to_dict
 from univip_stream.record import METRICS
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.storage import name_of
+from univip_stream.stream.order import order_version
 
+SHARDS = "shards"
+"""In the run folder: what `train --src` mined."""
 LOCK = ".lock"
 """In the run folder; held by the process that trains."""
 _TRIES = 100
@@ -46,20 +49,23 @@ def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> Non
         facts = _facts(path)
         if differences := _differences(facts, config):
             _refuse(path, facts, differences, shards)
-    # What begins with a dot is ours or Ray's.
-    elif run.exists() and (not run.is_dir() or any(not entry.name.startswith(".") for entry in run.iterdir())):
+    # What begins with a dot is ours or Ray's; `train --src` has mined into the other.
+    elif run.exists() and (
+        not run.is_dir() or any(entry.name[:1] != "." and entry.name != SHARDS for entry in run.iterdir())
+    ):
         raise InputError(f"{run} is not empty and holds no {CONFIG}: it is no run folder; choose another --out")
 
 
 def open_run(
     run: Path,
     config: PretrainConfig,
-    index: ShardIndex,
+    index: ShardSet,
     steps: int,
-    place: Place,
+    process: Process,
     *,
     shards: str | list[str],
     fingerprint: str | None = None,
+    first_weights: str | None = None,
 ) -> int | None:
     """Write `config.json` into a new run folder, or check that the run there is this one; keep other trainings out.
 
@@ -70,9 +76,11 @@ def open_run(
         config: of the run.
         index: of its shards.
         steps: updates of the whole run.
-        place: this process; the first writes.
+        process: this process; the first writes.
         shards: as for `check_run`.
         fingerprint: of what the plan draws from beside the shards (`Plan.fingerprint`).
+        first_weights: hash of the weights that the run begins with, where they were read; None for random ones, and for a run
+            that goes on from its checkpoint.
 
     Returns:
         What `hold` gives; None for a process that is not the first.
@@ -83,10 +91,10 @@ def open_run(
     """
     path = run / CONFIG
     check_run(run, config, shards)
-    made = [folder for folder in (run, *run.parents) if not folder.exists()] if place.is_first else []
+    made = [folder for folder in (run, *run.parents) if not folder.exists()] if process.is_first else []
     lock = None
     try:
-        if place.is_first:
+        if process.is_first:
             lock = hold(run)
             remove_leftovers(run)
             remove_leftovers(run / CHECKPOINTS)
@@ -97,19 +105,25 @@ def open_run(
                 old = _among_ours(facts["shards"], index)
                 more = f"; its own are the first of these: --shards with {old[0]} to {old[-1]} continues it" if old else ""
                 differences.append(f"other shards ({facts['shards']['images']} images there, {len(index)} here{more})")
+            elif facts["shards"].get("order", 1) != (here := order_version(len(index))):
+                differences.append(f"images in the order of version {facts['shards'].get('order', 1)} there, {here} here")
             if facts.get("pairs") != fingerprint:
                 differences.append(f"another file of pairs ({config.views.pairs} here)")
+            if first_weights is not None and facts.get("first_weights") != first_weights:
+                differences.append(f"other first weights in {config.init_from}")
             if not differences and facts["steps"] != steps:
                 differences.append(f"{facts['steps']} steps there, {steps} here")
             if not differences:
                 return lock
             _refuse(path, facts, differences, shards)  # unless nothing was trained
-        if place.is_first:
+        if process.is_first:
+            order = order_version(len(index))
             written = {
                 "config": to_dict(config),
                 "steps": steps,
-                "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint},
+                "shards": {"paths": index.shards, "images": len(index), "fingerprint": index.fingerprint, "order": order},
                 "pairs": fingerprint,
+                "first_weights": first_weights,
                 "created_by": {"univip-stream": __version__},
             }
             data = (json.dumps(written, indent=1) + "\n").encode()
@@ -196,7 +210,7 @@ def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
     return shlex.join(words)
 
 
-def _among_ours(shards: dict[str, Any], index: ShardIndex) -> list[str]:
+def _among_ours(shards: dict[str, Any], index: ShardSet) -> list[str]:
     """The shards that a run was made with where these begin with them: a set that was added to since."""
     count = len(shards["paths"]) if isinstance(shards.get("paths"), list) else 0
     first = hashlib.sha256("\n".join(index.tar_sha256[:count]).encode()).hexdigest()

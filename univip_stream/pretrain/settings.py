@@ -131,9 +131,9 @@ def _converted(hint: Any, value: Any, key: str) -> Any:
             return value
         expected = " or ".join(map(str, arguments))
         raise UsageError(f"{key} is {value!r}; expected {expected}")
-    elif origin is tuple:
+    elif origin is tuple and isinstance(value, list | tuple):
         kinds = arguments[:1] * len(value) if len(arguments) == 2 and arguments[1] is ... else arguments
-        if isinstance(value, list | tuple) and len(value) == len(kinds):
+        if len(value) == len(kinds):
             return tuple(_converted(kind, item, key) for kind, item in zip(kinds, value, strict=True))
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -18,7 +18,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import (
     ALONE,
-    Place,
+    Process,
     after_the_first,
     agree,
     in_parallel,
@@ -31,6 +31,7 @@ from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
@@ -58,7 +59,7 @@ def pretrain(
     run: Path,
     *,
     device: str = "auto",
-    place: Place = ALONE,
+    process: Process = ALONE,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, dict[str, Any]], None] = lambda step, steps, values: None,
 ) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def pretrain(
         shards: any spec of `expand_shards`.
         run: folder of the run.
         device: auto, cpu, cuda or cuda:N.
-        place: this process among those that train together.
+        process: this process among those that train together.
         say: gets the lines a person wants to read at the start and the end.
         progress: called at each recorded step with the step, how many there will be, and the values.
 
@@ -81,12 +82,12 @@ def pretrain(
         Interrupted: stopped from outside, after saving.
 
     """
-    where = pick_device(device, place)
+    where = pick_device(device, process)
     asked = Asked()
-    with joined(place, where), asked.listening(), _in_words(config, place):
+    with joined(process, where), asked.listening(), _in_words(config, process):
         try:
             with asked.waiting():
-                trainer = _Trainer(config, shards, run, where, place)
+                trainer = _Trainer(config, shards, run, where, process)
         except WaitedEnoughError:
             raise Interrupted("stopped before a step was made; run the same command to begin") from None
         with closing(trainer):
@@ -102,11 +103,11 @@ def pretrain(
 
 
 @contextmanager
-def _in_words(config: PretrainConfig, place: Place) -> Iterator[None]:
+def _in_words(config: PretrainConfig, process: Process) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, MemoryError) as error:
-        if (words := told(error, config, place)) is None:
+        if (words := told(error, config, process)) is None:
             raise
         raise words from error
 
@@ -114,12 +115,12 @@ def _in_words(config: PretrainConfig, place: Place) -> Iterator[None]:
 class _Trainer:
     """A run in progress: what is built once, and one step at a time."""
 
-    def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, place: Place):
-        self.config, self.run, self.device, self.place = config, run, device, place
-        if config.stream.batch_size < 2 * place.world_size * config.accumulate:
+    def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process):
+        self.config, self.run, self.device, self.process = config, run, device, process
+        if config.stream.batch_size < 2 * process.world_size * config.accumulate:
             raise UsageError(
-                f"batch size {config.stream.batch_size} over {place.world_size} ranks x {config.accumulate} parts leaves less than "
-                "2 images at a time; batch normalisation needs at least 2"
+                f"batch size {config.stream.batch_size} over {process.world_size} ranks x {config.accumulate} parts leaves less "
+                "than 2 images at a time; batch normalisation needs at least 2"
             )
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
@@ -127,56 +128,66 @@ class _Trainer:
         check_run(run, config, shards)
         stream = Stream(
             shards, plan, config.stream,
-            rank=place.rank, world_size=place.world_size, parts=config.accumulate, reuse=True,
+            rank=process.rank, world_size=process.world_size, parts=config.accumulate, reuse=True,
         )  # fmt: skip
         self.total = config.total_steps(stream.steps_per_epoch)
         self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
-        self.boxes, self.notes = len(stream.index.boxes), stream.notes
+        self.boxes, self.notes = stream.index.box_count, stream.notes
 
         # Everything that can be wrong is looked at before the folder becomes this run's.
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, plan)
         check_sizes(self.method.backbone, config.method.backbone, plan)
-        if place.world_size > 1 and config.sync_batchnorm:
+        self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
+        # A run that goes on has its weights in its checkpoint; where they came from may be gone by then.
+        self.first_weights = (
+            first_weights(config.init_from, self.method.backbone, config.method.backbone)
+            if config.init_from is not None and not self.checkpoints.steps()
+            else None
+        )
+        if self.first_weights is not None:
+            begin_with(self.method, self.first_weights)
+        self.frozen = freeze(self.method, config.freeze)
+        if process.world_size > 1 and config.sync_batchnorm:
             self.method = synchronise_batchnorm(self.method, device.type)  # type: ignore[assignment]
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.method, config.optim)
         self.precision, self.why = pick_precision(config.precision, device)
-        with after_the_first(place):
+        with after_the_first(process):
             self.knn = (
                 OnlineKnn(config.knn, config.views.scene_size, config.augment)
-                if config.knn.train and place.is_first
+                if config.knn.train and process.is_first
                 else None
             )
             self.lock = open_run(
-                run, config, stream.index, self.total, place, shards=shards, fingerprint=stream.plan.fingerprint
-            )
+                run, config, stream.index, self.total, process, shards=shards, fingerprint=stream.plan.fingerprint,
+                first_weights=None if self.first_weights is None else self.first_weights.digest(),
+            )  # fmt: skip
 
-        self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
         self.first = self._resume()
-        agree(self.first, place, "the step to continue from")
+        agree(self.first, process, "the step to continue from")
 
-        parallel = in_parallel(self.method, place, device)
+        parallel = in_parallel(self.method, process, device)
         model: nn.Module = torch.compile(parallel) if config.compile else parallel  # type: ignore[assignment]
         self.updates = Updates(
             self.method, model, parallel, self.optimizer,
             accumulate=config.accumulate, precision=self.precision, config=config.augment,
-            regions=plan.regions, device=device, place=place, run=run, channels_last=config.channels_last,
+            regions=plan.regions, device=device, process=process, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
-        self.recorder = Recorder(run, resumed=self.first) if place.is_first else _Silent()
+        self.recorder = Recorder(run, resumed=self.first) if process.is_first else _Silent()
 
     def arithmetic(self) -> Iterator[str]:
         """The numbers the run will live by."""
-        config, place = self.config, self.place
+        config, process = self.config, self.process
         yield from self.notes
         if self.knn is not None:
             yield from self.knn.notes()
         steps = counted(self.total, "step")
         yield (
-            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, place)}; {steps}, "
+            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, process)}; {steps}, "
             f"{self.total / self.steps_per_epoch:.1f} epochs"
         )
         count = sum(parameter.numel() for parameter in self.method.online_parameters())
@@ -184,6 +195,10 @@ class _Trainer:
             f"{config.method.name}, {config.method.backbone}, {count / 1e6:.1f} M parameters; scenes "
             f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
         )
+        if self.first_weights is not None:
+            yield from self.first_weights.notes()
+        if self.frozen:
+            yield f"{' '.join(config.freeze)} stay as they were: {self.frozen / 1e6:.2f} M parameters of the backbone"
         optim = config.optim
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
@@ -217,7 +232,7 @@ class _Trainer:
     def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
         """Train to the end, yielding what is recorded."""
         config = self.config
-        patience = _PATIENCE if self.place.world_size == 1 else _PATIENCE_OF_RANKS
+        patience = _PATIENCE if self.process.world_size == 1 else _PATIENCE_OF_RANKS
         with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
             began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
             for step in range(self.first, self.total):
@@ -226,7 +241,7 @@ class _Trainer:
                 record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
                 judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
                 try:
-                    self.updates.gradient(batches, step, keep_views=self.place.is_first and (step == self.first or save))
+                    self.updates.gradient(batches, step, keep_views=self.process.is_first and (step == self.first or save))
                 except WaitedEnoughError:
                     raise self._leave(step) from None
                 losses: dict[str, float] = {}
@@ -286,7 +301,7 @@ class _Trainer:
                 f"checkpoints before it in {self.run / 'checkpoints'} are as they were. A smaller optim.lr or precision=fp32 are "
                 "what usually helps; it begins with another --out"
             )
-        if self.place.is_first:
+        if self.process.is_first:
             self.checkpoints.save(
                 finished,
                 {
@@ -332,7 +347,7 @@ class _Trainer:
 
     def export(self) -> None:
         """Write the backbone alone, under the names its library uses."""
-        if not self.place.is_first:
+        if not self.process.is_first:
             return
         from safetensors.torch import save
 
@@ -355,10 +370,10 @@ class _Silent:
         """Close nothing."""
 
 
-def _shared_out(config: PretrainConfig, place: Place) -> str:
+def _shared_out(config: PretrainConfig, process: Process) -> str:
     """How a batch is divided, in words; nothing where one process takes it whole."""
-    share = config.stream.batch_size // place.world_size
-    words = f", {share} on each of {place.world_size} ranks" if place.world_size > 1 else ""
+    share = config.stream.batch_size // process.world_size
+    words = f", {share} on each of {process.world_size} ranks" if process.world_size > 1 else ""
     return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")
 
 

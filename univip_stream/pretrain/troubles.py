@@ -2,7 +2,7 @@
 
 import torch
 
-from univip_stream.distributed import Place, ended_by_others
+from univip_stream.distributed import Process, ended_by_others
 from univip_stream.errors import InputError
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.workers import death, explained
@@ -20,29 +20,29 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def told(error: Exception, config: PretrainConfig, place: Place) -> InputError | None:
+def told(error: Exception, config: PretrainConfig, process: Process) -> InputError | None:
     """What to tell a person; None if the error is another rank's end, or none of those that are known here."""
-    if isinstance(error, RuntimeError) and ended_by_others(error, place):
+    if isinstance(error, RuntimeError) and ended_by_others(error, process):
         return None
     if (died := death(error)) is not None:
         return InputError(f"{died}. A smaller stream.prefetch needs less memory too. {AGAIN}")
     if isinstance(error, InputError):
         return None
     if out_of_memory(error):
-        return InputError(_memory(error, config, place))
+        return InputError(_memory(error, config, process))
     if (words := explained(error)) is not None:
         return InputError(f"{words}. {AGAIN}")
     return None
 
 
-def _memory(error: BaseException, config: PretrainConfig, place: Place) -> str:
+def _memory(error: BaseException, config: PretrainConfig, process: Process) -> str:
     gpu = isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
     size, parts = config.stream.batch_size, config.accumulate
     full = "GPU memory" if gpu else "memory"
     half = " or precision=bf16, which halves what the networks keep," if config.precision == "fp32" else ""
     first = str(error).strip().splitlines() or [type(error).__name__]
     return (
-        f"out of {full} with batch size {size} ({size // place.world_size // parts} images at a time on a "
+        f"out of {full} with batch size {size} ({size // process.world_size // parts} images at a time on a "
         f"rank, accumulate={parts}), {config.method.backbone}, precision={config.precision}: {first[0]} --set accumulate="
         f"{2 * parts}{half} or a smaller --batch-size (with optim.lr in proportion) fits more. They are other settings: where "
         "steps were trained already, they begin with another --out"

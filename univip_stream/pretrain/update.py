@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from univip_stream.augment import AugmentConfig
-from univip_stream.distributed import Place, ended_by_others, mean_over_ranks
+from univip_stream.distributed import Process, ended_by_others, mean_over_ranks
 from univip_stream.errors import InputError
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method
 from univip_stream.methods.registry import checked_losses, explained
+from univip_stream.networks import countable_together, counted_together
 from univip_stream.pretrain.asked import Asked
 from univip_stream.pretrain.inputs import inputs_on
 from univip_stream.pretrain.optim import set_learning_rate
@@ -75,15 +76,18 @@ class Updates:
         config: AugmentConfig,
         regions: int,
         device: torch.device,
-        place: Place,
+        process: Process,
         run: Path,
         channels_last: bool = True,
     ) -> None:
         self.method, self.model, self.parallel, self.optimizer = method, model, parallel, optimizer
         self.accumulate, self.precision, self.config, self.regions = accumulate, precision, config, regions
-        self.device, self.place, self.run, self.channels_last = device, place, run, channels_last
+        self.device, self.process, self.run, self.channels_last = device, process, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
         """What the method returns of a step, in this order."""
+        self.compiled = model is not parallel
+        # What is compiled counts as it was compiled.
+        self._counted = [] if self.compiled else countable_together(method)
         self._unseen: list[_Unseen] = []
         self.views: dict[str, Tensor] | None = None
         """The pictures of the last batch's first images as the networks saw them, (B, N, 3, S, S), where they were asked for."""
@@ -99,10 +103,19 @@ class Updates:
         totals = torch.zeros(len(self.terms) + 1, device=self.device)
         keys: list[str] = []
         sources: list[str] = []
+        with counted_together(self._counted):
+            self._parts(batches, totals, keys, sources, keep_views=keep_views)
+        self.halfway = False
+        self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
+
+    def _parts(
+        self, batches: Iterator[Batch], totals: Tensor, keys: list[str], sources: list[str], *, keep_views: bool
+    ) -> None:
+        """The parts of a step: gradients, and what is told of them."""
         for part in range(self.accumulate):
             self.halfway = part > 0
             batch = next(batches)
-            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last)
+            inputs = inputs_on(self.device, batch, self.config, channels_last=self.channels_last, compiled=self.compiled)
             if keep_views:
                 self.views = _first(inputs, batch)
             with self._alone(last=part == self.accumulate - 1):
@@ -113,8 +126,6 @@ class Updates:
             totals += torch.stack([*terms, filled.to(self.device, non_blocking=True)]) / self.accumulate
             keys += batch.keys
             sources += batch.sources
-        self.halfway = False
-        self._unseen.append(_Unseen(step=step, values=totals, keys=keys, sources=sources))
 
     def apply(self, rate: float, momentum: float) -> None:
         """Follow the gradient, and let the target follow."""
@@ -133,7 +144,7 @@ class Updates:
         unseen, self._unseen = self._unseen, []
         mine = torch.stack([step.values for step in unseen])
         stop = torch.full((1, mine.shape[1]), float(asked.is_set()), device=self.device)
-        *values, stops = mean_over_ranks(torch.cat([mine, stop]), self.place).cpu()
+        *values, stops = mean_over_ranks(torch.cat([mine, stop]), self.process).cpu()
         for step, theirs in zip(unseen, values, strict=True):
             if not torch.isfinite(theirs[0]):
                 self._stop_at(step, late=unseen[-1].step - step.step)
@@ -145,7 +156,7 @@ class Updates:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 return checked_losses(self.model(inputs), self.method)
         except Exception as error:
-            others = isinstance(error, RuntimeError) and (death(error) or ended_by_others(error, self.place))
+            others = isinstance(error, RuntimeError) and (death(error) or ended_by_others(error, self.process))
             if others or out_of_memory(error) or (told := explained(error, self.method)) is None:
                 raise
             raise told from error
@@ -159,7 +170,7 @@ class Updates:
 
     def _stop_at(self, step: _Unseen, late: int) -> None:
         """A loss that is no number ends the run and leaves on disk what caused it."""
-        left = self.run / f"not-finite-step-{step.step + 1}-rank-{self.place.rank}.json"
+        left = self.run / f"not-finite-step-{step.step + 1}-rank-{self.process.rank}.json"
         found = dict(zip(self.terms, step.values.tolist(), strict=False))
         with written_atomically(left) as file:
             facts = {

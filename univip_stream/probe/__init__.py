@@ -1,1 +1,1 @@
-"""Looking at frozen features: labelled images, the features of each, and the vote of the nearest."""
+"""Probes of frozen features: labelled images, their features, and kNN classification."""

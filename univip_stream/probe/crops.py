@@ -1,4 +1,4 @@
-"""From images to batches of crops: what a network is judged on, and what a classifier is trained on.
+"""Read images and crop them into batches, for judging a network and for training classifiers on it.
 
 Shape letters: B images of a batch, S side of the crop, P numbers of an augmentation's draw.
 """
@@ -25,21 +25,21 @@ from univip_stream.views import random_crops
 from univip_stream.workers import loaded
 
 Crop = Callable[[np.ndarray, int], tuple[Tensor, Tensor]]
-"""(image, number of the image) -> uint8 3 x S x S, and the float32 P of its draw (empty where nothing is drawn)."""
+"""(image, number of the image) -> uint8 3 x S x S, and the float32 P of its draw (empty if nothing is drawn)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """A batch, of the images that can be read."""
+    """A batch of crops, of the images that can be read."""
 
     images: Tensor
     """uint8, B x 3 x S x S."""
     draws: Tensor
-    """float32, B x P; B x 0 where nothing was drawn."""
+    """float32, B x P; B x 0 if nothing was drawn."""
     numbers: Tensor
-    """int64, B: which images of the source."""
+    """int64, B: numbers of the images in the source."""
     failed: dict[int, Failure]
-    """Those asked for that are not here because they cannot be read, by their number."""
+    """Images missing from the batch because they cannot be read, by their number."""
 
 
 class CentreCrop:
@@ -58,7 +58,7 @@ class CentreCrop:
 class RandomCrop:
     """A random resized crop (scale 0.08 to 1, aspect 3/4 to 4/3) with the draw of its augmentation.
 
-    What an image gets depends on the seed, the epoch and its number alone.
+    The crop of an image depends only on the seed, the epoch and the image's number.
     """
 
     def __init__(self, size: int, config: AugmentConfig, *, seed: int, epoch: int) -> None:
@@ -80,27 +80,27 @@ def batches(
     batch_size: int,
     workers: int,
 ) -> Iterator[Crops]:
-    """Crops of the images with these numbers, in this order, read and cut in `workers` processes (0: in this one).
+    """Yield crops of the images with these numbers, in this order, read and cropped in `workers` processes (0: in this one).
 
-    Images that cannot be read are named in `failed` of their batch, which is smaller then, perhaps empty.
+    Images that cannot be read are listed in `failed` of their batch, which is then smaller, perhaps empty.
 
     Raises:
-        InputError: images cannot be read for a reason that is not theirs.
+        InputError: reading fails for a reason other than a bad image.
 
     """
-    images = _Cropped(source, np.asarray(numbers), crop)
-    # A generator of its own: looking at images must not move that of a training.
+    images = _CropDataset(source, np.asarray(numbers), crop)
+    # A generator of its own: reading images must not advance that of a training.
     yield from loaded(
-        images, workers=workers, start=one_thread, batch_size=batch_size, prefetch_factor=4, collate_fn=_stacked,
+        images, workers=workers, start=one_thread, batch_size=batch_size, prefetch_factor=4, collate_fn=_collated,
         generator=torch.Generator(),
     )  # fmt: skip
 
 
-def sound(parts: Iterator[Crops]) -> Iterator[Crops]:
-    """The batches of images that were all found readable before.
+def require_readable(parts: Iterator[Crops]) -> Iterator[Crops]:
+    """Yield the batches of images that were all readable before.
 
     Raises:
-        InputError: one of them no longer is.
+        InputError: an image is no longer readable.
 
     """
     for crops in parts:
@@ -113,7 +113,7 @@ def sound(parts: Iterator[Crops]) -> Iterator[Crops]:
 
 
 def look_through(source: ImageSource, numbers: np.ndarray, *, workers: int) -> dict[int, Failure]:
-    """Read every image once: those that cannot be used, by their number."""
+    """Read every image once, and return those that cannot be used, by their number."""
     failed: dict[int, Failure] = {}
     for crops in batches(source, numbers, _no_crop, batch_size=64, workers=workers):
         failed |= crops.failed
@@ -124,10 +124,10 @@ def _no_crop(image: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
     return torch.empty(0), torch.empty(0)
 
 
-class _Cropped(Dataset[Any]):
-    """Item n is the n-th image's crop, its draw and number; or its number and why it cannot be read; or what else is wrong.
+class _CropDataset(Dataset[Any]):
+    """Item n is the n-th image's crop, draw and number; or its number and Failure; or an InputError.
 
-    Errors are items, because DataLoader would lay a worker's traceback over their words.
+    Errors are items, because DataLoader would replace their message by a worker's traceback.
     """
 
     def __init__(self, source: ImageSource, numbers: np.ndarray, crop: Crop) -> None:
@@ -143,10 +143,10 @@ class _Cropped(Dataset[Any]):
         except BadImageError as error:
             return number, self.source.failure(number, error)
         except InputError as error:
-            return InputError(str(error))  # without what it holds on to, which may not travel between processes
+            return InputError(str(error))  # without its cause, which may not be picklable
 
 
-def _stacked(items: list[Any]) -> Crops | InputError:
+def _collated(items: list[Any]) -> Crops | InputError:
     for item in items:
         if isinstance(item, InputError):
             return item
@@ -159,5 +159,5 @@ def _stacked(items: list[Any]) -> Crops | InputError:
 
 
 def one_thread() -> None:
-    """Workers are the parallelism."""
-    cv2.setNumThreads(0)  # 1 would end the threads of a pool that did not survive the fork, and wait for them for ever
+    """Make OpenCV use one thread in a worker; the workers run in parallel already."""
+    cv2.setNumThreads(0)  # 1 would wait forever for the threads of a pool that did not survive the fork

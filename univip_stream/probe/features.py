@@ -1,4 +1,4 @@
-"""Features of images: cut the evaluation crop, run the frozen backbone.
+"""Compute features of images: take the evaluation crop, run the frozen backbone.
 
 Shape letters: B images of a batch, N images in all, D width of a feature, S side of the crop.
 """
@@ -24,23 +24,23 @@ class Features:
     vectors_ND: np.ndarray
     """float32, not normalised."""
     labels: list[str]
-    """One a row."""
+    """Label of each row."""
     keys: list[str]
-    """One a row."""
+    """Key of each row."""
     failed: list[Failure]
     """Images of the source that have no row."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a forward pass gave."""
+class FeatureBatch:
+    """Features of one forward pass."""
 
     vectors_BD: np.ndarray
-    """float32; a row an image that could be read."""
+    """float32; one row per readable image."""
     numbers: np.ndarray
-    """int64 B: which images."""
+    """int64 B: numbers of the images."""
     failed: dict[int, Failure]
-    """Images of this pass that cannot be read, by their number."""
+    """Images of this batch that cannot be read, by their number."""
 
     def __len__(self) -> int:
         return len(self.numbers) + len(self.failed)
@@ -56,21 +56,22 @@ def vectors(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
-) -> Iterator[Seen]:
-    """Run the frozen backbone over images of a source, in evaluation mode: B x D float32 at a time, in order.
+) -> Iterator[FeatureBatch]:
+    """Run the frozen backbone over images of a source, in evaluation mode, and yield their features batch by batch, in order.
 
     Args:
         backbone: B x 3 x S x S normalised float32 -> B x D pooled features.
-        source: of the images.
-        numbers: which of them.
+
+        source: images.
+        numbers: numbers of the images to use.
         size: side of the centre crop in pixels.
-        pixels: of the backbone's training: its mean and standard deviation.
-        batch_size: images a forward pass; memory holds a few batches.
-        device: where the backbone runs.
-        workers: processes that read and cut; 0 is this one.
+        pixels: settings of the backbone's training, for its mean and standard deviation.
+        batch_size: images per forward pass; memory holds a few batches.
+        device: device of the backbone.
+        workers: processes that read and crop; 0 is this one.
 
     Raises:
-        InputError: features that are not finite; images that cannot be read for a reason that is not theirs.
+        InputError: features are not finite; or reading fails for a reason other than a bad image.
 
     """
     backbone = backbone.to(device).eval()
@@ -80,8 +81,8 @@ def vectors(
             with torch.inference_mode():
                 found = backbone(normalised(crops.images.to(device, non_blocking=True), pixels)).float().cpu().numpy()
         if not np.isfinite(found).all():
-            raise InputError("the backbone's features are not finite: its weights are damaged, or training had burst")
-        yield Seen(vectors_BD=found, numbers=crops.numbers.numpy(), failed=crops.failed)
+            raise InputError("the backbone's features are not finite: its weights are damaged, or training diverged")
+        yield FeatureBatch(vectors_BD=found, numbers=crops.numbers.numpy(), failed=crops.failed)
 
 
 def extract(
@@ -94,10 +95,10 @@ def extract(
     device: torch.device,
     workers: int = 0,
 ) -> Features:
-    """Features of all images of a source, in memory; see `vectors`.
+    """Return the features of all images of a source; see `vectors`.
 
     Raises:
-        InputError: no image can be read, or as `vectors`.
+        InputError: no image can be read, or as in `vectors`.
 
     """
     found = list(

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification on frozen features: the progress signal that needs no training.
+"""k-nearest-neighbour classification on frozen features: a measure of progress that needs no training.
 
 Shape letters: N images of the reference set, Q images to classify, D width of a feature, C classes.
 """
@@ -15,12 +15,12 @@ from univip_stream.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """Weighted kNN as in Wu et al. 2018 (arXiv:1805.01978, section 3.4): votes weigh exp(cosine / temperature)."""
+    """Weighted kNN as in Wu et al. 2018 (arXiv:1805.01978, section 3.4): a vote has the weight exp(cosine / temperature)."""
 
     k: int = 20
-    """Neighbours that vote. 20 as in DINO (arXiv:2104.14294); fewer where the reference set is smaller."""
+    """Neighbours that vote. 20 as in DINO (arXiv:2104.14294); fewer if the reference set is smaller."""
     temperature: float = 0.07
-    """Of the vote's weight, as in Wu et al. 2018; small values let the nearest decide."""
+    """Temperature of the vote's weight, as in Wu et al. 2018; small values let the nearest decide."""
 
 
 def classify(
@@ -31,7 +31,7 @@ def classify(
     *,
     queries_at_once: int = 1024,
 ) -> list[str]:
-    """The label each query's neighbours vote for.
+    """Return the label that each query's neighbours vote for.
 
     Args:
         reference_ND: features of the labelled images, float, N x D; any length, they are normalised here.
@@ -66,11 +66,11 @@ def classify(
 
 
 def accuracy(answers: Sequence[str], labels: Sequence[str]) -> float:
-    """Share of `answers` that equal `labels`, 0 to 1."""
+    """Return the share of `answers` that equal `labels`, 0 to 1."""
     return float(np.mean([a == b for a, b in zip(answers, labels, strict=True)]))
 
 
 def chance(labels: Sequence[str]) -> float:
-    """What always naming the most frequent label scores, 0 to 1: the floor of any classifier."""
+    """Return the accuracy of always naming the most frequent label, 0 to 1: the floor of any classifier."""
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     return float(counts.max() / counts.sum())

@@ -1,4 +1,4 @@
-"""Images to look at one by one, in any order: a folder (a folder a class, if there are labels), a list, a tar, or shards."""
+"""Images that are read by number, in any order: from a folder (one subfolder per class, if labelled), a list, a tar, or shards."""
 
 import hashlib
 import os
@@ -14,47 +14,50 @@ from univip_stream import storage
 from univip_stream.errors import InputError
 from univip_stream.failures import Failure
 from univip_stream.images import MAX_PIXELS, BadImageError, read_picture
-from univip_stream.shards import expand_shards, open_index
+from univip_stream.shards import ShardSet, expand_shards, open_shards
 from univip_stream.shards.cache import FetchError
 from univip_stream.shards.format import UNREADABLE
+from univip_stream.shards.rows import ShardError
 from univip_stream.sources import Listing, list_sources, read_bytes
 from univip_stream.stream.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImage:
-    """An image with what it is."""
+    """An image with its label and key."""
 
     image: np.ndarray
     """uint8, height x width x 3, RGB, upright."""
     label: str | None
-    """Its class, where the source says one."""
+    """Class of the image, if the source gives one."""
     key: str
-    """Its name in the source."""
+    """Name in the source."""
 
 
 class ImageSource:
-    """Images that can be read again and again, by number, in a fixed order. Pickled or forked, each process opens its own files.
+    """Images that are read by number, in a fixed order. After pickling or forking, each process opens its own files.
+
+    Of shards, a few indexes are in memory at a time, so numbers that follow each other cost least.
 
     Args:
-        spec: a folder, a tar of images or a list of images, as `mine --src` takes them; or shards.
-        max_pixels: larger images are refused; those that we mined into shards are read as they were mined.
+        spec: a folder, a tar of images or a list of images, as in `mine --src`; or shards.
+        max_pixels: larger images are refused; images in our own shards are read at any size.
 
-    An image that cannot be read raises BadImageError where it is asked for; anything else that is wrong is no image's fault.
+    Reading a bad image raises BadImageError; any other error has another cause than the image.
 
     Raises:
-        InputError: nothing there.
+        InputError: there are no images.
 
     """
 
     def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
         self.name = spec
-        # Shards are what has been mined: a manifest or tars. Anything else is images as people keep them.
+        # Shards are recognised by a manifest or tars. Anything else is a collection of images.
         folder = Path(spec)
         as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
         self._images: _Listed | _Sharded = _Listed(spec, max_pixels) if as_images else _Sharded(spec, max_pixels)
         self.notes: list[str] = self._images.notes
-        """What a person should know that is left out."""
+        """Sentences about what is left out."""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -66,40 +69,45 @@ class ImageSource:
         return (self[number] for number in range(len(self)))
 
     def failure(self, number: int, error: BadImageError) -> Failure:
-        """An image that could not be read, by its name."""
+        """Return the Failure of an image that could not be read, with its name."""
         return Failure(self._images.source(number), error.status, str(error))
+
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        """(name in the source, label) of the images from `first` up to, not with, `last`."""
+        return self._images.names(first, last)
 
     @cached_property
     def places(self) -> frozenset[str]:
-        """Where the images lie, or what they hash to where they are in shards: two sources that share one share an image."""
+        """Paths of the images, or their hashes in shards: two sources that have one in common share an image."""
         return frozenset(self._images.places())
 
     @cached_property
     def all_labels(self) -> list[str | None]:
-        """Of every image, in order; None where the source says none."""
+        """Label of every image, in order; None if the source gives none."""
         return self._images.labels()
 
     @cached_property
     def keys(self) -> list[str]:
-        """Of every image, in order: its name in the source, unique."""
+        """Key of every image, in order: its unique name in the source."""
         return self._images.keys()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the images are known by: names, sizes and times of files, or a manifest's hashes."""
+        """SHA-256 of what identifies the images: names, sizes and times of files, or a manifest's hashes."""
         return self._images.fingerprint()
 
 
 class LabelledSource(ImageSource):
-    """Images that all have a label.
+    """Images that all have a label. All that is known of them is in memory, for any order.
 
     Raises:
-        InputError: nothing there, no labels, or not a label for every image.
+        InputError: there are no images, or some have no label.
 
     """
 
     def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
         super().__init__(spec, max_pixels=max_pixels)
+        self._images.in_any_order()
         missing = sum(label is None for label in self.all_labels)
         if missing:
             raise InputError(
@@ -109,32 +117,32 @@ class LabelledSource(ImageSource):
 
     @cached_property
     def labels(self) -> list[str]:
-        """Of every image, in order."""
+        """Label of every image, in order."""
         return [str(label) for label in self.all_labels]
 
     @cached_property
     def classes(self) -> list[str]:
-        """The labels there are, sorted."""
+        """Distinct labels, sorted."""
         return sorted(set(self.labels))
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """int64: each image's class, as its place in `classes`."""
+        """int64: class of each image, as an index into `classes`."""
         place = {label: number for number, label in enumerate(self.classes)}
         return np.array([place[label] for label in self.labels])
 
 
 def same_classes(train: LabelledSource, val: LabelledSource) -> None:
-    """Make sure that what is asked can be answered.
+    """Check that a classifier trained on `train` can be judged by `val`.
 
     Raises:
-        InputError: `val` has a class that `train` has not, or there is but one class.
+        InputError: `val` has a class that `train` lacks, or there is only one class.
 
     """
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         raise InputError(
-            f"{val.name} has classes that {train.name} has not: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
+            f"{val.name} has classes that {train.name} lacks: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
             f"they share {len(set(val.classes) & set(train.classes))}"
         )
     if len(train.classes) < 2:
@@ -146,7 +154,7 @@ class _Listed:
 
     def __init__(self, spec: str, max_pixels: int) -> None:
         self.listing: Listing = list_sources([spec]).present()  # an annotation file may name more than the folder has
-        self.max_pixels, self.notes = max_pixels, self.listing.said
+        self.max_pixels, self.notes = max_pixels, self.listing.remarks
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -159,6 +167,12 @@ class _Listed:
     def source(self, number: int) -> str:
         (image,) = self.listing.slice(number, number + 1)
         return image.source
+
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        return [(image.source, image.label) for image in self.listing.slice(first, last)]
+
+    def in_any_order(self) -> None:
+        pass  # any is as near as the next
 
     def places(self) -> Iterator[str]:
         folders: dict[str, str] = {}
@@ -182,7 +196,7 @@ class _Listed:
                     status = os.stat(image.path)
                     facts.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
                 except (OSError, ValueError):
-                    facts.update(b"not there\n")  # it will be an image that cannot be read
+                    facts.update(b"not there\n")  # reading it will fail
         return facts.hexdigest()
 
 
@@ -190,7 +204,7 @@ class _Sharded:
     """Samples of shards, checked against their hashes as they are read."""
 
     def __init__(self, spec: str, max_pixels: int) -> None:
-        self.index = open_index(expand_shards(spec), max_pixels=max_pixels)
+        self.index: ShardSet = open_shards(expand_shards(spec), max_pixels=max_pixels)
         self.notes = self.index.notes
         self._reader: tuple[int, Reader] | None = None
 
@@ -205,7 +219,7 @@ class _Sharded:
             self._reader = (os.getpid(), Reader(self.index))
         try:
             pixels = self._reader[1].image(number)
-        except FetchError:
+        except (FetchError, ShardError):
             raise
         except InputError as error:
             raise BadImageError(UNREADABLE, str(error)) from error
@@ -214,16 +228,25 @@ class _Sharded:
     def source(self, number: int) -> str:
         return str(self.index.text("source", number))
 
-    def places(self) -> list[str]:
-        found: list[str] = self.index.sha256.to_pylist()
-        return found
+    def names(self, first: int, last: int) -> list[tuple[str, str | None]]:
+        return [(self.index.text("key", number), self.index.text("label", number)) for number in range(first, last)]
+
+    def in_any_order(self) -> None:
+        self.index = self.index.whole()
+
+    def places(self) -> Iterator[str]:
+        return self._column("sha256")
 
     def labels(self) -> list[str | None]:
-        found: list[str | None] = self.index.label.to_pylist()
-        return found
+        return list(self._column("label"))
 
     def keys(self) -> list[str]:
-        return [self.index.text("key", number) for number in range(len(self.index))]
+        return list(self._column("key"))
+
+    def _column(self, name: str) -> Iterator[Any]:
+        for shard in range(len(self.index.shards)):
+            if self.index.counts[shard]:
+                yield from getattr(self.index.rows(shard), name).to_pylist()
 
     def fingerprint(self) -> str:
         return str(self.index.fingerprint)

@@ -1,6 +1,6 @@
-"""Region proposals: an image in, ranked boxes out, one interface over several engines.
+"""Region proposals: ranked boxes for an image, from several engines behind one interface.
 
-Every engine is a pure function of the pixels, the seed and its options: the same in every process and thread setting.
+Every engine is a pure function of the pixels, the seed and its options, whatever the process and the number of threads.
 Engines are imported when used, so a machine without numba or OpenCV's contrib part can use the others.
 """
 
@@ -19,32 +19,32 @@ Proposer = Callable[..., np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where an engine lives. Its module also has `version() -> str`, which changes when its boxes can change."""
+    """Location of an engine. Its module also has `version() -> str`, which changes when its boxes can change."""
 
     module: str
     function: str
-    says: str
-    """One line for the help."""
+    summary: str
+    """One line that describes the engine."""
 
 
 ENGINES = {
     "selective-search": Engine(
         module="univip_stream.proposals.fast",
         function="selective_search",
-        says="our kernel: hierarchies of regions at a working resolution, ranked by agreement",
+        summary="our kernel: hierarchies of regions at a working resolution, ranked by agreement",
     ),
     "selective-search-exact": Engine(
         module="univip_stream.proposals.exact",
         function="selective_search_exact",
-        says="OpenCV Fast's algorithm at full resolution, each thing done once",
+        summary="OpenCV Fast's algorithm at full resolution, each thing done once",
     ),
     "opencv-fast": Engine(
-        module="univip_stream.proposals.opencv", function="fast", says="OpenCV's selective search, Fast mode"
+        module="univip_stream.proposals.opencv", function="fast", summary="OpenCV's selective search, Fast mode"
     ),
     "opencv-quality": Engine(
-        module="univip_stream.proposals.opencv", function="quality", says="OpenCV's selective search, Quality mode"
+        module="univip_stream.proposals.opencv", function="quality", summary="OpenCV's selective search, Quality mode"
     ),
-    "naive": Engine(module="univip_stream.proposals.naive", function="naive", says="random boxes"),
+    "naive": Engine(module="univip_stream.proposals.naive", function="naive", summary="random boxes"),
 }
 
 
@@ -55,15 +55,15 @@ def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, 
         image: uint8, height x width x 3, RGB. Grey (height x width), alpha (a fourth channel, laid over white) and 16 bit
             are turned into that first.
         engine: a name of `ENGINES`.
-        seed: for engines that use chance. The same image, seed and options give the same boxes.
-        options: of the engine.
+        seed: seed of engines that make random choices. The same image, seed and options give the same boxes.
+        options: options of the engine.
 
     Returns:
         int32, N x 4: x, y, w, h in pixels, best first, unfiltered, no two equal, all inside the image.
 
     Raises:
-        UsageError: an engine that does not exist, or an option it does not have.
-        InputError: something that is no image.
+        UsageError: the engine does not exist, or lacks an option.
+        InputError: `image` is not an image.
 
     """
     found = _engine(engine)
@@ -81,15 +81,15 @@ def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, 
 
 
 def engine_version(engine: str) -> str:
-    """What the boxes of an engine depend on beside image, seed and options; goes into the shards' fingerprint."""
+    """Return what an engine's boxes depend on beside image, seed and options; it is part of the shards' fingerprint."""
     return str(importlib.import_module(_engine(engine).module).version())
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Any grey, RGB or RGBA image of 8 or 16 bits as uint8, height x width x 3, C-contiguous.
+    """Convert a grey, RGB or RGBA image of 8 or 16 bits to uint8, height x width x 3, C-contiguous.
 
     Raises:
-        InputError: another shape or type, or no pixels.
+        InputError: it has another shape or type, or no pixels.
 
     """
     pixels = np.asarray(image)

@@ -1,11 +1,11 @@
-"""OpenCV Fast's algorithm at full resolution, each thing done once: for parity with boxes that the field has published.
+"""OpenCV Fast's algorithm at full resolution, without repeated work: for parity with published boxes.
 
-The same segmentations and groupings as OpenCV's, down to its habits: textures along the diagonals come from a rotated copy of
-the image, whose black corners take part, and regions touch over one of the two diagonals. OpenCV's order of boxes is random
-(a random number times the level of the region); this one ranks by agreement, which is better at few boxes and the same
-each time.
+Segmentations and groupings are those of OpenCV, including its quirks: textures along the diagonals are computed on a rotated
+copy of the image, including its black corners, and regions are neighbours across one of the two diagonals. OpenCV's order of
+boxes is random (a random number times the level of the region); this one ranks by agreement, which is better for few boxes and
+always the same.
 
-Rotation is OpenCV's own, in floats: boxes are the same in every process and thread setting, but can differ in few places
+Rotation is OpenCV's own, in floats: boxes are the same in every process and with any number of threads, but a few can differ
 between processors for which OpenCV has different instructions. The default engine does not depend on this.
 """
 
@@ -21,9 +21,9 @@ from univip_stream.proposals.jit import entry
 OPENCV_FAST = Segmentation(sigma=0.8, scales=(150, 300, 450), min_size=100, thin=False, corners=True)
 """The settings of OpenCV's Fast mode, the same at any resolution."""
 _SMALLEST_SIDE = 8
-"""Below, OpenCV's filters are not defined or have nothing to see."""
+"""Shortest side, in pixels, for which OpenCV's filters are defined and useful."""
 _LARGEST_ROTATED = 1 << 26
-"""Pixels of the rotated copy, whose sides are (width + height) / sqrt(2): a long thin image would need any memory."""
+"""Maximal pixels of the rotated copy, whose sides are (width + height) / sqrt(2): a long thin image would need too much memory."""
 
 
 def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -46,9 +46,9 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def texture_codes(image: np.ndarray) -> np.ndarray:
-    """As `features.texture_codes`, with the diagonals and the rounding of OpenCV.
+    """Compute `features.texture_codes` with the diagonals and the rounding of OpenCV.
 
-    Images that OpenCV's way is not made for get the default's: less than 8 pixels on a side, more than some 5,800 on both, or
+    Images that do not suit OpenCV's method get the default's: less than 8 pixels on a side, more than some 5,800 on both, or
     more than about 2.4 times as long as wide, where the rotated copy is narrower than the image.
     """
     height, width = image.shape[:2]
@@ -76,7 +76,7 @@ def texture_codes(image: np.ndarray) -> np.ndarray:
 
 @entry
 def _opencv_bins(slopes: np.ndarray, codes: np.ndarray) -> None:
-    """Each sign's part is stretched over 0 to 255, rounded, and cut into ten bins; of falls the steepest is 0."""
+    """Stretch rising and falling slopes to 0 to 255 each, round them, and divide each into ten bins; 0 is the steepest fall."""
     height, width = slopes.shape
     most, least = np.float32(0), np.float32(0)
     for y in range(height):
@@ -95,5 +95,5 @@ def _opencv_bins(slopes: np.ndarray, codes: np.ndarray) -> None:
 
 
 def version() -> str:
-    """Changes when the same image can get other boxes."""
+    """Return a version that changes when the same image can get other boxes."""
     return f"3, opencv {cv2.__version__}"

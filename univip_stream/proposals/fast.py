@@ -1,4 +1,4 @@
-"""The default proposer: selective search (Uijlings et al., IJCV 2013) with every thing done once, and ranked by agreement.
+"""The default engine: selective search (Uijlings et al., IJCV 2013) without repeated work, ranked by agreement.
 
 What OpenCV's Fast mode repeats for each of its six segmentations is shared here: pixels are smoothed, compared, sorted and
 binned once a colour space; equal or nearly equal neighbours are contracted once; histograms are counted once, for the cells
@@ -25,27 +25,27 @@ AGREE = 70
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """What decides which regions a grouping starts from."""
+    """Settings of the segmentations that grouping starts from."""
 
     sigma: float
-    """Of the smoothing, pixels of the working copy (Felzenszwalb and Huttenlocher's and OpenCV's value is 0.8)."""
+    """Standard deviation of the smoothing, pixels of the working copy (Felzenszwalb and Huttenlocher's and OpenCV's is 0.8)."""
     scales: tuple[int, ...]
     """k of each segmentation, grey levels times pixels: a larger one prefers larger regions."""
     min_size: int
-    """Pixels a region has at least."""
+    """Smallest region, in pixels."""
     thin: bool
-    """Leave out the heaviest edge of every square of pixels."""
+    """Whether to leave out the heaviest edge of every square of pixels."""
     corners: bool
-    """Regions that touch at a corner are neighbours too, as OpenCV has it."""
+    """Whether regions that touch at a corner are neighbours too, as in OpenCV."""
 
     def boxes(self, image: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """All boxes of an image in one colour space: int32 N x 4 left, top, right, bottom, equal ones included."""
+        """Return all boxes of an image in one colour space, int32 N x 4 left, top, right, bottom, including equal ones."""
         scales = np.array(self.scales, np.int64)
         return np.asarray(hierarchies(image, codes, taps(self.sigma), scales, self.min_size, self.thin, self.corners))
 
 
 AT_256 = Segmentation(sigma=0.6, scales=(60, 120, 270, 540), min_size=35, thin=True, corners=False)
-"""Chosen at 256 pixels on COCO train images (docs/log.md); OpenCV's are 150, 300, 450 and 100 at any size."""
+"""Settings for 256 pixels, chosen on COCO train images (docs/log.md); OpenCV's are 150, 300, 450 and 100 at any size."""
 
 
 def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: int = 256) -> np.ndarray:
@@ -74,7 +74,7 @@ def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: in
 
 
 def scaled(settings: Segmentation, growth: float) -> Segmentation:
-    """The settings for an image `growth` times as wide: areas grow with the square, and k with its root, as measured."""
+    """Return the settings for an image `growth` times as wide: areas grow with its square, k in proportion, as measured."""
     return replace(
         settings,
         scales=tuple(max(1, round(k * growth)) for k in settings.scales),
@@ -83,19 +83,19 @@ def scaled(settings: Segmentation, growth: float) -> Segmentation:
 
 
 def working_copy(image: np.ndarray, working_resolution: int) -> np.ndarray:
-    """The image with its longer side at most `working_resolution` pixels, never enlarged."""
+    """Return the image with its longer side at most `working_resolution` pixels, never enlarged."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if longest <= working_resolution:
         return image
-    # Halves up, in integers.
+    # Rounded half up, in integers.
     sides = [max(1, (2 * side * working_resolution + longest) // (2 * longest)) for side in (height, width)]
-    # A read-only image would be another type to the compiler.
+    # A read-only image would be another type for the compiler.
     return np.asarray(pixels.shrink(np.require(image, np.uint8, ["C", "W"]), *sides))
 
 
 def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_height: int) -> np.ndarray:
-    """Boxes of the working copy (left, top, right, bottom) as x, y, w, h of the image; order kept, unlike ones stay unlike."""
+    """Convert boxes of the working copy (left, top, right, bottom) to x, y, w, h of the image; different boxes stay different."""
     edges = np.empty((len(boxes), 4), np.int64)
     for axis, (side, full) in enumerate(((width, full_width), (height, full_height))):
         edges[:, axis::2] = (boxes[:, axis::2].astype(np.int64) * full * 2 + side) // (2 * side)
@@ -103,13 +103,13 @@ def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_
 
 
 def version() -> str:
-    """Changes when the same image can get other boxes."""
+    """Return a version that changes when the same image can get other boxes."""
     return f"4, opencv {cv2.__version__}"
 
 
 @lru_cache(maxsize=4)
 def taps(sigma: float) -> np.ndarray:
-    """Half a Gaussian kernel, float32, from the centre on; with its mirror it sums to 1."""
+    """Return half a Gaussian kernel, float32, from the centre on; with its mirror image it sums to 1."""
     radius = round(4 * sigma)
     half = np.exp(-(np.arange(radius + 1) ** 2) / (2 * sigma**2))
     # Rounded to 20 bits, so that no C library's exp matters.

@@ -1,4 +1,4 @@
-"""What selective search compares regions by (Uijlings et al., IJCV 2013, section 3.2): colour and texture histograms.
+"""The features by which selective search compares regions (Uijlings et al., IJCV 2013, section 3.2): colour and texture histograms.
 
 Counts of pixels, so that a region's are the sum of its parts'. Shape letters: A cells, n regions, C bins of colour, T bins
 of texture.
@@ -9,9 +9,9 @@ import numpy as np
 from univip_stream.proposals.jit import entry, part
 
 COLOUR_BINS = 25
-"""Bins a channel, over 0 to 255."""
+"""Bins per channel, over 0 to 255."""
 TEXTURE_BINS = 10
-"""Bins a direction and channel."""
+"""Bins per direction and channel."""
 COLOURS = 3 * COLOUR_BINS
 """C."""
 TEXTURES = 3 * 8 * TEXTURE_BINS
@@ -22,7 +22,7 @@ _LINE = 2 * TEXTURE_BINS
 
 @entry
 def texture_codes(image: np.ndarray) -> np.ndarray:
-    """Each pixel's bin of each derivative.
+    """Return each pixel's bin of each derivative.
 
     Texture is the Scharr derivative along x, y and both diagonals (their sum and difference). Each has a positive and a
     negative part, so eight directions; each part is scaled by its maximum over the image and its channel.
@@ -80,7 +80,7 @@ def _bins(slopes: np.ndarray, codes: np.ndarray) -> None:
 def cell_histograms(
     image: np.ndarray, codes: np.ndarray, node: np.ndarray, cell: np.ndarray, cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Histograms and boxes of every cell; the only place that looks at pixels of regions.
+    """Compute histograms and boxes of every cell; the only function that reads the pixels of regions.
 
     Args:
         image: uint8, height x width x 3.
@@ -129,7 +129,7 @@ def cell_histograms(
 
 @part
 def _split_flat(line: np.ndarray) -> None:
-    """From 19 signed bins to 10 for each direction: what slopes the other way counts as no slope."""
+    """Split 19 signed bins into 10 for each direction: slopes in the other direction count as no slope."""
     falls, flat, rises = np.int32(0), line[TEXTURE_BINS - 1], np.int32(0)
     for bin_ in range(TEXTURE_BINS - 1):
         falls = np.int32(falls + line[bin_])
@@ -140,6 +140,6 @@ def _split_flat(line: np.ndarray) -> None:
 
 @part
 def _widen(box: np.ndarray, begin: int, end: int, y: int) -> None:
-    """Take in a run of pixels; rows come from the top."""
+    """Extend a box by a run of pixels; rows come from the top."""
     box[0], box[1] = min(box[0], begin), min(box[1], y)
     box[2], box[3] = max(box[2], end), y + 1

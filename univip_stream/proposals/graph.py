@@ -11,14 +11,14 @@ import numpy as np
 from univip_stream.proposals.jit import part
 
 DIGIT = 11
-"""Bits that one pass of the sort looks at; two passes see the 22 bits of a weight."""
+"""Bits that one pass of the sort uses; two passes cover the 22 bits of a weight."""
 
 _CLOSED = 1 << 30
 
 
 @part
 def sorted_keys(keys: np.ndarray) -> np.ndarray:
-    """Keys (weight * 2 ** 32 + edge) in rising weights, equal ones in the order they came in.
+    """Sort keys (weight * 2 ** 32 + edge) by rising weight; equal weights keep their order.
 
     A least-significant-digit radix sort in two passes over the weight's 22 bits.
     """
@@ -54,7 +54,7 @@ def _root(parent: np.ndarray, node: int) -> int:
 
 @part
 def _may_join(weight: int, k: int, inner_size: np.ndarray) -> bool:
-    """weight <= inner + k / size (the paper's MInt, equation 4), without the division."""
+    """Whether weight <= inner + k / size (the paper's MInt, equation 4), computed without the division."""
     return np.int64(weight - inner_size[0]) * inner_size[1] <= k
 
 
@@ -62,7 +62,7 @@ def _may_join(weight: int, k: int, inner_size: np.ndarray) -> bool:
 def contract(
     keys: np.ndarray, height: int, width: int, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What all segmentations of at least this k have in common, as the nodes of a smaller graph.
+    """Compute the common part of all segmentations with at least this k, as the nodes of a smaller graph.
 
     Larger k accept every edge that a smaller k accepts, between the same components. So edges are taken as in `segment`, but
     where one is refused, its two components are closed: from here on they may differ from k to k, and so may everything that
@@ -151,7 +151,7 @@ def segment(
     k: int,
     min_size: int,
 ) -> tuple[np.ndarray, int, np.ndarray]:
-    """One pass over the edges, then small components are given to their nearest neighbour.
+    """Segment a graph: one pass over the edges, then small components are merged into their nearest neighbour.
 
     Args:
         a_nodes: uint32 E, of each edge, lightest first.
@@ -160,7 +160,7 @@ def segment(
         sizes: int32 N, pixels of each node.
         inners: int32 N, heaviest edge inside each node.
         k: scale of observation, in units of weight times pixels.
-        min_size: pixels a component has at least.
+        min_size: smallest component, in pixels.
 
     Returns:
         uint32 N, region of each node, numbered by first node; the number of regions; uint32 P x 2, every two neighbouring
@@ -214,7 +214,7 @@ def segment(
 
 @part
 def each_pair_once(pairs: np.ndarray, regions: int) -> np.ndarray:
-    """Pairs of unlike regions once each, the smaller first, sorted by the smaller; linear time and memory."""
+    """Return each pair of different regions once, the smaller number first, sorted by it; in linear time and memory."""
     begin = np.zeros(regions + 1, np.int64)
     for at in range(len(pairs)):
         begin[min(pairs[at, 0], pairs[at, 1]) + 1] += pairs[at, 0] != pairs[at, 1]
@@ -241,7 +241,7 @@ def each_pair_once(pairs: np.ndarray, regions: int) -> np.ndarray:
 
 @part
 def touching(node: np.ndarray, region: np.ndarray, regions: int) -> np.ndarray:
-    """Regions that touch as OpenCV sees it: also over one of the two diagonals, but not along the first row and column.
+    """Return regions that touch by OpenCV's rule: also across one of the two diagonals, but not along the first row and column.
 
     Args:
         node: uint32 height x width.
@@ -266,7 +266,7 @@ def touching(node: np.ndarray, region: np.ndarray, regions: int) -> np.ndarray:
 
 @part
 def common_cells(cells: np.ndarray, count: int, region: np.ndarray, regions: int) -> tuple[np.ndarray, int]:
-    """The cells of a segmentation cut by another one: uint32 N, numbered from 0, and how many.
+    """Divide the cells by another segmentation; return the new cells, uint32 N, numbered from 0, and their number.
 
     Nodes share a new cell if they share both the old cell and the region. Linear time and memory.
     """

@@ -1,7 +1,7 @@
-"""Hierarchical grouping (Uijlings et al., IJCV 2013, algorithm 1): merge the two most alike neighbours until one is left.
+"""Hierarchical grouping (Uijlings et al., IJCV 2013, algorithm 1): merge the two most similar neighbours until one is left.
 
-Every region that ever was is a box. Similarities are integers of a fixed scale, so equal inputs give equal hierarchies on
-every machine.
+Every region that occurs on the way gives a box. Similarities are integers of a fixed scale, so equal inputs give equal
+hierarchies on every machine.
 
 Shape letters: A cells, n regions to begin with, P pairs of neighbours.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from univip_stream.proposals.jit import part
 
 SCALE = 1 << 24
-"""A similarity of one."""
+"""Integer that represents a similarity of one."""
 _NONE = -1
 
 
@@ -19,7 +19,7 @@ _NONE = -1
 def pool(
     region: np.ndarray, regions: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Histograms and boxes of regions from those of their cells; no pixel is touched again.
+    """Compute histograms and boxes of regions from those of their cells, without reading pixels again.
 
     Args:
         region: uint32 A.
@@ -56,7 +56,7 @@ def _join(box: np.ndarray, other: np.ndarray) -> None:
 
 @part
 def _shares(counts: np.ndarray, out: np.ndarray) -> None:
-    """Counts as shares of their sum, times SCALE."""
+    """Write counts as shares of their sum, times SCALE."""
     total = np.int32(0)
     for at in range(len(counts)):
         total = np.int32(total + counts[at])
@@ -67,7 +67,7 @@ def _shares(counts: np.ndarray, out: np.ndarray) -> None:
 
 @part
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """Histogram intersection."""
+    """Return the intersection of two histograms."""
     total = np.int32(0)
     for at in range(len(a)):
         total = np.int32(total + min(a[at], b[at]))
@@ -75,10 +75,10 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
 
 
 @part
-def _likeness(
+def _similarity(
     a: int, b: int, colour: np.ndarray, texture: np.ndarray, boxes: np.ndarray, share: float, with_colour: bool
 ) -> int:
-    """The sum of the parts' similarities, each 0 to SCALE (Uijlings et al., equations 1 to 6).
+    """Return the similarity of two regions, a sum of parts of 0 to SCALE each (Uijlings et al., equations 1 to 6).
 
     Size is 1 - (a + b) / pixels and fill 1 - (box - a - b) / pixels: together 2 - box / pixels, whatever a and b are.
     """
@@ -99,10 +99,10 @@ def group(
     pixels: int,
     with_colour: bool,
 ) -> np.ndarray:
-    """The boxes of one hierarchy: int32 (2 n - 1) x 4 left, top, right, bottom; the regions first, then as they merge.
+    """Return the boxes of one hierarchy, int32 (2 n - 1) x 4 left, top, right, bottom: the regions first, then in order of merging.
 
     A region's neighbours are a linked list of links. Link l of pair l // 2 leads from one region to the other, link l ^ 1
-    back. Of equally alike neighbours, the pair of the smallest numbers merges first.
+    back. Of equally similar neighbours, the pair with the smallest numbers merges first.
 
     Args:
         pairs: uint32 P x 2, neighbouring regions, each two once.
@@ -110,7 +110,7 @@ def group(
         texture: int32 n x T counts.
         boxes: int32 n x 4.
         pixels: of the whole image.
-        with_colour: colour + texture + size + fill, or without colour.
+        with_colour: whether to compare by colour + texture + size + fill, or without colour.
 
     """
     regions = len(boxes)
@@ -129,7 +129,7 @@ def group(
     alike = np.empty(len(pairs), np.int32)
     for pair in range(len(pairs)):
         a, b = pairs[pair, 0], pairs[pair, 1]
-        alike[pair] = _likeness(a, b, colour_share, texture_share, boxes, share, with_colour)
+        alike[pair] = _similarity(a, b, colour_share, texture_share, boxes, share, with_colour)
         _link(2 * pair, a, b, target, after, before, first)
         _link(2 * pair + 1, b, a, target, after, before, first)
     best, mate = np.empty(regions, np.int32), np.empty(regions, np.int32)
@@ -158,7 +158,7 @@ def group(
         link = first[a]
         while link != _NONE:
             r = target[link]
-            value = _likeness(min(a, r), max(a, r), colour_share, texture_share, boxes, share, with_colour)
+            value = _similarity(min(a, r), max(a, r), colour_share, texture_share, boxes, share, with_colour)
             alike[link >> 1] = value
             if mate[r] == a or mate[r] == b:
                 _find_mate(r, alike, target, after, first, best, mate)
@@ -196,7 +196,7 @@ def _unlink(link: int, here: int, after: np.ndarray, before: np.ndarray, first: 
 def _take_over(
     a: int, b: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray, link_to: np.ndarray
 ) -> None:
-    """Give the neighbours of b to a, each once, and end the link between the two."""
+    """Move the neighbours of b to a, each once, and remove the link between the two."""
     link = first[a]
     while link != _NONE:
         link_to[target[link]] = link
@@ -223,7 +223,7 @@ def _take_over(
 def _find_mate(
     r: int, alike: np.ndarray, target: np.ndarray, after: np.ndarray, first: np.ndarray, best: np.ndarray, mate: np.ndarray
 ) -> None:
-    """The neighbour most like r, of equals the one with the smallest number; -1 where it has none."""
+    """Find the neighbour most similar to r, of equals the one with the smallest number; -1 if it has none."""
     value, which = np.int32(-1), np.int32(-1)
     link = first[r]
     while link != _NONE:

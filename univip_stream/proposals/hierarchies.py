@@ -1,6 +1,6 @@
-"""Steps 3 to 10 of selective search in one colour space (docs/selective-search.md): pixels in, boxes of all hierarchies out.
+"""Steps 3 to 10 of selective search in one colour space (docs/selective-search.md): from pixels to the boxes of all hierarchies.
 
-One compiled function, so that Python is left once an image and colour space, and the lock that threads share with it.
+This is one compiled function, so that Python and its global lock are left only once per image and colour space.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ def hierarchies(
     thin: bool,
     corners: bool,
 ) -> np.ndarray:
-    """The boxes of every hierarchy: the image segmented at each scale, and each segmentation grouped in two ways.
+    """Return the boxes of every hierarchy: the image is segmented at each scale, and each segmentation grouped in two ways.
 
     Args:
         image: uint8, height x width x 3, of one colour space.
         codes: uint8, 3 x 4 x height x width, its texture (`features.texture_codes`).
         taps: float32, of the smoothing (`pixels.smooth`).
         scales: int64, k of each segmentation, in grey levels times pixels.
-        min_size: pixels a region has at least.
-        thin: leave out the heaviest edge of every square of pixels.
-        corners: regions that touch at a corner are neighbours too, as OpenCV has it.
+        min_size: smallest region, in pixels.
+        thin: whether to leave out the heaviest edge of every square of pixels.
+        corners: whether regions that touch at a corner are neighbours too, as in OpenCV.
 
     Returns:
-        int32 N x 4 left, top, right, bottom, equal ones included.
+        int32 N x 4 left, top, right, bottom, including equal ones.
 
     """
     height, width, _ = image.shape

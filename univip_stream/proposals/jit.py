@@ -1,12 +1,11 @@
-"""Compile with numba, once for all processes that come later.
+"""Compile kernels with numba, and cache them on disk for all later processes.
 
-Kernels that Python calls are `entry`: their machine code is kept on disk. Kernels that only other kernels call are `part`,
-compiled into those. Each entry is called with one set of argument types, so its file holds one thing, and whichever of many
-processes writes it last writes the same.
+Kernels that Python calls are `entry`: their machine code is kept on disk. Kernels that only other kernels call are `part`, and
+compiled into those. Each entry is called with one set of argument types, so all processes that write its file write the same.
 
-The folder is named after what the code depends on: the sources of all kernels (numba itself looks at the date of one file,
-and would keep what it inlined from others), numba's version, and the processor with its features, so that a home shared by
-unlike machines holds a folder for each.
+The folder is named after everything that the code depends on: the sources of all kernels (numba itself only checks the date of
+one file, and would keep outdated code inlined from others), numba's version, and the processor with its features, so that a
+home folder shared by different machines has a folder for each.
 """
 
 import contextlib
@@ -31,12 +30,12 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 def part(function: Function) -> Function:
-    """Compile into the kernels that call it."""
+    """Make a function part of the kernels that call it."""
     return cast(Function, numba.njit(**_OPTIONS)(function))
 
 
 def entry(function: Function) -> Function:
-    """Compile on first use, from the cache if it is there; without a folder to write to, anew in each process."""
+    """Compile a function on first use, or load it from the cache; without a writable folder, it is compiled in each process."""
     folder = _folder()
     if folder is None:
         return part(function)
@@ -44,7 +43,7 @@ def entry(function: Function) -> Function:
     _config.CACHE_DIR = str(folder)
     try:
         compiled: Any = numba.njit(cache=True, **_OPTIONS)(function)
-        _forgive(compiled._cache)
+        _tolerate_errors(compiled._cache)
         return cast(Function, compiled)
     except RuntimeError:  # "no locator available": the folder went away, or became read-only
         return part(function)
@@ -52,17 +51,17 @@ def entry(function: Function) -> Function:
         _config.CACHE_DIR = before
 
 
-def _forgive(cache: Any) -> None:
-    """Let a damaged file be as good as none, and a full disk cost no more than the next compilation.
+def _tolerate_errors(cache: Any) -> None:
+    """Make numba ignore damaged cache files and full disks, and compile again.
 
-    numba raises what its unpickling raises, in every process from then on, until somebody deletes the file.
+    Otherwise numba raises the error of its unpickling in every later process, until somebody deletes the file.
     """
     load, save = cache.load_overload, cache.save_overload
 
     def load_overload(*arguments: Any) -> Any:
         try:
             return load(*arguments)
-        except Exception:  # whatever broken pickles lead to
+        except Exception:  # a damaged pickle can cause any error
             with contextlib.suppress(OSError):
                 cache.flush()
             return None
@@ -76,7 +75,7 @@ def _forgive(cache: Any) -> None:
 
 @lru_cache(maxsize=1)
 def _folder() -> Path | None:
-    """The first place that can be written: NUMBA_CACHE_DIR, beside this file, the user's cache."""
+    """Return the first writable folder of: NUMBA_CACHE_DIR, beside this file, the user's cache."""
     places = [
         Path(__file__).parent / "__pycache__",
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip-stream",
@@ -102,7 +101,7 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
-# glibc gives large blocks back to the system when they are freed, and asks for each page again: a fifth of an image's time.
-# It stops doing so for blocks up to the largest that it has seen freed. Elsewhere this line does nothing.
+# glibc returns large blocks to the system when they are freed, and then needs a fifth of an image's time to get the pages again.
+# It stops doing so for blocks up to the largest that was freed before. With other C libraries this line has no effect.
 _ = np.empty(24 << 20, np.uint8)
 del _

@@ -12,8 +12,8 @@ def naive(image: np.ndarray, *, seed: int = 0, count: int = 100) -> np.ndarray:
 
     Args:
         image: uint8, height x width x 3.
-        seed: of the generator, together with the pixels.
-        count: how many. The boxes avoid each other where they can, so that the paper's filter keeps most.
+        seed: seed of the generator, together with the pixels.
+        count: number of boxes. They avoid each other if possible, so that the paper's filter keeps most.
 
     Returns:
         int32, at most count x 4: x, y, w, h; equal boxes (in a tiny image) are given once.
@@ -27,5 +27,5 @@ def naive(image: np.ndarray, *, seed: int = 0, count: int = 100) -> np.ndarray:
 
 
 def version() -> str:
-    """Changes when the same seed gives other boxes."""
+    """Return a version that changes when the same seed gives other boxes."""
     return "1"

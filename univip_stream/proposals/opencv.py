@@ -1,4 +1,4 @@
-"""OpenCV's selective search: the reference that the field's published boxes come from, made deterministic.
+"""OpenCV's selective search, the reference for published boxes, made deterministic.
 
 OpenCV ranks regions by libc's `rand()` times their level and never seeds it, so two runs of one process give two orders,
 and the greedy filter then keeps other boxes. Here libc is seeded from the pixels before each image. And because `rand()`
@@ -24,7 +24,7 @@ import numpy as np
 
 from univip_stream.errors import InputError
 
-# Below this OpenCV's graph has next to nothing to merge, and a one-pixel side is an error in its Scharr filter.
+# For smaller sides OpenCV's graph has next to nothing to merge, and its Scharr filter fails for a side of one pixel.
 _SMALLEST_SIDE = 8
 _REQUEST = struct.Struct("<BIII")
 _ANSWER = struct.Struct("<I")
@@ -32,7 +32,7 @@ _FAST, _QUALITY = 0, 1
 
 
 def fast(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Fast mode: HSV and Lab, k = 150, 300, 450, two strategies (Uijlings et al., IJCV 2013).
+    """Propose boxes in Fast mode: HSV and Lab, k = 150, 300, 450, two strategies (Uijlings et al., IJCV 2013).
 
     Args:
         image: uint8, height x width x 3, RGB.
@@ -46,12 +46,12 @@ def fast(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def quality(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Quality mode: five colour spaces, k = 150 to 750, four strategies; about ten times Fast's cost. As `fast`."""
+    """Propose boxes in Quality mode: five colour spaces, k = 150 to 750, four strategies; ten times the cost of `fast`."""
     return _server.propose(image, _QUALITY, seed)
 
 
 def version() -> str:
-    """The OpenCV build and the C library whose `rand()` orders the boxes."""
+    """Return the OpenCV build and the C library, whose `rand()` orders the boxes."""
     return f"opencv {cv2.__version__}, {' '.join(platform.libc_ver()) or platform.system()}"
 
 
@@ -115,7 +115,7 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer until the parent closes the pipe, which it also does by dying."""
+    """Answer requests until the pipe is closed, which also happens when the parent dies."""
     # A Ray task is given one CPU, but OpenCV's own pool would use every core of the node.
     cv2.setNumThreads(1)
     libc = ctypes.CDLL("msvcrt" if platform.system() == "Windows" else None)

@@ -18,14 +18,14 @@ _NO_SQUARE = 4
 
 @entry
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A smaller copy in which every pixel is the mean of the area it covers.
+    """Return a smaller copy in which every pixel is the mean of the area that it covers.
 
     Areas are exact: a source pixel's share is a whole number of (1 / height) x (1 / width) parts, and the sum is divided once.
 
     Args:
         image: uint8, rows x columns x 3.
-        height: of the copy, at most `rows`.
-        width: of the copy, at most `columns`.
+        height: height of the copy, at most `rows`.
+        width: width of the copy, at most `columns`.
 
     Returns:
         uint8, height x width x 3.
@@ -65,7 +65,7 @@ def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @part
 def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Gaussian smoothing, mirrored at the border.
+    """Smooth with a Gaussian kernel; the image is mirrored at the border.
 
     Sums are taken in one written order and never contracted, so that IEEE 754 gives the same bits on every machine.
 
@@ -114,7 +114,7 @@ def _add_both(sums: np.ndarray, tap: float, before: np.ndarray, after: np.ndarra
 
 @part
 def _mirrored(place: int, length: int) -> int:
-    """Where a place outside 0 to length - 1 is mirrored to, the border pixel not repeated; stays inside whatever the length."""
+    """Return where a position outside 0 to length - 1 is mirrored to, without repeating the border pixel; always inside."""
     if place < 0:
         place = -place
     if place >= length:
@@ -124,7 +124,7 @@ def _mirrored(place: int, length: int) -> int:
 
 @part
 def weigh_edges(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean colour distance of each pixel to its right and to its lower neighbour.
+    """Compute the Euclidean colour distance of each pixel to its right and to its lower neighbour.
 
     Args:
         colours: float32, 3 x height x width, as `smooth` gives them.
@@ -156,7 +156,7 @@ def _distances(
 
 @part
 def edge_keys(right: np.ndarray, down: np.ndarray, thin: bool) -> np.ndarray:
-    """The edges as numbers that sort by weight.
+    """Return the edges as numbers that sort by weight.
 
     Edges come row by row, first those to the right, then those down; of equals, the earlier counts as lighter, here and in
     `graph.sorted_keys`. Thinned, the heaviest of the four edges around every square of pixels is left out. The heaviest edge
@@ -166,7 +166,7 @@ def edge_keys(right: np.ndarray, down: np.ndarray, thin: bool) -> np.ndarray:
     Args:
         right: int32, height x (width - 1) weights.
         down: int32, (height - 1) x width.
-        thin: leave out the heaviest edges.
+        thin: whether to leave out the heaviest edges.
 
     Returns:
         int64 E: weight * 2 ** 32 + edge number, which is 2 * pixel, and 1 more for an edge down.

@@ -1,4 +1,4 @@
-"""Rank boxes by agreement: a box that many hierarchies find, each in its own way, is likely a thing.
+"""Rank boxes by agreement: a box that many different hierarchies find is probably an object.
 
 Shape letter: N boxes.
 """
@@ -9,7 +9,7 @@ from univip_stream.proposals.jit import entry
 
 
 def unique_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Equal boxes once: int32 N x 4, in rising area, equal areas by coordinates.
+    """Return each of the boxes once, int32 N x 4, by rising area, equal areas by coordinates.
 
     Args:
         boxes: int32, left, top, right, bottom, none negative.
@@ -28,7 +28,7 @@ def unique_boxes(boxes: np.ndarray) -> np.ndarray:
 
 @entry
 def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
-    """How many boxes have an IoU of at least `percent` with each, itself included: int32 N.
+    """Return, for each box, the number of boxes with an IoU of at least `percent`, including itself: int32 N.
 
     Args:
         boxes: int32 N x 4 left, top, right, bottom, in rising area.
@@ -61,7 +61,7 @@ def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
 
 
 def ranked(boxes: np.ndarray, percent: int) -> np.ndarray:
-    """Equal boxes once, most neighbours first, larger first among equals: int32 N x 4 left, top, right, bottom."""
+    """Return each box once, most neighbours first, larger first among equals: int32 N x 4 left, top, right, bottom."""
     unique = unique_boxes(boxes)
-    # Rising area in, so the reverse of a stable sort gives the larger first among equals.
+    # The input has rising area, so the reverse of a stable sort gives the larger first among equals.
     return unique[np.argsort(neighbours(unique, percent), kind="stable")[::-1]]

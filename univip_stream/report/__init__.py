@@ -1,1 +1,1 @@
-"""What people look at: pages about shards and runs, figures of one image, and the state of a machine."""
+"""Reports for people: pages about shards and runs, figures of one image, and the state of a machine."""

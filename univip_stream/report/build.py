@@ -1,4 +1,4 @@
-"""Look at some shards: every number, and the pictures that are to be shown."""
+"""Collect the report on some shards: all numbers, and the images to show with their crops."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,65 +14,65 @@ from univip_stream.errors import InputError
 from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 from univip_stream.report.choose import MOST_FAILURES, Mark, choose
+from univip_stream.report.crops import ImageCrops, RangeReader, crop_image
 from univip_stream.report.numbers import BoxNumbers, Distribution, FirstEpoch, distribution
 from univip_stream.report.rows import Outcomes, mining_facts, read_outcomes
-from univip_stream.report.show import RangeReader, Shown, show
 from univip_stream.shards import ShardIndex, expand_shards, open_index
 from univip_stream.shards.cache import Cache
 from univip_stream.views import ViewConfig
 
 MOST_DRAWN = 10_000
-"""Images for which Algorithm 1 is drawn to count what it fills; beyond them, so many at random."""
+"""Images for which Algorithm 1 is drawn to count filled instances; of larger sets, this many at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picked:
-    """An image to show, and why."""
+    """An image to show, with the reasons."""
 
     sample: int
-    """Its number in the index."""
+    """Number in the index."""
     marks: list[Mark]
-    """Why."""
-    shown: Shown | None
-    """What is cut out of it; None where it cannot be read."""
+    """Reasons for showing it."""
+    crops: ImageCrops | None
+    """Its views and instances; None if the image cannot be read."""
     problem: str | None
-    """Why it cannot be read."""
+    """The reason, if the image cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that is said and shown of some shards."""
+    """All numbers and images of a report on some shards."""
 
     specs: list[str]
-    """As the user named them."""
+    """Shards as the user named them."""
     seed: int
-    """Of the sample and of the views."""
+    """Seed of the random sample and of the views."""
     index: ShardIndex
-    """Of the shards."""
+    """Index of the shards."""
     outcomes: Outcomes
-    """What became of every image."""
+    """Status of every image, with reasons."""
     facts: list[tuple[str, str]]
-    """How they were mined."""
+    """(name, value): how the shards were mined."""
     distributions: list[Distribution]
-    """Of all boxes, and what Algorithm 1 filled."""
+    """Distributions over all boxes, and of the instances that Algorithm 1 filled."""
     drawn: int
     """Images for which Algorithm 1 was drawn."""
     filled: int
-    """Instances of those that are random boxes."""
+    """Number of their instances that are random boxes."""
     views: ViewConfig
-    """Whose views."""
+    """Settings of the views."""
     augment: AugmentConfig
-    """Whose augmentations."""
+    """Settings of the augmentations."""
     picked: list[Picked]
-    """What is shown; what stands out first."""
+    """Images to show; those that stand out come first."""
 
     @property
     def filled_share(self) -> float:
-        """Share of the instances that are random boxes, 0 to 1."""
+        """Return the share of the instances that are random boxes, 0 to 1."""
         return self.filled / max(1, self.drawn * self.views.instances)
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, for machines."""
+        """Return the numbers as a dictionary for JSON."""
         index = self.index
         return {
             "shards": len(index.shards),
@@ -101,7 +101,7 @@ class Report:
         }
 
 
-def look(
+def build_report(
     shards: str | Path | Sequence[str | Path],
     *,
     samples: int = 48,
@@ -111,19 +111,19 @@ def look(
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Read every index of some shards, and of a few images the pixels.
+    """Read every index of some shards, and the pixels of a few images.
 
     Args:
         shards: any spec: `shards/<000..127>.tar`, a glob, a folder, several in a list; local or remote.
         samples: images taken at random, beside those that stand out.
-        seed: of the random choice, and of the views: those of a run with the same seed, in its first epoch.
-        pictures: read and cut the images; False gives the numbers alone.
-        cache: where remote indexes come to; None for the default one.
-        max_pixels: larger images of other programs' shards are left out; those that we mined are read as they were mined.
-        progress: called with (images cut, images to cut).
+        seed: seed of the random choice, and of the views: those of a run with the same seed, in its first epoch.
+        pictures: whether to read and crop the images; False gives the numbers alone.
+        cache: keeps remote indexes; None for the default one.
+        max_pixels: larger images of other programs' shards are left out; images in our own shards are read at any size.
+        progress: called with (images cropped, images to crop).
 
     Raises:
-        InputError: shards that are missing or broken, by name. A single image that cannot be read is shown as such.
+        InputError: shards are missing or broken; the message names them. A single image that cannot be read is shown as such.
 
     """
     named = [shards] if isinstance(shards, str | Path) else list(shards)
@@ -156,18 +156,18 @@ def look(
 def _pictures(
     epoch: FirstEpoch, augment: AugmentConfig, marks: dict[int, list[Mark]], progress: Callable[[int, int], None]
 ) -> list[Picked]:
-    """The chosen images, read and cut; those that cannot be read come first."""
+    """Read and crop the chosen images; those that cannot be read come first."""
     reader = RangeReader(epoch.index)
 
     def one(sample: int) -> Picked:
         try:
-            return Picked(sample=sample, marks=marks[sample], shown=show(reader, epoch, augment, sample), problem=None)
+            return Picked(sample=sample, marks=marks[sample], crops=crop_image(reader, epoch, augment, sample), problem=None)
         except InputError as error:
             damaged = Mark(kind="damaged", text="cannot be read")
-            return Picked(sample=sample, marks=[damaged, *marks[sample]], shown=None, problem=str(error))
+            return Picked(sample=sample, marks=[damaged, *marks[sample]], crops=None, problem=str(error))
 
     picked = []
-    # Threads, because remote images are waited for; each does its own arithmetic on one core.
+    # Threads, because remote images take time to arrive; each thread computes on one core.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -12,8 +12,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 6, 6, 18, 26
 _TICKS = 5
 
 
-def spoken(value: float, unit: str = "") -> str:
-    """A number as people read it: 12,345, 3.2, 0.05; with its unit."""
+def pretty(value: float, unit: str = "") -> str:
+    """Return a number in readable form, with its unit: 12,345, 3.2, 0.05."""
     digits = 0 if value == round(value) or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     text = f"{value:,.{digits}f}"
     text = text.rstrip("0").rstrip(".") if digits else text
@@ -21,7 +21,7 @@ def spoken(value: float, unit: str = "") -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """`part` of `whole` in percent: small shares keep a digit, and none that exists is called 0 %."""
+    """Return `part` of `whole` in percent; small shares keep a digit, and only nothing is 0 %."""
     percent = 100 * part / whole if whole else 0.0
     if 0 < percent < 0.1:
         return "< 0.1 %"
@@ -29,7 +29,7 @@ def share(part: float, whole: float) -> str:
 
 
 def histogram(found: Distribution) -> Markup:
-    """Bars with a scale below, the median as a line, and each bar's numbers on hovering."""
+    """Return an SVG of a distribution: bars, a scale, the median as a line, and each bar's numbers on hovering."""
     edges, counts = found.edges, found.counts
     inner, base = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM
     top = max(int(counts.max()), 1)
@@ -46,7 +46,7 @@ def histogram(found: Distribution) -> Markup:
     for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
         left, right = x_of(low), x_of(high)
         height = (base - _TOP) * count / top
-        height = max(height, 1.0) if count else 0.0  # a bin that holds one value of a million is seen
+        height = max(height, 1.0) if count else 0.0  # a bin with one value of a million stays visible
         label = f"{_bin(found, float(low), float(high))}: {count:,} {found.of} ({share(count, total)})"
         parts.append(
             f'<g class="bar"><title>{escape(label)}</title>'
@@ -60,7 +60,7 @@ def histogram(found: Distribution) -> Markup:
         x = x_of(centre)
         anchor = "start" if x < _LEFT + 12 else "end" if x > _WIDTH - _RIGHT - 12 else "middle"
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 17}" text-anchor="{anchor}">{spoken(value)}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 17}" text-anchor="{anchor}">{pretty(value)}</text>')
     if not found.total:
         return _svg("".join(parts), f"{found.name}: no {found.of}")
     middle = found.median + 0.5 if found.whole and edges[1] - edges[0] == 1 else found.median
@@ -70,26 +70,26 @@ def histogram(found: Distribution) -> Markup:
     parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{base}"/>')
     parts.append(
         f'<text class="median-text" x="{x + shift:.1f}" y="13" text-anchor="{side}">'
-        f"median {escape(spoken(found.median, found.unit.split()[0] if found.unit else ''))}</text>"
+        f"median {escape(pretty(found.median, found.unit.split()[0] if found.unit else ''))}</text>"
     )
-    label = f"{found.name}: {spoken(found.low)} to {spoken(found.high)} {found.unit}, median {spoken(found.median)}"
+    label = f"{found.name}: {pretty(found.low)} to {pretty(found.high)} {found.unit}, median {pretty(found.median)}"
     return _svg("".join(parts), label)
 
 
 def _svg(parts: str, label: str) -> Markup:
     opening = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">'
-    return Markup(f"{opening}{parts}</svg>")  # its texts were escaped one by one
+    return Markup(f"{opening}{parts}</svg>")  # its texts are escaped already
 
 
 def _bin(found: Distribution, low: float, high: float) -> str:
     if found.whole:
         last = round(high) - 1
-        return f"{spoken(low)}" if last == round(low) else f"{spoken(low)} to {spoken(last)}"
-    return f"{spoken(low)} to {spoken(high, found.unit)}"
+        return f"{pretty(low)}" if last == round(low) else f"{pretty(low)} to {pretty(last)}"
+    return f"{pretty(low)} to {pretty(high, found.unit)}"
 
 
 def _ticks(found: Distribution) -> list[float]:
-    """Round numbers within the scale, about _TICKS of them."""
+    """Return about _TICKS round numbers within the scale."""
     low, high = float(found.edges[0]), float(found.edges[-1])
     if found.whole:
         high = max(low, high - 1)

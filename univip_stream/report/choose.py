@@ -1,4 +1,4 @@
-"""Which images to show: some at random, and those that stand out."""
+"""Choose the images to show: some at random, and those that stand out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from univip_stream.report.numbers import BoxNumbers
 from univip_stream.shards import ShardIndex
 
 MOST_FAILURES = 500
-"""Failures that are listed by name; all are counted."""
+"""Number of failures listed by name; all are counted."""
 MOST_NO_BOXES = 16
 MOST_FILLED = 8
 _EACH = 3
@@ -21,27 +21,27 @@ NO_BOXES, FILLED, EXTREME, RANDOM = "no-boxes", "filled", "extreme", "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """Why an image is shown."""
+    """A reason why an image is shown."""
 
     kind: str
     """One of the kinds above, or `failure` or `damaged`."""
     text: str
-    """In words, with its number."""
+    """The reason in words, with its number."""
 
 
 def choose(
     index: ShardIndex, numbers: BoxNumbers, looked_at: np.ndarray, filled: np.ndarray, K: int, *, samples: int, seed: int
 ) -> dict[int, list[Mark]]:
-    """Samples to show with the reasons for it: the odd ones first, then the random ones in the shards' order.
+    """Return the samples to show with their reasons: unusual ones first, then random ones in the shards' order.
 
     Args:
-        index: of the shards.
-        numbers: of its boxes.
+        index: index of the shards.
+        numbers: facts about its boxes.
         looked_at: samples for which views were drawn.
-        filled: how many of the K instances of each of those are random boxes.
-        K: instances of an image.
+        filled: for each of those, how many of its K instances are random boxes.
+        K: instances per image.
         samples: how many images to take at random, without replacement.
-        seed: of that chance.
+        seed: seed of that random choice.
 
     """
     marks: dict[int, list[Mark]] = {}
@@ -65,9 +65,9 @@ def choose(
 
 
 def _extremes(index: ShardIndex, numbers: BoxNumbers) -> list[tuple[int, str]]:
-    """(sample, what is extreme about it), the most extreme of each kind first.
+    """Return (sample, what is extreme about it), the most extreme of each kind first.
 
-    What more than _EACH images share is no extreme: sides of 64 pixels, where the filter cut them off there.
+    A value that more than _EACH images share is not extreme: sides of 64 pixels, if the filter cut them off there.
     """
     found: list[tuple[int, str]] = []
 
@@ -77,7 +77,7 @@ def _extremes(index: ShardIndex, numbers: BoxNumbers) -> list[tuple[int, str]]:
         alike = np.flatnonzero(values == values.max())
         if len(alike) > _EACH and len(np.unique(alike if owner is None else owner[alike])) > _EACH:
             return
-        # A few boxes of one image may lead: enough are taken that other images come too.
+        # The most extreme boxes may all be of one image: enough are taken to reach other images too.
         count = min(len(values), 64 * _EACH)
         leading = np.argpartition(-values, count - 1)[:count]
         leading = leading[np.lexsort((leading, -values[leading]))]

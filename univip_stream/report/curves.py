@@ -1,4 +1,4 @@
-"""Curves of runs over each other, from their metrics: a page that one can look around in, or a picture."""
+"""Draw the metrics of runs over each other: as an interactive page, or as a picture."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from univip_stream.files import written_atomically
 from univip_stream.pretrain.results import records_of, run_folders
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6bd6", "#8c6d46")
-"""Told apart also by those who see few colours (Okabe and Ito, 2002, without yellow and black, and two more)."""
+"""Colours that colour-blind people can tell apart (Okabe and Ito, 2002, without yellow and black, and two more)."""
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
 POINTS = 1500
-"""A line has at most so many points; beyond, neighbours are averaged."""
+"""Maximal number of points of a line; neighbours are averaged if there are more."""
 
 PANELS = {
     "loss": "the sum of the terms; compare only runs with the same",
@@ -33,7 +33,7 @@ PANELS = {
     "gpu_memory_bytes": "most so far",
     "memory_bytes": "most so far",
 }
-"""Known metrics in the order of the panels, and what each says. Terms of other methods follow the loss."""
+"""Known metrics in the order of the panels, with their meaning. Terms of other methods follow the loss."""
 
 
 class Line(NamedTuple):
@@ -42,24 +42,24 @@ class Line(NamedTuple):
     run: str
     colour: str
     dashed: bool
-    """More runs than colours: the second round is dashed."""
+    """Whether the line is dashed: if there are more runs than colours, the second round is."""
     steps: list[float]
     values: list[float]
 
 
 class Panel(NamedTuple):
-    """One metric."""
+    """One metric of all runs that have it."""
 
     metric: str
-    says: str
+    meaning: str
     lines: list[Line]
 
 
 def panels_of(paths: Sequence[Path]) -> list[Panel]:
-    """What there is to draw: a panel a metric, in it a line for each run that has it.
+    """Return a panel for each metric, with a line for each run that has it.
 
     Raises:
-        InputError: no run there, or none that has recorded anything.
+        InputError: there is no run, or none that has recorded anything.
 
     """
     runs = run_folders(paths)
@@ -84,18 +84,19 @@ def panels_of(paths: Sequence[Path]) -> list[Panel]:
 
 
 def draw(paths: Sequence[Path], out: Path, *, smooth: float = 0.0) -> list[Panel]:
-    """Draw the curves of runs into `out`, whose suffix says as what.
+    """Draw the curves of runs into `out`; its suffix decides the format.
 
     Args:
         paths: run folders, or folders of runs.
-        out: .html, one page that needs nothing else; .png, .svg or .pdf.
-        smooth: weight of what came before in an exponential mean over points, 0 to under 1; the points stay visible behind it.
+
+        out: .html, a self-contained page; .png, .svg or .pdf.
+        smooth: weight of earlier values in an exponential mean over points, 0 to under 1; the points stay visible behind it.
 
     Returns:
-        What was drawn.
+        The panels that were drawn.
 
     Raises:
-        InputError: as `panels_of`, or a suffix that is none of these.
+        InputError: as `panels_of`, or another suffix.
 
     """
     if out.suffix.lower() not in SUFFIXES:
@@ -112,36 +113,36 @@ def draw(paths: Sequence[Path], out: Path, *, smooth: float = 0.0) -> list[Panel
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential mean, without the pull towards 0 at the beginning (Adam's correction, arXiv:1412.6980, section 3)."""
-    mean, told = 0.0, []
+    """Return the exponential mean, corrected for its start at 0 as in Adam (arXiv:1412.6980, section 3)."""
+    mean, means = 0.0, []
     for count, value in enumerate(values, 1):
         mean = weight * mean + (1 - weight) * value
-        told.append(mean / (1 - weight**count))
-    return told
+        means.append(mean / (1 - weight**count))
+    return means
 
 
 def _page(panels: list[Panel], smooth: float) -> str:
     from jinja2 import Environment, PackageLoader
 
-    surroundings = Environment(loader=PackageLoader("univip_stream.report"), autoescape=True)
+    environment = Environment(loader=PackageLoader("univip_stream.report"), autoescape=True)
     lines: dict[str, Line] = {line.run: line for panel in panels for line in panel.lines}
     data: dict[str, Any] = {
         "runs": [{"name": line.run, "colour": line.colour, "dashed": line.dashed} for line in lines.values()],
         "panels": [
             {
                 "metric": panel.metric,
-                "says": panel.says,
+                "says": panel.meaning,
                 "lines": [{"run": line.run, "steps": line.steps, "values": line.values} for line in panel.lines],
             }
             for panel in panels
         ],
         "smooth": smooth,
     }
-    return surroundings.get_template("curves.html").render(data=data)
+    return environment.get_template("curves.html").render(data=data)
 
 
 def _figure(panels: list[Panel], out: Path, smooth: float) -> None:
-    # The object interface, not pyplot: nothing global, no display needed.
+    # The object interface instead of pyplot: no global state, no display needed.
     from matplotlib.figure import Figure
 
     columns = min(3, len(panels))
@@ -172,7 +173,7 @@ def _figure(panels: list[Panel], out: Path, smooth: float) -> None:
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths where two are called the same."""
+    """Return the folders' names, or their paths if two have the same name."""
     short = [run.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run) for run in runs]
 
@@ -195,5 +196,5 @@ def _thinned(pairs: list[tuple[int, float]]) -> tuple[list[float], list[float]]:
 
 
 def as_json(panels: list[Panel]) -> str:
-    """Which metrics of which runs, with the last value of each."""
+    """Return JSON with the last value of each metric of each run."""
     return json.dumps({panel.metric: {line.run: line.values[-1] for line in panel.lines} for panel in panels})

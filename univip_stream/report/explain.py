@@ -1,4 +1,4 @@
-"""One image's way through the method, drawn: Figure 1 (b) and Figure 2 of the paper, for a user's own image.
+"""Draw how the method processes one image: Figure 1 (b) and Figure 2 of the paper, for a user's own image.
 
 Letters: K instances, M online and N target ones (K each).
 """
@@ -17,7 +17,7 @@ from univip_stream.images import MAX_PIXELS, read_picture
 from univip_stream.methods.univip import Transport, UniVIP
 from univip_stream.pretrain.load import load_method
 from univip_stream.proposals import propose
-from univip_stream.report.seen import Seen, see
+from univip_stream.report.inputs import NetworkInputs, draw_inputs
 from univip_stream.shapes import Int32, UInt8
 from univip_stream.views import ViewConfig, overlaps_of
 
@@ -25,39 +25,39 @@ SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 VIEW_COLOURS = ("#0072b2", "#d55e00")
 INSTANCE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6bd6", "#8c6d46", "#c0392b", "#2c7a7b")
 DRAWN = 100
-"""At most so many boxes are drawn into the picture of all proposals; beyond, one sees nothing."""
+"""Maximal number of boxes drawn into the picture of all proposals; more would cover it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """What happened to an image."""
+    """Everything that the method computes from one image."""
 
     image: UInt8[np.ndarray, "H W 3"]
     proposals: Int32[np.ndarray, "A 4"]
-    """All of them, by rank."""
+    """All proposals, by rank."""
     kept: Int32[np.ndarray, "N 4"]
-    """After the filter."""
-    seen: Seen
+    """Proposals that pass the filter."""
+    inputs: NetworkInputs
     transport: Transport | None
-    """With a checkpoint: the plan between online and target instances."""
+    """The plan between online and target instances; None without a checkpoint."""
 
     def facts(self) -> dict[str, Any]:
-        """The numbers of it, for machines."""
-        told: dict[str, Any] = {
+        """Return the numbers as a dictionary for JSON."""
+        facts: dict[str, Any] = {
             "width": self.image.shape[1],
             "height": self.image.shape[0],
             "proposals": len(self.proposals),
             "kept": self.kept.tolist(),
-            "tries": self.seen.tries.tolist(),
-            "held": self.seen.held,
-            "scenes": self.seen.views.scenes.tolist(),
-            "overlap": self.seen.views.overlap.tolist(),
-            "instances": self.seen.views.instances.tolist(),
-            "filled": self.seen.views.filled,
+            "tries": self.inputs.tries.tolist(),
+            "held": self.inputs.held,
+            "scenes": self.inputs.views.scenes.tolist(),
+            "overlap": self.inputs.views.overlap.tolist(),
+            "instances": self.inputs.views.instances.tolist(),
+            "filled": self.inputs.views.filled,
         }
         if self.transport is not None:
-            told |= {name: values[0].tolist() for name, values in self.transport._asdict().items()}
-        return told
+            facts |= {name: values[0].tolist() for name, values in self.transport._asdict().items()}
+        return facts
 
 
 def explain(
@@ -69,20 +69,20 @@ def explain(
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
 ) -> Explained:
-    """Take an image all the way.
+    """Compute proposals, views, instances and, with a run, the transport plan of an image.
 
     Args:
-        path: of an image.
+        path: path of an image.
         run: a run folder or checkpoint of UniVIP: its settings are used, and its networks give the transport plan. Batch
-            normalisation uses what it has learned, as there is no batch. Without: the paper's settings, and no plan.
-        engine: that proposes.
-        boxes: the filter; the paper's if None.
-        seed: of the views and augmentations. The same seed gives the same figure.
-        max_pixels: a larger image is refused.
+            normalisation uses its running statistics, as there is no batch. None: the paper's settings, and no plan.
+        engine: engine that proposes boxes.
+        boxes: filter of the boxes; None is the paper's.
+        seed: seed of the views and augmentations. The same seed gives the same figure.
+        max_pixels: larger images are refused.
 
     Raises:
-        InputError: no image there, or a run that is none or not of UniVIP.
-        UsageError: an engine that does not exist, or a run without the instance term.
+        InputError: there is no image, or no run of UniVIP.
+        UsageError: the engine does not exist, or the run has no instance term.
 
     """
     try:
@@ -108,26 +108,26 @@ def explain(
         method, views_config, augment_config = loaded, config.views, config.augment
     proposals = propose(image, engine, seed)
     kept = (boxes or BoxFilter())(proposals)
-    seen = see(image, kept, [seed], views_config, augment_config)
+    inputs = draw_inputs(image, kept, [seed], views_config, augment_config)
     transport = None
     if method is not None:
-        crops = dict(zip(("instances", "instances_again"), seen.seen_instances.unsqueeze(1), strict=False))
-        transport = method.eval().transport({"scenes": seen.seen_scenes.unsqueeze(1), **crops})
-    return Explained(image=image, proposals=proposals, kept=kept, seen=seen, transport=transport)
+        crops = dict(zip(("instances", "instances_again"), inputs.instance_inputs.unsqueeze(1), strict=False))
+        transport = method.eval().transport({"scenes": inputs.scene_inputs.unsqueeze(1), **crops})
+    return Explained(image=image, proposals=proposals, kept=kept, inputs=inputs, transport=transport)
 
 
 def figure(found: Explained, out: Path) -> None:
-    """Draw it.
+    """Draw the figure of an image into `out`; its suffix decides the format.
 
     Raises:
-        InputError: a suffix that is no picture's.
+        InputError: the suffix is not one of `SUFFIXES`.
 
     """
     from matplotlib.figure import Figure
 
     if out.suffix.lower() not in SUFFIXES:
         raise InputError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}")
-    K = len(found.seen.instances)
+    K = len(found.inputs.instances)
     rows = 3 if found.transport is not None else 2
     whole = Figure(figsize=(15, 4.4 * rows), layout="constrained")
     parts = whole.subfigures(rows, 1, height_ratios=[1, 1, 1.1][:rows], squeeze=False)[:, 0]
@@ -151,25 +151,25 @@ def _draw_boxes(part: Any, found: Explained) -> None:
     _boxes(first, shown, "#ffd54a", 0.7)
     second.set_title(f"{len(found.kept)} after the filter")
     _boxes(second, found.kept, "#ffd54a", 1.4)
-    taken = len(found.seen.tries)
-    enough = found.seen.held[-1] >= len(found.seen.instances)
+    taken = len(found.inputs.tries)
+    enough = found.inputs.held[-1] >= len(found.inputs.instances)
     third.set_title(f"Algorithm 1: {taken} {'try' if taken == 1 else 'tries'}" + ("" if enough else ", none held enough"))
-    for at, overlap in enumerate(overlaps_of(found.seen.tries)):
-        chosen = bool((found.seen.tries[at] == found.seen.views.scenes).all())
+    for at, overlap in enumerate(overlaps_of(found.inputs.tries)):
+        chosen = bool((found.inputs.tries[at] == found.inputs.views.scenes).all())
         _boxes(third, overlap[None], "#ffffff" if chosen else "#ff8a80", 2.2 if chosen else 1.0)
         if overlap[2:].all():
             third.text(
-                overlap[0] + 3, overlap[1] + 3, f"try {at + 1}: {found.seen.held[at]}", va="top", fontsize=7,
+                overlap[0] + 3, overlap[1] + 3, f"try {at + 1}: {found.inputs.held[at]}", va="top", fontsize=7,
                 color="black", backgroundcolor="white" if chosen else "#ff8a80",
             )  # fmt: skip
     third.set_xlabel("overlaps, with the boxes that each holds; the white one is taken", fontsize=8)
-    filled = f", {found.seen.views.filled} of them random" if found.seen.views.filled else ""
-    fourth.set_title(f"two views, {len(found.seen.instances)} instances{filled}")
-    x, y, w, h = found.seen.views.overlap
+    filled = f", {found.inputs.views.filled} of them random" if found.inputs.views.filled else ""
+    fourth.set_title(f"two views, {len(found.inputs.instances)} instances{filled}")
+    x, y, w, h = found.inputs.views.overlap
     fourth.add_patch(_rectangle(x, y, w, h, facecolor="white", alpha=0.25, edgecolor="none"))
-    for window, colour in zip(found.seen.views.scenes, VIEW_COLOURS, strict=True):
+    for window, colour in zip(found.inputs.views.scenes, VIEW_COLOURS, strict=True):
         _boxes(fourth, window[None], colour, 2.5)
-    for at, window in enumerate(found.seen.views.instances):
+    for at, window in enumerate(found.inputs.views.instances):
         _boxes(fourth, window[None], _instance_colour(at), 1.6)
         fourth.text(
             window[0] + 3,
@@ -186,21 +186,23 @@ def _draw_crops(part: Any, found: Explained, K: int) -> None:
     scenes, instances = part.subfigures(1, 2, width_ratios=[1, 1])
     for at, ax in enumerate(scenes.subplots(2, 2).ravel()):
         augmented, view = divmod(at, 2)
-        _picture(ax, found.seen.shown(found.seen.seen_scenes[view]) if augmented else found.seen.scenes[view])
+        _picture(ax, found.inputs.to_pixels(found.inputs.scene_inputs[view]) if augmented else found.inputs.scenes[view])
         ax.set_title(f"view {view + 1}" + (", as the network sees it" if augmented else ""), fontsize=9)
         _frame(ax, VIEW_COLOURS[view])
     if not K:
         return
-    seen = len(found.seen.seen_instances)
-    for at, ax in enumerate(np.atleast_1d(instances.subplots(1 + seen, K)).ravel()):
+    augmented = len(found.inputs.instance_inputs)
+    for at, ax in enumerate(np.atleast_1d(instances.subplots(1 + augmented, K)).ravel()):
         row, k = divmod(at, K)
-        _picture(ax, found.seen.instances[k] if row == 0 else found.seen.shown(found.seen.seen_instances[row - 1, k]))
+        _picture(
+            ax, found.inputs.instances[k] if row == 0 else found.inputs.to_pixels(found.inputs.instance_inputs[row - 1, k])
+        )
         ax.set_title(f"{k + 1}" if row == 0 else f"{k + 1}'", fontsize=9)
         _frame(ax, _instance_colour(k))
 
 
 def _draw_plan(part: Any, found: Explained, transport: Transport, K: int) -> None:
-    """The plan as a matrix, crops beside rows and columns, weights of Eq. 9 and 10 at the edges."""
+    """Draw the plan as a matrix, with crops beside rows and columns, and the weights of Eq. 9 and 10 at the edges."""
     plan, cosines = transport.plan[0].numpy(), transport.cosines[0].numpy()
     left, right = part.subfigures(1, 2, width_ratios=[1, 1])
     for side, values, title, form in (
@@ -222,10 +224,10 @@ def _draw_plan(part: Any, found: Explained, transport: Transport, K: int) -> Non
         for k in range(K):
             row, column = side.add_subplot(grid[k + 1, 0]), side.add_subplot(grid[0, k + 1])
             for ax, crop, name, weight in (
-                (row, found.seen.seen_instances[0, k], f"o{k + 1}", f"b {transport.supply[0, k]:.3g}"),
-                (column, found.seen.seen_instances[-1, k], f"t{k + 1}", f"a {transport.demand[0, k]:.3g}"),
+                (row, found.inputs.instance_inputs[0, k], f"o{k + 1}", f"b {transport.supply[0, k]:.3g}"),
+                (column, found.inputs.instance_inputs[-1, k], f"t{k + 1}", f"a {transport.demand[0, k]:.3g}"),
             ):
-                _picture(ax, found.seen.shown(crop))
+                _picture(ax, found.inputs.to_pixels(crop))
                 _frame(ax, _instance_colour(k))
                 if ax is row:
                     ax.set_ylabel(f"{name}\n{weight}", fontsize=8, rotation=0, ha="right", va="center")
@@ -247,7 +249,7 @@ def _boxes(ax: Any, boxes: np.ndarray, colour: str, width: float) -> None:
 def _rectangle(x: float, y: float, w: float, h: float, **style: Any) -> Any:
     from matplotlib.patches import Rectangle
 
-    # A picture's first pixel has its middle at 0: its edge is half a pixel before.
+    # The centre of a picture's first pixel is at 0, so its edge is half a pixel before that.
     return Rectangle((x - 0.5, y - 0.5), w, h, **style)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of some shards: distributions over all boxes of the index, and what Algorithm 1 draws from them.
+"""Statistics of some shards: distributions over all boxes of the index, and what Algorithm 1 draws from them.
 
 Letters: N samples, M boxes in all.
 """
@@ -12,43 +12,43 @@ from univip_stream.stream.order import Order, view_generator
 from univip_stream.views import ViewConfig, Views, draw_views
 
 _BINS = 28
-"""Bars of a distribution, where the values are not few whole numbers."""
+"""Maximal number of bars of a distribution."""
 WINDOW = 16
-"""Shards whose samples a run shuffles together, by default."""
+"""Number of shards whose samples a run shuffles together, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """How often which value."""
+    """A histogram: how often each value occurs."""
 
     name: str
-    """What is counted, in words."""
+    """Title: what the values are."""
     of: str
-    """What has the value: boxes, images."""
+    """Things that have the values: boxes or images."""
     unit: str
-    """Of the values; empty for plain numbers."""
+    """Unit of the values; empty for plain numbers."""
     edges: np.ndarray
-    """Bins + 1: bin i holds the values from edges[i] up to, not with, edges[i + 1]; the last bin holds its end too."""
+    """Bins + 1 values: bin i counts values from edges[i] up to but without edges[i + 1]; the last bin includes its end."""
     counts: np.ndarray
-    """Values in each bin."""
+    """Number of values in each bin."""
     median: float
-    """Half of the values are below it."""
+    """Median of the values."""
     low: float
-    """The smallest value."""
+    """Smallest value."""
     high: float
-    """The largest value."""
+    """Largest value."""
     logarithmic: bool = False
-    """Whether each bin is a factor, not a step."""
+    """Whether the bins are equally wide on a logarithmic scale."""
     whole: bool = False
-    """Whether a bin is one or several whole numbers."""
+    """Whether the values are whole numbers, of which a bin holds one or several."""
 
     @property
     def total(self) -> int:
-        """Values in all."""
+        """Return the number of values."""
         return int(self.counts.sum())
 
     def as_json(self) -> dict[str, object]:
-        """For machines."""
+        """Return the numbers as a dictionary for JSON."""
         return {
             "of": self.of,
             "unit": self.unit,
@@ -63,7 +63,7 @@ class Distribution:
 def distribution(
     values: np.ndarray, name: str, of: str, unit: str = "", *, logarithmic: bool = False, whole: bool = False
 ) -> Distribution:
-    """Count values into bins that span them; whole numbers get a bin each while they are few."""
+    """Count values in bins that span them; whole numbers get one bin each if there are few."""
     if len(values) == 0:
         edges, counts = np.array([0.0, 1.0]), np.array([0])
         return Distribution(
@@ -89,11 +89,11 @@ def distribution(
 
 
 class BoxNumbers:
-    """What is known of every box of an index, and of the images that hold it, without a pixel."""
+    """Facts about every box of an index and about its image that need no pixels."""
 
     def __init__(self, index: ShardIndex):
         self.counts = np.diff(index.box_start)
-        """int64 N: boxes of each image."""
+        """int64 N: number of boxes of each image."""
         self.sample = np.repeat(np.arange(len(index), dtype=np.int32), self.counts)
         """int32 M: the image of each box."""
         w, h = index.boxes[:, 2], index.boxes[:, 3]
@@ -103,10 +103,10 @@ class BoxNumbers:
         """float32 M: width by height."""
         area = index.width.astype(np.float32) * index.height
         self.share = w.astype(np.float32) * h / area[self.sample]
-        """float32 M: area as a share of the image's."""
+        """float32 M: area as a share of the image's area."""
 
     def distributions(self) -> list[Distribution]:
-        """Of all boxes and all images."""
+        """Return distributions over all boxes and all images."""
         return [
             distribution(self.counts, "Boxes per image", "images", whole=True),
             distribution(self.side, "Shortest side of a box", "boxes", "px", logarithmic=True),
@@ -116,25 +116,25 @@ class BoxNumbers:
 
 
 class FirstEpoch:
-    """The places of the images in the first epoch of a run with a seed, and what Algorithm 1 draws there.
+    """Positions of the images in the first epoch of a run with a seed, and what Algorithm 1 draws there.
 
-    A run with the same seed and default views draws exactly these: chance hangs on (seed, place) alone.
+    A run with the same seed and default views draws exactly these: the draws depend on (seed, position) alone.
     """
 
     def __init__(self, index: ShardIndex, seed: int, config: ViewConfig):
         self.index, self.seed, self.config = index, seed, config
-        order = Order(index.shard, seed, WINDOW).epoch(0)
-        self.places = np.empty(len(order), np.int64)
-        """int64 N: the place of each sample."""
-        self.places[order] = np.arange(len(order))
+        order = Order(index.counts, seed, WINDOW).epoch(0)
+        self.positions = np.empty(len(order), np.int64)
+        """int64 N: position of each sample."""
+        self.positions[order] = np.arange(len(order))
 
     def draw(self, sample: int) -> tuple[Views, np.random.Generator]:
-        """(the views, the generator that the augmentations draw from next)."""
+        """Return (the views of a sample, the generator that the augmentations draw from next)."""
         index = self.index
-        rng = view_generator(self.seed, int(self.places[sample]))
+        rng = view_generator(self.seed, int(self.positions[sample]))
         width, height = int(index.width[sample]), int(index.height[sample])
         return draw_views(index.boxes_of(sample), width, height, rng, self.config), rng
 
     def filled(self, samples: np.ndarray) -> np.ndarray:
-        """int32: of each of these samples, how many of its K instances are random boxes. No pixels are needed."""
+        """Return, as int32, how many of the K instances of each of these samples are random boxes; needs no pixels."""
         return np.array([self.draw(int(sample))[0].filled for sample in samples], np.int32)

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page.
+"""Render a report as one self-contained HTML page.
 
 Everything that comes from the shards reaches the page in two ways: through jinja2, which escapes it, or as JSON in a data
 block, in which `<`, `>` and `&` are written as escapes; the script puts it into the page as text. The page's policy allows no
@@ -18,25 +18,25 @@ from markupsafe import Markup
 
 from univip_stream import __version__
 from univip_stream.report.build import Picked, Report
-from univip_stream.report.charts import histogram, share, spoken
+from univip_stream.report.charts import histogram, pretty, share
+from univip_stream.report.crops import Crop
 from univip_stream.report.numbers import WINDOW
-from univip_stream.report.show import Cut
 from univip_stream.storage import name_of
 
 _QUALITY = 82
-"""Of the JPEG pictures in the page."""
-_WORDS = {
+"""Quality of the JPEG pictures in the page."""
+_STATUS_NAMES = {
     "ok": "with boxes", "no_boxes": "without boxes", "unreadable": "unreadable", "too_small": "too small",
     "too_large": "too large", "opted_out": "opted out",
 }  # fmt: skip
 
 
 def render(report: Report) -> bytes:
-    """The page, UTF-8. The same shards and options give the same bytes."""
+    """Return the page as UTF-8. The same shards and options give the same bytes."""
     files = resources.files("univip_stream.report") / "page"
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(share=share, spoken=spoken)
+    environment.globals.update(share=share, pretty=pretty)
     template = environment.from_string((files / "page.html.jinja").read_text(encoding="utf-8"))
     page = template.render(
         report=report,
@@ -48,7 +48,7 @@ def render(report: Report) -> bytes:
         script_hash=_hash(script),
         data=Markup(json_for_script(_data(report))),
         tiles=_tiles(report),
-        statuses=[(status, _WORDS.get(status, status), count) for status, count in report.outcomes.by_status.items()],
+        statuses=[(status, _STATUS_NAMES.get(status, status), count) for status, count in report.outcomes.by_status.items()],
         charts=[(found, histogram(found)) for found in report.distributions],
         window=WINDOW,
     )
@@ -56,7 +56,7 @@ def render(report: Report) -> bytes:
 
 
 def json_for_script(value: Any) -> str:
-    """JSON that may stand in an HTML `<script>` block: nothing in it can end the block or begin a comment."""
+    """Return JSON that is safe in an HTML `<script>` block: nothing in it can end the block or begin a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -64,7 +64,7 @@ def json_for_script(value: Any) -> str:
 
 
 def jpeg(pixels: np.ndarray) -> str:
-    """An RGB picture as a data: address."""
+    """Return an RGB picture as a data: URL."""
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert done
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
@@ -80,7 +80,7 @@ def _name(report: Report) -> str:
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    """(number, what it counts, what else to know of it)."""
+    """Return the tiles: (number, what it counts, a remark)."""
     index, outcomes = report.index, report.outcomes
     failed = outcomes.images - len(index)
     empty = outcomes.by_status.get("no_boxes", 0)
@@ -89,8 +89,12 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     size = sum(index.tar_bytes)
     unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
     return [
-        (f"{len(index):,}", "samples", f"in {len(index.shards):,} shards, {spoken(size / scale, unit)}"),
-        (f"{len(index.boxes):,}", "boxes", f"{spoken(per_image.median)} an image (median), at most {spoken(per_image.high)}"),
+        (f"{len(index):,}", "samples", f"in {len(index.shards):,} shards, {pretty(size / scale, unit)}"),
+        (
+            f"{len(index.boxes):,}",
+            "boxes",
+            f"{pretty(per_image.median)} an image (median), at most {pretty(per_image.high)}",
+        ),
         (f"{empty:,}", "without boxes", f"{share(empty, len(index))} of the samples"),
         (f"{failed:,}", "failures", f"{share(failed, outcomes.images)} of {outcomes.images:,} images"),
         (
@@ -106,10 +110,10 @@ def _data(report: Report) -> dict[str, Any]:
     items = [_item(report, picked) for picked in report.picked]
     failures = [
         {"key": f.key, "source": f.source, "label": None, "shard": f.shard, "problem": f.reason,
-         "marks": [["failure", _WORDS.get(f.status, f.status)]]}
+         "marks": [["failure", _STATUS_NAMES.get(f.status, f.status)]]}
         for f in report.outcomes.failures
     ]  # fmt: skip
-    broken = sum(picked.shown is None for picked in report.picked)
+    broken = sum(picked.crops is None for picked in report.picked)
     return {
         "items": items[:broken] + failures + items[broken:],
         "seed": report.seed,
@@ -135,20 +139,20 @@ def _item(report: Report, picked: Picked) -> dict[str, Any]:
         "marks": [[mark.kind, mark.text] for mark in picked.marks],
         "problem": picked.problem,
     }
-    shown = picked.shown
-    if shown is not None:
+    crops = picked.crops
+    if crops is not None:
         item |= {
-            "image": jpeg(shown.image),
-            "scenes": shown.views.scenes.tolist(),
-            "overlap": shown.views.overlap.tolist(),
-            "instances": shown.views.instances.tolist(),
-            "filled": shown.views.filled,
-            "tries": shown.views.tries,
-            "ranks": shown.ranks,
-            "cuts": {"scenes": list(map(_cut, shown.scenes)), "instances": list(map(_cut, shown.instances))},
+            "image": jpeg(crops.image),
+            "scenes": crops.views.scenes.tolist(),
+            "overlap": crops.views.overlap.tolist(),
+            "instances": crops.views.instances.tolist(),
+            "filled": crops.views.filled,
+            "tries": crops.views.tries,
+            "ranks": crops.ranks,
+            "cuts": {"scenes": list(map(_crop, crops.scenes)), "instances": list(map(_crop, crops.instances))},
         }
     return item
 
 
-def _cut(cut: Cut) -> dict[str, Any]:
-    return {"before": jpeg(cut.before), "after": jpeg(cut.after), "flipped": cut.flipped}
+def _crop(crop: Crop) -> dict[str, Any]:
+    return {"before": jpeg(crop.before), "after": jpeg(crop.after), "flipped": crop.flipped}

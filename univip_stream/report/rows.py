@@ -1,4 +1,4 @@
-"""What the indexes say beside where the samples lie: what became of every image, and why. No pixels are read."""
+"""Read the status of every image, and the reasons, from the indexes of shards. No pixels are read."""
 
 import os
 from collections import Counter
@@ -13,48 +13,49 @@ from univip_stream.errors import InputError, why
 from univip_stream.parquet import table_of
 from univip_stream.shards import ShardIndex
 from univip_stream.shards.cache import Cache, Remote
+from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.foreign import foreign_index
-from univip_stream.shards.format import HELD, STATUSES, as_index, index_name
+from univip_stream.shards.format import HELD_VALUES, STATUSES, as_index, index_name
 from univip_stream.shards.manifest import has_manifest, read_manifest
 from univip_stream.storage import is_remote, name_of, parent
 
 _COLUMNS = ["key", "source", "label", "width", "height", "status", "reason", "converted"]
 _AT_ONCE = 8
-"""Indexes that are read at a time."""
+"""Number of indexes read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """An image that is no sample, and why."""
+class FailedRow:
+    """A row of an index for an image that is not a sample, with the reason."""
 
     shard: str
     """File name of the tar."""
     key: str
-    """In its shard."""
+    """Key in its shard."""
     source: str
-    """Its name in the source."""
+    """Name in the source."""
     status: str
     """`unreadable`, `too_small`, `too_large` or `opted_out`."""
     reason: str
-    """Why, in words."""
+    """The reason in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What became of the images of some shards."""
+    """Status of the images of some shards, with reasons."""
 
     by_status: dict[str, int]
-    """Images by status, failures too; only those that occur, in the format's order."""
-    failures: list[Failure]
-    """The first `most` of them."""
+    """Number of images by status, including failures; only statuses that occur, in the format's order."""
+    failures: list[FailedRow]
+    """The first `most` failures."""
     reasons: dict[int, str]
-    """Why a sample has no boxes, by its number in the index; only where its row says so."""
+    """The reason why a sample has no boxes, by its number in the index, if its row gives one."""
     converted: dict[int, str]
-    """Why a sample's stored bytes are not the source's, by its number."""
+    """The reason why a sample's stored bytes differ from the source's, by its number in the index."""
 
     @property
     def images(self) -> int:
-        """All of them."""
+        """Return the number of all images."""
         return sum(self.by_status.values())
 
 
@@ -79,20 +80,20 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
 
     remote = dict.fromkeys(map(parent, filter(is_remote, index.shards)))
     entries = {
-        folder: {entry["name"]: entry for entry in read_manifest(folder)["shards"]}
+        folder: {entry.name: entry for entry in read_manifest(folder).shards}
         for folder in remote if has_manifest(folder)
     }  # fmt: skip
     statuses: Counter[str] = Counter()
-    failures: list[Failure] = []
+    failures: list[FailedRow] = []
     reasons: dict[int, str] = {}
     converted: dict[int, str] = {}
     first = 0
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for number, table in enumerate(pool.map(load, range(len(index.shards)))):
             statuses.update(table.column("status").to_pylist())
-            held = pc.is_in(table.column("status"), pa.array(sorted(HELD)))
+            held = pc.is_in(table.column("status"), HELD_VALUES)
             samples, others = table.filter(held), table.filter(pc.invert(held))
-            failures += [_failure(index.shards[number], row) for row in others.slice(0, most - len(failures)).to_pylist()]
+            failures += [_failed_row(index.shards[number], row) for row in others.slice(0, most - len(failures)).to_pylist()]
             for name, found in (("reason", reasons), ("converted", converted)):
                 column = samples.column(name)
                 places = pc.indices_nonzero(pc.is_valid(column)).to_pylist()
@@ -103,24 +104,23 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
 
 
 def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
-    """(what, value) of how the shards were mined, from their manifests; nothing for foreign ones."""
+    """Return (name, value) pairs that say how the shards were mined, from their manifests; none for foreign shards."""
     own = [parent(shard) for shard, foreign in zip(index.shards, index.foreign, strict=True) if not foreign]
     facts: list[tuple[str, str]] = []
     for folder in dict.fromkeys(own):
         if not has_manifest(folder):
             continue
-        manifest: dict[str, Any] = read_manifest(folder)
-        said: dict[str, Any] = manifest["parameters"]
-        made = manifest.get("created_by")
-        version = made.get("univip-stream") if isinstance(made, dict) else None
-        limit = said.get("max_boxes")
+        manifest = read_manifest(folder)
+        parameters = manifest.parameters
+        version = manifest.created_by.get("univip-stream")
+        limit = parameters.get("max_boxes")
         facts += [
             ("Folder", folder),
-            ("Sources", ", ".join(map(str, said.get("sources") or ["?"]))),
-            ("Proposals", f"{said.get('proposals', '?')} (version {said.get('proposals_version', '?')})"),
-            ("Filter", f"shortest side {said.get('min_scale', '?')} px, aspect up to {said.get('max_aspect', '?')}, "
-             f"IoU up to {said.get('max_iou', '?')}, {'any number of' if limit is None else f'at most {limit}'} boxes"),
-            ("Seed of mining", str(said.get("seed", "?"))),
+            ("Sources", ", ".join(map(str, parameters.get("sources") or ["?"]))),
+            ("Proposals", f"{parameters.get('proposals', '?')} (version {parameters.get('proposals_version', '?')})"),
+            ("Filter", f"shortest side {parameters.get('min_scale', '?')} px, aspect up to {parameters.get('max_aspect', '?')}, "
+             f"IoU up to {parameters.get('max_iou', '?')}, {'any number of' if limit is None else f'at most {limit}'} boxes"),
+            ("Seed of mining", str(parameters.get("seed", "?"))),
             ("Mined by", f"univip-stream {version or '?'}"),
         ]  # fmt: skip
     foreign = [name_of(shard) for shard, other in zip(index.shards, index.foreign, strict=True) if other]
@@ -130,17 +130,17 @@ def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
     return facts
 
 
-def _index_file(path: str, shard: str, entries: dict[str, Any] | None, cache: Cache) -> BinaryIO:
-    """An index, from the cache where it is remote: it was fetched there when the shards were opened."""
+def _index_file(path: str, shard: str, entries: dict[str, ShardEntry] | None, cache: Cache) -> BinaryIO:
+    """Open an index; a remote one is in the cache, since the shards were opened."""
     if entries is None:
         return open(path, "rb")
-    expected = entries[shard]["index"]
-    remote = Remote(location=path, size=int(expected["bytes"]), sha256=expected["sha256"])
+    expected = entries[shard].index
+    remote = Remote(location=path, size=expected.bytes, sha256=expected.sha256)
     return os.fdopen(cache.open(remote), "rb")
 
 
-def _failure(shard: str, row: dict[str, Any]) -> Failure:
-    return Failure(
+def _failed_row(shard: str, row: dict[str, Any]) -> FailedRow:
+    return FailedRow(
         shard=name_of(shard), key=str(row["key"]), source=str(row["source"]), status=str(row["status"]),
         reason=str(row["reason"] or "no reason given"),
     )  # fmt: skip

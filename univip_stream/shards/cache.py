@@ -31,6 +31,7 @@ _PIECE = 8 << 20
 _LOCK = ".lock"
 _OURS = re.compile(rf"(of-)?[0-9a-f]{{64}}({re.escape(TEMPORARY)})?")
 """Names that files of the cache have; nothing else is ever deleted."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
@@ -69,7 +70,7 @@ def checked_hash(text: str) -> str:
         ValueError: it is none.
 
     """
-    if not isinstance(text, str) or len(text) != 64 or set(text) - set("0123456789abcdef"):
+    if not isinstance(text, str) or not _SHA256.fullmatch(text):
         raise ValueError(f"{text!r} is no SHA-256")
     return text
 

@@ -26,11 +26,11 @@ from univip_stream.errors import InputError
 from univip_stream.files import system_file, written_atomically
 from univip_stream.images import MAX_BYTES, MAX_PIXELS, BadImageError, upright_size
 from univip_stream.shards.cache import Cache, Remote
-from univip_stream.shards.format import NO_BOXES, OK, SCHEMA, TOO_LARGE
+from univip_stream.shards.format import NO_BOXES, OK, SCHEMA, SCHEMA_1, TOO_LARGE
 from univip_stream.shards.samples import (
     MOST_JSON_BYTES,
     MOST_LABEL_BYTES,
-    Part,
+    SamplePart,
     class_of,
     grouped,
     is_picture,
@@ -114,7 +114,9 @@ def _kept(place: Path, facts: dict[str, str], max_pixels: int) -> ForeignIndex |
         said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         same = said.get("format") == _FORMAT and all(said.get(name) == value for name, value in facts.items())
         enough = int(said["max_pixels"]) >= max_pixels or TOO_LARGE not in table.column("status").to_pylist()
-        if same and enough and table.schema.equals(SCHEMA):
+        # Those of before version 2 have an empty column more.
+        if same and enough and (table.schema.equals(SCHEMA) or table.schema.equals(SCHEMA_1)):
+            table = table.select(SCHEMA.names)
             ignored = {str(kind): int(count) for kind, count in json.loads(said["ignored"]).items()}
             return ForeignIndex(table=table, size=int(said["bytes"]), sha256=said["tar_sha256"], ignored=ignored)
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError):
@@ -225,7 +227,7 @@ class _Scan:
             raise InputError(f"it ends within its member {member.name!r}: it was cut off")
         return data
 
-    def _row(self, part: Part[tarfile.TarInfo]) -> None:
+    def _row(self, part: SamplePart[tarfile.TarInfo]) -> None:
         """A sample's row."""
         key = part.key.encode("utf-8", "backslashreplace").decode()
         row: dict[str, Any] = {"key": key, "source": f"{self.shard}/{key}.{part.suffix}"}

@@ -9,8 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-FORMAT = "univip-stream/1"
-"""Written in every manifest and index; another number means another layout."""
+FORMAT_1 = "univip-stream/1"
+"""The layout in which an index has the candidates too; still read."""
+FORMAT_2 = "univip-stream/2"
+"""Written in every manifest and index; another number means another layout. Candidates lie in a file of their own."""
+FORMATS = (FORMAT_1, FORMAT_2)
+"""What is read."""
+CONTENT = FORMAT_1
+"""What a job's fingerprint is made of beside its parameters. It says what the shards hold, which no layout changes: a job that
+began in version 1 goes on in version 2, and a set that was turned into version 2 is still that of its job."""
 
 # What became of an image. Only the first two are samples of the tar; every status is a row of the index.
 OK = "ok"
@@ -24,6 +31,14 @@ OPTED_OUT = "opted_out"
 STATUSES = (OK, NO_BOXES, UNREADABLE, TOO_SMALL, TOO_LARGE, OPTED_OUT)
 HELD = frozenset({OK, NO_BOXES})
 """The statuses whose image is in the tar."""
+_HELD_TEXT = [status.encode() for status in sorted(HELD)]
+HELD_VALUES = pa.StringArray.from_buffers(
+    len(_HELD_TEXT),
+    pa.py_buffer(np.cumsum([0, *map(len, _HELD_TEXT)], dtype=np.int32)),
+    pa.py_buffer(b"".join(_HELD_TEXT)),
+)
+"""The same for Arrow. Made of their bytes, because `pa.array` imports pandas where that is installed: half a second and 40 MB of
+every process that reads an index."""
 FAILED = frozenset({UNREADABLE, TOO_LARGE})
 """The statuses that count against `--max-failures`: something is wrong with the file, or with our limits."""
 
@@ -45,17 +60,21 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),
         pa.field("converted", pa.string()),
         pa.field("boxes", BOXES),
-        pa.field("candidates", BOXES),
     ]
 )
 """Columns of the Parquet index beside each tar, one row an image, failures too."""
+SCHEMA_1 = SCHEMA.append(pa.field("candidates", BOXES))
+"""The same in version 1."""
+CANDIDATES = pa.schema([SCHEMA.field("key"), SCHEMA_1.field("candidates")])
+"""Columns of the file of candidates: the index's rows, in their order."""
 
 
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 
 def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
-    """Rows of an index, with the types of `SCHEMA`, when they are what an index holds; every reader relies on it after.
+    """Rows of an index, with the types of `SCHEMA`, when they are what an index holds; every reader relies on it after. Those of a
+    file of candidates too.
 
     Args:
         rows: of a file that says it is an index; columns that `SCHEMA` has not are left as they are.
@@ -69,7 +88,7 @@ def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
         raise pa.ArrowInvalid(f"it lacks the columns {', '.join(missing)}")
     fields = []
     for field, column in zip(rows.schema, rows.columns, strict=True):
-        wanted = SCHEMA.field(field.name) if field.name in SCHEMA.names else field
+        wanted = SCHEMA_1.field(field.name) if field.name in SCHEMA_1.names else field
         fields.append(wanted)
         if not _alike(field.type, wanted.type):
             raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {wanted.type}")
@@ -80,7 +99,7 @@ def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
         inner = pc.list_flatten(rows.column(name))
         if inner.null_count or pc.list_flatten(inner).null_count:
             raise pa.ArrowInvalid(f"its column {name} has boxes without their numbers")
-    held = pc.is_in(rows.column("status"), pa.array(sorted(HELD))) if "status" in rows.schema.names else None
+    held = pc.is_in(rows.column("status"), HELD_VALUES) if "status" in rows.schema.names else None
     for name in ("width", "height", "offset", "size", "sha256"):
         if name in rows.schema.names:
             column = rows.column(name)
@@ -104,7 +123,7 @@ INDEX_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class StoredImage:
     """One image of the source, and what mining made of it."""
 
     key: str
@@ -169,5 +188,23 @@ def shard_name(number: int, count: int) -> str:
 
 def index_name(shard: str) -> str:
     """`000.parquet` for `000.tar`, also with folders before it; a web address keeps what follows its `?`."""
+    return _beside(shard, ".parquet")
+
+
+def candidates_name(shard: str) -> str:
+    """`000.candidates.parquet` for `000.tar`, as `index_name`."""
+    return _beside(shard, ".candidates.parquet")
+
+
+STAGED = ".upgraded"
+"""Ending of an index of version 2 that waits for the manifest that names it; gone when the set is upgraded."""
+
+
+def files_of(shard: str) -> tuple[str, str, str]:
+    """All files of a shard in the order that they are written: the tar, its candidates, and the index, which completes it."""
+    return shard, candidates_name(shard), index_name(shard)
+
+
+def _beside(shard: str, ending: str) -> str:
     path, mark, query = shard.partition("?") if shard.startswith(("http://", "https://")) else (shard, "", "")
-    return path.removesuffix(".tar") + ".parquet" + mark + query
+    return path.removesuffix(".tar") + ending + mark + query

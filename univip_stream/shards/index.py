@@ -1,332 +1,197 @@
-"""The index of a list of shards, in memory: where each sample lies, and its boxes.
+"""A list of shards: what the manifests say of them, and the index of each, opened when it is wanted or all at once.
 
-Letters: N samples, M boxes in all.
+Letters: N samples, M boxes in all, S shards.
 """
 
 import hashlib
-import os
-from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from univip_stream.errors import InputError, why
-from univip_stream.files import sha256_of
-from univip_stream.filetypes import too_large
-from univip_stream.images import MAX_PIXELS, MAX_SIDE
-from univip_stream.parquet import table_of
-from univip_stream.shards.cache import Cache, Remote, checked_hash
-from univip_stream.shards.foreign import EXAMPLE, foreign_index
-from univip_stream.shards.format import FORMAT, HELD, INDEX_COLUMNS, as_index, index_name
-from univip_stream.shards.manifest import JOB, being_added, has_manifest, is_there, mined_limit, read_manifest
-from univip_stream.storage import is_remote, join, name_of, opened, parent, size_of
+from univip_stream.shards.cache import Cache, Remote
+from univip_stream.shards.manifest import Manifest
+from univip_stream.shards.opened import Opened
+from univip_stream.shards.rows import Rows, read_samples, rows_of
 
 _AT_ONCE = 8
 """Shards whose index is read at a time."""
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ShardIndex:
-    """Samples of all shards, in the order of the shards and of their keys. Arrays are shared when processes fork."""
-
-    shards: list[str]
-    """Paths of the tars."""
-    shard: np.ndarray
-    """int32 N: which shard a sample lies in."""
-    offset: np.ndarray
-    """int64 N: first byte of the image in its tar."""
-    size: np.ndarray
-    """int64 N: bytes of the image."""
-    width: np.ndarray
-    """int32 N: pixels, upright."""
-    height: np.ndarray
-    """int32 N."""
-    boxes: np.ndarray
-    """int16 M x 4: all boxes, sample after sample."""
-    box_start: np.ndarray
-    """int64 N + 1: sample i has boxes[box_start[i] : box_start[i + 1]]."""
-    key: pa.ChunkedArray
-    """string N."""
-    source: pa.ChunkedArray
-    """string N."""
-    label: pa.ChunkedArray
-    """string N, null where there is none."""
-    sha256: pa.ChunkedArray
-    """string N: of the image's bytes."""
-    tar_bytes: list[int]
-    """Of each shard."""
-    tar_sha256: list[str]
-    """Of each shard."""
-    max_pixels: list[int]
-    """Of each shard: width times height up to which its images are decoded."""
-    foreign: list[bool]
-    """Whether a shard was written by another program: its images may need turning upright."""
-    notes: list[str]
-    """What a person should know: that only a part of a set was named, and what of foreign shards is no sample, counted."""
-    cache: Cache
-    """Where remote shards come to."""
-    fingerprint: str
-    """Of the shards' contents: the same wherever the folder lies."""
-
-    def __len__(self) -> int:
-        return len(self.offset)
-
-    def boxes_of(self, sample: int) -> np.ndarray:
-        """int32, boxes of a sample x 4 xywh, best first."""
-        return self.boxes[self.box_start[sample] : self.box_start[sample + 1]].astype(np.int32)
-
-    def remote(self, shard: int) -> Remote | None:
-        """What to fetch for a shard; None where it is local."""
-        location = self.shards[shard]
-        if not is_remote(location):
-            return None
-        return Remote(location=location, size=self.tar_bytes[shard], sha256=self.tar_sha256[shard])
-
-    def text(self, column: str, sample: int) -> Any:
-        """`key`, `source`, `label` or `sha256` of a sample."""
-        return getattr(self, column)[sample].as_py()
+_MANY = 4096
+"""Samples of a shard from which what reading its index took is given back to the system at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shard:
-    """What is known of one shard."""
+class Layout:
+    """Where what is known of shards comes from: numbers of a manifest's entries, or a table that was read already."""
 
-    table: pa.Table
-    size: int
-    sha256: str
-    max_pixels: int
-    foreign: bool = False
-    ignored: dict[str, int] = field(default_factory=dict)
+    manifests: list[Manifest]
+    manifest: np.ndarray
+    """int32 S: which of `manifests`; -1 for shards of other programs."""
+    entry: np.ndarray
+    """int64 S: which of its entries."""
+    foreign: dict[int, pa.Table]
+    """Samples of shards of other programs, by the shard's number."""
 
 
-def open_index(shards: list[str], cache: Cache | None = None, *, max_pixels: int = MAX_PIXELS) -> ShardIndex:
-    """Read the Parquet beside every shard, and check it against the manifest; index foreign WebDataset shards on first use.
+class ShardSet:
+    """Samples of all shards, in the order of the shards and of their keys, of which only the manifests are read at first.
 
-    Args:
-        shards: paths and URLs of tars, as `expand_shards` gives them.
-        cache: where remote files come to; None for the default one.
-        max_pixels: larger images in shards of other programs are left out and counted. Our own shards hold what mining's
-            `--max-pixels` allowed, and that is read.
-
-    Raises:
-        InputError: a shard without index, of another size than its index says, or with no sample in all of them.
-
+    The index of a shard is opened, and checked by its hash, when a sample of it is asked for. It takes some 300 bytes a sample,
+    and those that are not wanted any more go: so memory grows with the window that is read, and not with the set.
     """
-    cache = cache or Cache()
-    entries: dict[tuple[str, str], Any] = {}
-    limits: dict[str, int] = {}
-    foreign = set()
-    for folder in dict.fromkeys(map(parent, shards)):
-        if has_manifest(folder):
-            manifest = read_manifest(folder)
-            limits[folder] = mined_limit(manifest)
-            entries |= {(folder, entry["name"]): entry for entry in manifest["shards"]}
-        elif _unfinished(folder, [shard for shard in shards if parent(shard) == folder]):
-            read_manifest(folder)
-        else:
-            foreign.add(folder)
 
-    def load(shard: str) -> _Shard:
-        if parent(shard) in foreign:
-            found = foreign_index(shard, cache, max_pixels)
-            table, ignored = _within(found.table, max_pixels, found.ignored)
-            return _Shard(table=_samples_of(shard, table), size=found.size, sha256=found.sha256, max_pixels=max_pixels,
-                          foreign=True, ignored=ignored)  # fmt: skip
-        entry = entries.get((parent(shard), name_of(shard)))
-        if entry is None:
-            if name_of(shard) in being_added(parent(shard)):
-                raise InputError(
-                    f"{shard} belongs to a part that `mine --add` has not finished; name the folder, which means the finished "
-                    "shards, or run that command again"
-                )
-            raise InputError(f"{shard}: the manifest of its folder does not name it; mine it, or leave it out")
-        return _load(shard, entry, cache, max(max_pixels, limits[parent(shard)]))
+    def __init__(
+        self, shards: list[str], place: Layout, *, counts: np.ndarray, pixels: np.ndarray, boxes: int | None, tar_bytes: list[int],
+        tar_sha256: list[str], max_pixels: list[int], remote: np.ndarray, notes: list[str], cache: Cache,
+    ):  # fmt: skip
+        self.shards = shards
+        """Paths of the tars."""
+        self.counts = counts
+        """int64 S: samples of each shard."""
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        """int64 S + 1: shard s has the samples from starts[s] up to, not with, starts[s + 1]."""
+        self.pixels = pixels
+        """int64 S: width times height of all samples of each shard; -1 where its manifest does not say it."""
+        self.box_count = boxes
+        """M; None where a manifest does not say it."""
+        self.tar_bytes = tar_bytes
+        """Of each shard."""
+        self.tar_sha256 = tar_sha256
+        """Of each shard."""
+        self.max_pixels = max_pixels
+        """Of each shard: width times height up to which its images are decoded."""
+        self.is_remote = remote
+        """bool S: whether a shard is fetched to be read."""
+        self.notes = notes
+        """What a person should know: that only a part of a set was named, and what of foreign shards is no sample, counted."""
+        self.cache = cache
+        """Where remote shards come to."""
+        self._place = place
+        self._opened = Opened(self._load)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        loaded = list(pool.map(load, shards))
-    rows = pa.concat_tables(shard.table for shard in loaded)
-    notes = [*_parts(shards, entries), *_notes(shards, loaded)]
-    if rows.num_rows == 0:
-        raise InputError(
-            f"none of {len(shards)} shards holds a sample ({', '.join(map(str, shards[:3]))}{', ...' * (len(shards) > 3)}); "
-            + ("; ".join(notes) or "expected tars of images; of mined ones the .parquet beside each says why")
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the shards' contents: the same wherever the folder lies."""
+        return hashlib.sha256("\n".join(self.tar_sha256).encode()).hexdigest()
+
+    @cached_property
+    def foreign(self) -> list[bool]:
+        """Whether a shard was written by another program: its images may need turning upright."""
+        found: list[bool] = (self._place.manifest < 0).tolist()
+        return found
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def shard_of(self, sample: int) -> int:
+        """The shard that a sample lies in."""
+        return int(np.searchsorted(self.starts, sample, side="right")) - 1
+
+    def rows(self, shard: int) -> Rows:
+        """The samples of a shard.
+
+        Raises:
+            InputError: its index is missing, or not the one that the manifest was written for, by name.
+
+        """
+        return self._opened[shard]
+
+    def at(self, sample: int) -> tuple[Rows, int]:
+        """(rows that have the sample, its place in them)."""
+        shard = self.shard_of(sample)
+        return self._opened[shard], sample - int(self.starts[shard])
+
+    def boxes_of(self, sample: int) -> np.ndarray:
+        """int32, boxes of a sample x 4 xywh, best first."""
+        rows, at = self.at(sample)
+        return rows.boxes_of(at)
+
+    def size_of(self, sample: int) -> tuple[int, int]:
+        """(width, height) of a sample, pixels, upright."""
+        rows, at = self.at(sample)
+        return int(rows.width[at]), int(rows.height[at])
+
+    def text(self, column: str, sample: int) -> Any:
+        """`key`, `source`, `label` or `sha256` of a sample."""
+        rows, at = self.at(sample)
+        return rows.text(column, at)
+
+    def remote(self, shard: int) -> Remote | None:
+        """What to fetch for a shard; None where it is local."""
+        if not self.is_remote[shard]:
+            return None
+        return Remote(location=self.shards[shard], size=self.tar_bytes[shard], sha256=self.tar_sha256[shard])
+
+    def near(self, present: Iterable[int], coming: Iterable[int]) -> None:
+        """Say which shards are read now and which come next: their indexes are opened ahead, others may be let go."""
+        self._opened.want(present, coming)
+
+    def close(self) -> None:
+        """End the threads that open indexes ahead."""
+        self._opened.close()
+
+    def whole(self) -> "ShardIndex":
+        """The same shards with all indexes in memory, as arrays over all samples.
+
+        Raises:
+            InputError: as `rows`, and if an index cannot be read.
+
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            tables = list(pool.map(self._samples, range(len(self.shards))))
+        return ShardIndex(self, rows_of(tables))
+
+    def _samples(self, shard: int) -> pa.Table:
+        of = int(self._place.manifest[shard])
+        if of < 0:
+            return self._place.foreign[shard]
+        return read_samples(self.shards[shard], self._place.manifests[of].shards[int(self._place.entry[shard])], self.cache)
+
+    def _load(self, shard: int) -> Rows:
+        # Arrow's own pools keep what one index took for the next, in each thread: as much again as what is held in the end.
+        pool = pa.system_memory_pool()
+        pa.set_memory_pool(pool)
+        rows = rows_of([self._samples(shard)])
+        if len(rows) > _MANY:
+            pool.release_unused()
+        return rows
+
+
+class ShardIndex(ShardSet):
+    """The same with all indexes in memory. Arrays are shared when processes fork."""
+
+    def __init__(self, of: ShardSet, rows: Rows):
+        self.__dict__ |= {name: value for name, value in of.__dict__.items() if name != "_opened"}
+        self._opened = Opened(self._load)
+        self.all = rows
+        """Of all shards."""
+        self.shard = np.repeat(np.arange(len(of.shards), dtype=np.int32), of.counts)
+        """int32 N: which shard a sample lies in."""
+        self.offset, self.size, self.width, self.height = rows.offset, rows.size, rows.width, rows.height
+        """As `Rows` has them, here and below."""
+        self.boxes, self.box_start = rows.boxes, rows.box_start
+        self.key, self.source, self.label, self.sha256 = rows.key, rows.source, rows.label, rows.sha256
+
+    def at(self, sample: int) -> tuple[Rows, int]:
+        return self.all, sample
+
+    def near(self, present: Iterable[int], coming: Iterable[int]) -> None:
+        pass  # all are here
+
+    def whole(self) -> "ShardIndex":
+        return self
+
+    def _load(self, shard: int) -> Rows:
+        first, last = int(self.starts[shard]), int(self.starts[shard + 1])
+        of, begin = self.all, self.all.box_start[first]
+        return Rows(
+            **{name: getattr(of, name)[first:last] for name in ("offset", "size", "width", "height")},
+            **{name: getattr(of, name).slice(first, last - first) for name in ("key", "source", "label", "sha256")},
+            boxes=of.boxes[begin : of.box_start[last]],
+            box_start=of.box_start[first : last + 1] - begin,
         )
-    boxes = rows.column("boxes").combine_chunks()
-    return ShardIndex(
-        shards=shards,
-        shard=np.repeat(np.arange(len(shards), dtype=np.int32), [shard.table.num_rows for shard in loaded]),
-        offset=_numbers(rows, "offset", np.int64),
-        size=_numbers(rows, "size", np.int64),
-        width=_numbers(rows, "width", np.int32),
-        height=_numbers(rows, "height", np.int32),
-        boxes=_flat(boxes),
-        box_start=_starts(boxes),
-        key=rows.column("key"),
-        source=rows.column("source"),
-        label=rows.column("label"),
-        sha256=rows.column("sha256"),
-        tar_bytes=[shard.size for shard in loaded],
-        tar_sha256=[shard.sha256 for shard in loaded],
-        max_pixels=[shard.max_pixels for shard in loaded],
-        foreign=[shard.foreign for shard in loaded],
-        notes=notes,
-        cache=cache,
-        fingerprint=hashlib.sha256("\n".join(shard.sha256 for shard in loaded).encode()).hexdigest(),
-    )
-
-
-def _unfinished(folder: str, shards: list[str]) -> bool:
-    """Whether shards without a manifest are our own: those of a job that did not end must not pass for complete ones."""
-    if is_there(join(folder, JOB)):
-        return True
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return any(pool.map(_is_ours, map(index_name, shards)))
-
-
-def _is_ours(path: str) -> bool:
-    """Whether a file is an index of ours; other programs (img2dataset) put Parquet files beside tars too."""
-    if not is_there(path):
-        return False
-    try:
-        with opened(path) as file:
-            facts = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read ({why(error)}), so whose shard it lies beside cannot be told; remove or mend it"
-        ) from error
-    return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
-
-
-def _within(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
-    """The rows of a foreign shard without images beyond the limit, and what is ignored with these counted."""
-    pixels = pc.multiply(pc.cast(table.column("width"), pa.int64()), pc.cast(table.column("height"), pa.int64()))
-    large = pc.fill_null(pc.greater(pixels, max_pixels), False)
-    rows = table.filter(large).select(["source", "width", "height"])
-    if not rows.num_rows:
-        return table, ignored
-    first = rows.slice(0, 1).to_pylist()[0]
-    reason = f"{first['source']}: {too_large(first['width'], first['height'], max_pixels, MAX_SIDE)}"
-    return table.filter(pc.invert(large)), {**ignored, f"images too large{EXAMPLE}{reason}": rows.num_rows}
-
-
-def _load(shard: str, entry: dict[str, Any], cache: Cache, max_pixels: int) -> _Shard:
-    """The index holds the boxes: it must be the one that the manifest was written for."""
-    path = index_name(shard)
-    try:
-        expected, size, sha256 = entry["index"], int(entry["bytes"]), str(entry["sha256"])
-        remote = Remote(location=path, size=int(expected["bytes"]), sha256=checked_hash(expected["sha256"]))
-        checked_hash(sha256)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the manifest's entry of {shard} cannot be used ({why(error)})") from error
-    if is_remote(path):
-        with _fetched(remote, cache) as file:
-            table = _read_table(path, file)
-    else:
-        if not Path(path).is_file():
-            raise InputError(
-                f"{shard} has no index {Path(path).name} beside it; `univip-stream mine` writes both: copy it, or mine again"
-            )
-        if sha256_of(Path(path)) != remote.sha256:
-            raise InputError(
-                f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
-                "`univip-stream verify` lists what differs, mining again mends it"
-            )
-        with open(path, "rb") as file:
-            table = _read_table(path, file)
-    facts = {k: v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
-    if facts.get(b"format") != FORMAT:
-        raise InputError(
-            f"{path} has format {facts.get(b'format')!r}; this version reads {FORMAT!r}: use the one that made it, or mine again"
-        )
-    found = size_of(shard)
-    if facts.get(b"tar_bytes") != str(found) or size != found:
-        raise InputError(
-            f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
-            "`univip-stream verify` lists every such shard, mining again mends them"
-        )
-    return _Shard(table=_samples_of(shard, table), size=size, sha256=sha256, max_pixels=max_pixels)
-
-
-def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
-    """A remote index. Its boxes have no hashes of their own, so a copy that lay in the cache is hashed again."""
-    for last in (False, True):
-        file = os.fdopen(cache.open(remote), "rb")
-        if hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256:
-            file.seek(0)
-            return file
-        file.close()
-        if not last:
-            cache.forget(remote)
-    raise InputError(f"{remote.location}: its copy in {cache.folder} changes while it is read; use another stream.cache")
-
-
-def _read_table(path: str, file: BinaryIO) -> pa.Table:
-    try:
-        return as_index(table_of(file.read(), INDEX_COLUMNS), INDEX_COLUMNS)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
-
-
-def _samples_of(shard: str, table: pa.Table) -> pa.Table:
-    """The rows that are samples; their numbers are looked at here, because everything after relies on them."""
-    rows = table.filter(pc.is_in(table.column("status"), pa.array(sorted(HELD))))
-    for name in ("key", "width", "height", "offset", "size", "sha256"):
-        if rows.column(name).null_count:
-            raise InputError(f"the index of {shard} has samples without {name}; mine this shard again")
-    boxes = rows.column("boxes").combine_chunks()
-    x, y, w, h = _flat(boxes).astype(np.int32).T
-    counts = np.diff(_starts(boxes))
-    width, height = (np.repeat(_numbers(rows, name, np.int32), counts) for name in ("width", "height"))
-    bad = np.flatnonzero((x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height))
-    if len(bad):
-        sample = int(np.searchsorted(_starts(boxes), bad[0], side="right")) - 1
-        raise InputError(
-            f"the index of {shard} has {len(bad)} boxes outside their images, the first in sample "
-            f"{rows.column('key')[sample].as_py()}; mine this shard again"
-        )
-    return rows
-
-
-def _parts(shards: list[str], entries: dict[tuple[str, str], Any]) -> list[str]:
-    """One line a folder of which not all shards were named: right for a trial, and easily a slip of a range."""
-    named = {(parent(shard), name_of(shard)) for shard in shards}
-    found = []
-    for folder in dict.fromkeys(folder for folder, _ in entries):
-        whole = [place for place in entries if place[0] == folder]
-        part = [place for place in whole if place in named]
-        if len(part) < len(whole):
-            images, of = (sum(entries[place]["samples"] for place in places) for places in (part, whole))
-            found.append(f"{images} of {of} images: {len(part)} of {len(whole)} shards of {folder} named")
-    return found
-
-
-def _notes(shards: list[str], loaded: list[_Shard]) -> list[str]:
-    """One line a kind of thing that foreign shards hold and no sample came of."""
-    totals: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for name, shard in zip(shards, loaded, strict=True):
-        for text, count in shard.ignored.items():
-            kind, _, example = text.partition(EXAMPLE)
-            totals[kind] += count
-            first.setdefault(kind, f"{name}: {example}" if example else name)
-    return [f"{count} {kind} (first in {first[kind]})" for kind, count in sorted(totals.items())]
-
-
-def _starts(boxes: pa.Array) -> np.ndarray:
-    counts = pc.fill_null(pc.list_value_length(boxes), 0).to_numpy(zero_copy_only=False)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _flat(boxes: pa.Array) -> np.ndarray:
-    """int16, boxes of all rows x 4."""
-    return np.asarray(boxes.flatten().flatten().to_numpy(zero_copy_only=False), np.int16).reshape(-1, 4)
-
-
-def _numbers(rows: pa.Table, name: str, kind: Any) -> np.ndarray:
-    return np.asarray(rows.column(name).to_numpy(), kind)

@@ -1,74 +1,166 @@
 """The manifest: what the shards are, what made them, and the mark that they are complete."""
 
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
-from univip_stream.shards.format import FORMAT
+from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_odd_name, numbers, tar_names, wrong
+from univip_stream.shards.format import FORMAT_1, FORMAT_2, FORMATS
 
 MANIFEST = "manifest.json"
 JOB = ".mining.json"
 """The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there, or is the new one."""
+LISTED = re.compile(r"manifest-[0-9a-f]{16}\.parquet")
+"""Names of files that list very many shards; the digits are of the file's hash, so a new list never takes the place of an old."""
 _MOST_SHARDS = 1_000_000
 MOST_BYTES = 1 << 28
-"""A manifest has about 400 bytes a shard; a larger file than this is none."""
+"""A manifest has about 500 bytes a shard; a larger file than this is none."""
 _FIELDS: Mapping[str, Any] = {
-    "shards": list,
     "totals": {"images": int, "samples": int, "bytes": int},
     "parameters": dict,
     "fingerprint": str,
 }
-_ENTRY: Mapping[str, Any] = {
-    "name": str,
-    "images": int,
-    "samples": int,
-    "bytes": int,
-    "sha256": str,
-    "index": {"bytes": int, "sha256": str},
-    "totals": dict,
-}
 _PART: Mapping[str, Any] = {"parameters": dict, "fingerprint": str, "shards": list}
-_WORDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
-_NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar")
+_LIST: Mapping[str, Any] = {"file": str, "count": int, "bytes": int, "sha256": str}
 
 
-def make_manifest(entries: Iterable[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What `manifest.json` says; it is written last of all files.
+@dataclass(frozen=True, kw_only=True)
+class MadeBy:
+    """What made some shards, and what a person should know of it."""
+
+    parameters: Mapping[str, Any]
+    """Everything that what they hold depends on, beside the images' bytes; what the job was asked for, as JSON has it."""
+    fingerprint: str
+    """Of the parameters; every index carries it."""
+    created_by: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the programs that bytes can depend on."""
+    classes: Sequence[str] | None = None
+    """Sorted class names."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """What was left out of the sources, counted by kind."""
+    absent: Mapping[str, Any] | None = None
+    """Images that an annotation file names and that are not there: `images` of `of`, `such_as`."""
+    boxes_left_out: Mapping[str, int] | None = None
+    """Objects of an annotation file that are not taken, counted by why."""
+    imported: Mapping[str, Any] | None = None
+    """How imported boxes and images went together."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        needed = ("parameters", "fingerprint", "classes", "ignored")
+        found = {name: getattr(self, name) for name in _IN_ORDER}
+        return {name: value for name, value in found.items() if name in needed or value}
+
+
+_IN_ORDER = ("created_by", "parameters", "fingerprint", "classes", "ignored", "absent", "boxes_left_out", "imported")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(MadeBy):
+    """What one mining made of a set: all of it, or what was added."""
+
+    shards: Sequence[str]
+    """Names of its tars, in order."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {**super().as_json(), "shards": list(self.shards)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(MadeBy):
+    """What `manifest.json` says of a folder of shards."""
+
+    format: str
+    """Version of the layout: 1 where all its shards are of that."""
+    shards: Sequence[ShardEntry]
+    """In order."""
+    totals: Mapping[str, int]
+    """`images`, `samples`, `bytes`, and the images by what became of them."""
+    parts: tuple[Part, ...] = ()
+    """Where the set was added to: what was mined when. Their names are those of `shards`, in order."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the file, but for its list of shards where that is long."""
+        return {
+            "format": self.format,
+            **super().as_json(),
+            **({"parts": [part.as_json() for part in self.parts]} if self.parts else {}),
+            "shards": [entry.as_json() for entry in self.shards] if len(self.shards) <= MOST_IN_JSON else [],
+            "totals": dict(self.totals),
+        }
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts of the set, in the order they were mined; a set that was never added to is one."""
+        if self.parts:
+            return self.parts
+        own = {name: getattr(self, name) for name in ("created_by", "parameters", "fingerprint", "classes", "ignored")}
+        return (Part(**own, shards=tar_names(self.shards)),)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint that the index of each shard carries, by the shard's name: that of its part."""
+        return {name: part.fingerprint for part in self.all_parts for name in part.shards}
+
+    @property
+    def mined_limit(self) -> int:
+        """Width times height up to which mining took images into these shards, so that whoever reads them has to take them too."""
+        limit: Any = self.parameters.get("max_pixels")
+        whole = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
+        return min(limit, MAX_SIDE**2) if whole else MAX_PIXELS
+
+
+def make_manifest(entries: Sequence[ShardEntry], made_by: MadeBy, parts: Sequence[Part] = ()) -> Manifest:
+    """The manifest of some shards; it is written last of all files.
 
     Args:
         entries: one a shard, as `write_shard` returns them, in order.
-        facts: created_by, parameters, fingerprint, classes.
+        made_by: what made them.
+        parts: where they were mined in several goes.
 
     """
-    shards = list(entries)
     totals: Counter[str] = Counter()
-    for entry in shards:
-        totals.update(entry["totals"])
-    return {
-        "format": FORMAT,
-        **facts,
-        "shards": shards,
-        "totals": {
-            "images": sum(entry["images"] for entry in shards),
-            "samples": sum(entry["samples"] for entry in shards),
-            "bytes": sum(entry["bytes"] for entry in shards),
+    for entry in entries:
+        totals.update(entry.totals)
+    own = {member.name: getattr(made_by, member.name) for member in fields(MadeBy)}
+    return Manifest(
+        **own,
+        format=FORMAT_1 if entries and all(entry.candidates is None for entry in entries) else FORMAT_2,
+        shards=tuple(entries) if len(entries) <= MOST_IN_JSON else EntryTable.from_entries(entries),
+        totals={
+            **{name: int(numbers(entries, name).sum()) for name in ("images", "samples", "bytes")},
             **dict(sorted(totals.items())),
         },
-    }
+        parts=tuple(parts),
+    )
 
 
-def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """The file: JSON with a line a field, UTF-8."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+def manifest_files(manifest: Manifest) -> dict[str, bytes]:
+    """The files of a manifest by their names, in the order they are written: JSON with a line a field, UTF-8, is the last.
+
+    The list of very many shards is a Parquet file before it.
+    """
+    said = manifest.as_json()
+    listed: dict[str, bytes] = {}
+    if len(manifest.shards) > MOST_IN_JSON:
+        data = EntryTable.from_entries(manifest.shards).as_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"manifest-{digest[:16]}.parquet"
+        listed[name] = data
+        said["shards"] = {"file": name, "count": len(manifest.shards), "bytes": len(data), "sha256": digest}
+    return listed | {MANIFEST: (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode()}
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a folder of shards, local or remote.
 
     Raises:
@@ -85,46 +177,33 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes; a manifest of {MOST_BYTES} is the largest that is read")
     try:
-        manifest = json.loads(storage.read(path))
-        found = manifest["format"]
+        said = json.loads(storage.read(path))
+        found = said["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no manifest of shards ({why(error)}); mine again") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}") from error
-    if found != FORMAT:
+    if found not in FORMATS:
         raise InputError(
-            f"{path} has format {found!r}; this version reads {FORMAT!r}: use the one that made it, or mine again"
+            f"{path} has format {found!r}; this version reads {' and '.join(map(repr, FORMATS))}: use the one that made it, or "
+            "mine again"
         )
-    wrong = _wrong(manifest, _FIELDS) or next(
-        (f"shard {at}: {found}" for at, entry in enumerate(manifest["shards"]) if (found := _wrong(entry, _ENTRY))), None
-    )
-    if wrong:
-        raise InputError(f"{path} is no manifest of shards: {wrong}; it was changed or damaged: delete it and mine again")
-    if "parts" in manifest and (wrong := _wrong_parts(manifest)):
-        raise InputError(f"{path} is no manifest of shards: {wrong}; it was changed or damaged")
-    for entry in manifest["shards"]:
-        if not _NAME.fullmatch(entry["name"]):
-            raise InputError(
-                f"{path} names the shard {entry['name']!r}; expected a file of its own folder, such as '000.tar'"
-            )
-    return dict(manifest)
-
-
-def parts_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a set, in the order they were mined, each with `parameters`, `fingerprint` and the names of its `shards`.
-
-    A set that was never added to is one part.
-    """
-    if "parts" in manifest:
-        return list(manifest["parts"])
-    names = ("created_by", "parameters", "fingerprint", "classes", "ignored")
-    own: dict[str, Any] = {name: manifest[name] for name in names if name in manifest}
-    return [{**own, "shards": [entry["name"] for entry in manifest["shards"]]}]
-
-
-def fingerprints(manifest: dict[str, Any]) -> dict[str, str]:
-    """The fingerprint that the index of each shard carries, by the shard's name: that of its part."""
-    return {name: part["fingerprint"] for part in parts_of(manifest) for name in part["shards"]}
+    try:
+        if problem := wrong(said, _FIELDS):
+            raise ValueError(problem)
+        if "shards" not in said:
+            raise ValueError("shards is missing")
+        listed = isinstance(said["shards"], dict)
+        entries = _listed(folder, path, said["shards"]) if listed else _entries(said["shards"])
+        _check_names(path, entries)
+        parts = tuple(_parts(said["parts"], tar_names(entries))) if "parts" in said else ()
+        return Manifest(**_made_by(said), format=found, shards=entries, totals=dict(said["totals"]), parts=parts)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no manifest of shards: {error}; it was changed or damaged: delete it and mine again"
+        ) from error
 
 
 def being_added(folder: str | Path) -> list[str]:
@@ -137,41 +216,67 @@ def being_added(folder: str | Path) -> list[str]:
         return []
 
 
-def _wrong_parts(manifest: dict[str, Any]) -> str | None:
-    parts = manifest["parts"]
-    if not isinstance(parts, list):
-        return f"parts is {str(parts)[:40]!r}, expected a list"
-    for at, part in enumerate(parts):
-        if found := _wrong(part, _PART):
-            return f"part {at}: {found}"
-    if [name for part in parts for name in part["shards"]] != [entry["name"] for entry in manifest["shards"]]:
-        return "its parts do not name its shards, each once and in their order"
-    return None
+def _made_by(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `MadeBy` that JSON has; what only people read is left out where it is of another type."""
+    found: dict[str, Any] = {"parameters": said["parameters"], "fingerprint": said["fingerprint"]}
+    classes = said.get("classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"classes is {str(classes)[:40]!r}, expected a list of names")
+    found["classes"] = classes
+    for name in ("created_by", "ignored", "absent", "boxes_left_out", "imported"):
+        if isinstance(said.get(name), dict):
+            found[name] = said[name]
+    return found
 
 
-def _wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
-    """What is not as `expected` says: a type, or for an object its fields' types; None if all is."""
-    if not isinstance(fields, dict):
-        return f"found {type(fields).__name__}, expected an object"
-    for name, kind in expected.items():
-        if name not in fields:
-            return f"{name} is missing"
-        value: Any = fields[name]
-        if isinstance(kind, dict):
-            if problem := _wrong(value, kind):
-                return f"{name}: {problem}"
-        elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
-            return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"
-        if name == "totals" and not all(isinstance(count, int) for count in dict(value).values()):
-            return "totals holds something that is no number"
-    return None
+def _entries(said: Any) -> tuple[ShardEntry, ...]:
+    if not isinstance(said, list):
+        raise ValueError(f"shards is {str(said)[:40]!r}, expected a list")
+    entries = []
+    for at, fields_ in enumerate(said):
+        try:
+            entries.append(ShardEntry.of(fields_))
+        except ValueError as error:
+            raise ValueError(f"shard {at}: {error}") from error
+    return tuple(entries)
 
 
-def mined_limit(manifest: Mapping[str, Any]) -> int:
-    """Width times height up to which mining took images into these shards, so that whoever reads them has to take them too."""
-    limit = manifest["parameters"].get("max_pixels")
-    whole = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
-    return min(limit, MAX_SIDE**2) if whole else MAX_PIXELS
+def _listed(folder: str | Path, path: str, said: dict[str, Any]) -> EntryTable:
+    """The entries that lie in a file of their own."""
+    if problem := wrong(said, _LIST):
+        raise ValueError(f"shards: {problem}")
+    if not LISTED.fullmatch(said["file"]):
+        raise InputError(f"{path} names {said['file']!r} as the list of its shards; expected a name that `mine` gives")
+    place = storage.join(folder, said["file"])
+    try:
+        size = _size_of(place)
+        data = storage.read(place) if size == said["bytes"] else b""
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {why(error)}") from error
+    if size is None:
+        raise InputError(f"{place} is missing, which lists the shards of {path}; copy it, or mine again")
+    if size != said["bytes"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
+        raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it anew, or mine again")
+    entries = EntryTable.of(data)
+    if len(entries) != said["count"]:
+        raise ValueError(f"{said['file']} lists {len(entries)} shards, expected {said['count']}")
+    return entries
+
+
+def _check_names(path: str, entries: Sequence[ShardEntry]) -> None:
+    if (name := first_odd_name(entries)) is not None:
+        raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
+
+
+def _parts(said: Any, shards: list[str]) -> list[Part]:
+    if not isinstance(said, list):
+        raise ValueError(f"parts is {str(said)[:40]!r}, expected a list")
+    for at, part in enumerate(said):
+        if problem := wrong(part, _PART):
+            raise ValueError(f"part {at}: {problem}")
+    if [name for part in said for name in part["shards"]] != shards:
+        raise ValueError("its parts do not name its shards, each once and in their order")
+    return [Part(**_made_by(part), shards=list(part["shards"])) for part in said]
 
 
 def has_manifest(folder: str | Path) -> bool:

@@ -30,7 +30,7 @@ MASKS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Generic[Item]):
+class SamplePart(Generic[Item]):
     """One image of a sample, and what lies beside it."""
 
     key: str
@@ -69,7 +69,7 @@ def grouped(members: Iterable[Item], name_of: Callable[[Item], str]) -> Iterator
         yield found, group
 
 
-def parts_of(key: str, group: list[tuple[str, Item]], left_out: Callable[[str, str], None]) -> list[Part[Item]]:
+def parts_of(key: str, group: list[tuple[str, Item]], left_out: Callable[[str, str], None]) -> list[SamplePart[Item]]:
     """The images among members of one key.
 
     Args:
@@ -84,7 +84,7 @@ def parts_of(key: str, group: list[tuple[str, Item]], left_out: Callable[[str, s
         for at, (suffix, _) in enumerate(group):
             if at != plain and is_picture(suffix):
                 left_out("second", suffix)
-        return [Part(key=key, image=group[plain][1], suffix=group[plain][0], beside=beside)]
+        return [SamplePart(key=key, image=group[plain][1], suffix=group[plain][0], beside=beside)]
     parts = []
     for suffix, member in group:
         if not is_picture(suffix):
@@ -95,7 +95,7 @@ def parts_of(key: str, group: list[tuple[str, Item]], left_out: Callable[[str, s
             continue
         # What is said of one of several has its name: v1.json beside v1.jpg.
         own = {end.removeprefix(f"{said}."): found for end, found in group if end.rpartition(".")[0] == said}
-        parts.append(Part(key=f"{key}.{said}", image=member, suffix=last, beside=beside | own))
+        parts.append(SamplePart(key=f"{key}.{said}", image=member, suffix=last, beside=beside | own))
     return parts
 
 

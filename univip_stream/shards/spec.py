@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,18 @@ from pathlib import Path
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.files import system_file
-from univip_stream.shards.manifest import MANIFEST, has_manifest, read_manifest
+from univip_stream.shards.entry import tar_names
+from univip_stream.shards.manifest import MANIFEST, Manifest, has_manifest, read_manifest
 
 _RANGE = re.compile(r"<(\d+)\.\.(\d+)>|\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _AT_ONCE = 16
 """Remote shards asked for at a time."""
+_LOOKED_AT = 256
+"""Shards of a local folder that are looked for one by one; of more the folder is listed."""
+_ASKED_FOR = 1024
+"""The same of a remote folder."""
 MOST_SHARDS = 1_000_000
 """A range that gives more names than this is a typing error."""
 
@@ -51,7 +57,7 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _missing(shards: list[str]) -> list[str]:
-    """The shards that are not there; remote ones are asked for many at a time."""
+    """The shards that are not there; remote ones are asked for many at a time, and of very many their folder is listed."""
 
     def there(shard: str) -> bool:
         try:
@@ -59,10 +65,34 @@ def _missing(shards: list[str]) -> list[str]:
         except OSError as error:
             raise InputError(f"{shard} cannot be reached: {why(error)}") from error
 
-    if not any(map(storage.is_remote, shards)):
-        return [shard for shard in shards if not there(shard)]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return [shard for shard, found in zip(shards, pool.map(there, shards), strict=True) if not found]
+    folders: dict[str, list[str]] = {}
+    for shard in shards:
+        folders.setdefault(shard.rpartition("/")[0], []).append(shard)
+    missing: set[str] = set()
+    for folder, inside in folders.items():
+        far = storage.is_remote(inside[0])
+        if len(inside) > (_ASKED_FOR if far else _LOOKED_AT):
+            listed = _names_in(folder or ("/" if inside[0].startswith("/") else "."))
+            missing.update(shard for shard in inside if listed is not None and shard.rpartition("/")[2] not in listed)
+        elif far:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                missing.update(shard for shard, found in zip(inside, pool.map(there, inside), strict=True) if not found)
+        else:
+            missing.update(shard for shard in inside if not there(shard))
+    return [shard for shard in shards if shard in missing] if missing else []
+
+
+def _names_in(folder: str) -> set[str] | None:
+    """Names of the files of a folder; None where nobody can list it, so that what is missing is found when it is read."""
+    try:
+        if storage.is_remote(folder):
+            return None if storage.scheme_of(folder) in storage.WEB else {name for name, _ in storage.files_below(folder)}
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {why(error)}") from error
 
 
 def _expand(spec: str) -> Iterator[str]:
@@ -84,7 +114,7 @@ def _one(name: str, spec: str) -> Iterator[str]:
     if path.is_dir():
         yield from _folder(path)
     elif path.name == MANIFEST:
-        yield from (str(path.parent / entry["name"]) for entry in read_manifest(path.parent)["shards"])
+        yield from _within(path.parent, read_manifest(path.parent))
     elif glob.has_magic(name) and not path.exists():
         found = sorted(glob.glob(name))
         if not found:
@@ -97,7 +127,7 @@ def _one(name: str, spec: str) -> Iterator[str]:
 
 def _folder(folder: Path) -> Iterator[str]:
     if (folder / MANIFEST).exists():
-        yield from (str(folder / entry["name"]) for entry in read_manifest(folder)["shards"])
+        yield from _within(folder, read_manifest(folder))
         return
     found = sorted(path for path in folder.glob("*.tar") if system_file(path.name) is None)
     if not found:
@@ -105,11 +135,16 @@ def _folder(folder: Path) -> Iterator[str]:
     yield from map(str, found)
 
 
+def _within(folder: Path, manifest: Manifest) -> Iterator[str]:
+    before = str(folder / "x")[:-1]  # of the folder `.` nothing
+    return (before + name for name in tar_names(manifest.shards))
+
+
 def _remote(name: str, spec: str) -> Iterator[str]:
     web = storage.scheme_of(name) in storage.WEB
     if storage.name_of(name) == MANIFEST or (not storage.name_of(name).endswith(".tar") and has_manifest(name)):
         folder = storage.parent(name) if storage.name_of(name) == MANIFEST else name
-        yield from (storage.join(folder, entry["name"]) for entry in read_manifest(folder)["shards"])
+        yield from (storage.join(folder, name) for name in tar_names(read_manifest(folder).shards))
     elif web:
         # In a web address ? and = are ordinary; only what a shell user would mean as a glob is one.
         if "*" in name.partition("?")[0]:

@@ -13,44 +13,44 @@ import pyarrow as pa
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_BYTES
-from univip_stream.parquet import batches_of
-from univip_stream.shards.format import HELD, SCHEMA, Sample, as_index, index_name
+from univip_stream.shards.candidates import candidates_beside, rows_with_candidates
+from univip_stream.shards.format import HELD, StoredImage, index_name
 
 
-def stored_samples(folder: str, name: str, proposals: str, index_bytes: int | None = None) -> Iterator[Sample]:
+def stored_samples(folder: str, name: str, proposals: str, index_sha256: str | None = None) -> Iterator[StoredImage]:
     """Every row of a shard in order, with the bytes of its image and all candidates; a group of rows in memory at a time.
 
     Args:
         folder: of the shard: local, or remote (then the tar is copied to a temporary file first).
         name: of its tar.
         proposals: where its candidates come from.
-        index_bytes: size its index must have; None for any.
+        index_sha256: of the index that is expected; None for any.
 
     Raises:
-        InputError: a tar or index that is not as it was written, by name.
+        InputError: a tar, index or file of candidates that is not as it was written, by name.
 
     """
     index = storage.read(storage.join(folder, index_name(name)))
-    if index_bytes is not None and len(index) != index_bytes:
+    if index_sha256 is not None and hashlib.sha256(index).hexdigest() != index_sha256:
         raise InputError(f"{index_name(name)} is not the index that its manifest names; `univip-stream verify` says more")
+    candidates_there = candidates_beside(index, storage.join(folder, name), storage.read)
     with tempfile.TemporaryDirectory() as place:
         tar = storage.join(folder, name)
         if storage.is_remote(tar):
             storage.copy_in(tar, Path(place, name))
             tar = str(Path(place, name))
         with open(tar, "rb") as file:
-            for batch in _rows_of(index, name):
+            for batch in _rows_of(index, candidates_there, name):
                 lists = zip(_boxes(batch.column("boxes")), _boxes(batch.column("candidates")), strict=True)
                 rows = batch.drop_columns(["boxes", "candidates"]).to_pylist()
                 for row, (boxes, candidates) in zip(rows, lists, strict=True):
                     yield _sample(row, boxes, candidates, file, name, proposals)
 
 
-def _rows_of(index: bytes, name: str) -> Iterator[pa.RecordBatch]:
+def _rows_of(index: bytes, candidates: bytes | None, name: str) -> Iterator[pa.RecordBatch]:
     try:
-        for batch in batches_of(index):
-            yield as_index(batch, SCHEMA.names)
-    except pa.ArrowException as error:
+        yield from rows_with_candidates(index, candidates)
+    except (pa.ArrowException, KeyError) as error:
         raise InputError(
             f"{index_name(name)}: not an index that can be read ({why(error)}); mine this shard again"
         ) from error
@@ -58,7 +58,7 @@ def _rows_of(index: bytes, name: str) -> Iterator[pa.RecordBatch]:
 
 def _sample(
     row: dict[str, Any], boxes: np.ndarray, candidates: np.ndarray, tar: io.BufferedReader, name: str, proposals: str
-) -> Sample:
+) -> StoredImage:
     held = row["status"] in HELD
     data = b""
     if held:
@@ -69,7 +69,7 @@ def _sample(
                 f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "
                 "`univip-stream verify` lists what differs, mining again mends it"
             )
-    return Sample(
+    return StoredImage(
         key=row["key"],
         source=row["source"],
         status=row["status"],

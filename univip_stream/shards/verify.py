@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from univip_stream import storage
 from univip_stream.boxes import validate_boxes
@@ -19,9 +19,15 @@ from univip_stream.errors import InputError
 from univip_stream.files import sha256_of, system_file
 from univip_stream.filetypes import too_large
 from univip_stream.images import MAX_BYTES, MAX_SIDE
-from univip_stream.shards.format import HELD, SCHEMA, as_index, index_name
-from univip_stream.shards.manifest import MANIFEST, being_added, fingerprints, mined_limit, read_manifest
+from univip_stream.parquet import metadata_of, table_of
+from univip_stream.shards.candidates import rows_with_candidates
+from univip_stream.shards.entry import FileFacts, ShardEntry, numbers, tar_names
+from univip_stream.shards.format import HELD, SCHEMA, as_index, candidates_name, files_of, index_name
+from univip_stream.shards.manifest import MANIFEST, Manifest, being_added, read_manifest
 from univip_stream.shards.samples import MOST_JSON_BYTES
+
+_ROWS = 256
+"""Images whose candidates are in memory at a time: each may have thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class CheckTask:
 
     folder: str
     """Where it lies: local, or remote."""
-    entry: dict[str, Any]
+    entry: ShardEntry
     """What the manifest says of it."""
     fingerprint: str
     """Of the parameters that the manifest says it was made with."""
@@ -50,7 +56,7 @@ class CheckTask:
     @property
     def name(self) -> str:
         """Of its tar."""
-        return str(self.entry["name"])
+        return self.entry.name
 
 
 def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
@@ -69,26 +75,25 @@ def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda i
     return findings + check_totals(folder, manifest)
 
 
-def check_tasks(folder: str | Path, manifest: dict[str, Any]) -> list[CheckTask]:
-    """The shards that a manifest names; each is checked by `check_shard`, in any process."""
-    of, place, limit = fingerprints(manifest), storage.absolute(folder), mined_limit(manifest)
-    return [
-        CheckTask(folder=place, entry=entry, fingerprint=of[entry["name"]], max_pixels=limit) for entry in manifest["shards"]
-    ]
+def check_tasks(folder: str | Path, manifest: Manifest) -> Iterator[CheckTask]:
+    """The shards that a manifest names; each is checked by `check_shard`, in any process. Made as they are taken."""
+    of, place, limit = manifest.fingerprints, storage.absolute(folder), manifest.mined_limit
+    for entry in manifest.shards:
+        yield CheckTask(folder=place, entry=entry, fingerprint=of[entry.name], max_pixels=limit)
 
 
-def check_totals(folder: str | Path, manifest: dict[str, Any]) -> list[Finding]:
+def check_totals(folder: str | Path, manifest: Manifest) -> list[Finding]:
     """What is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up.
 
     Shards of a `mine --add` that is not finished are nothing wrong: the set is what the manifest names.
     """
-    named = {entry["name"] for entry in manifest["shards"]} | set(being_added(folder))
+    named = set(tar_names(manifest.shards)) | set(being_added(folder))
     there = _tars(folder)
     findings = [
         Finding(shard=name, problem="is there, but the manifest does not name it") for name in there if name not in named
     ]
-    totals = manifest["totals"]
-    images = sum(entry["images"] for entry in manifest["shards"])
+    totals = manifest.totals
+    images = int(numbers(manifest.shards, "images").sum())
     by_reason = sum(count for name, count in totals.items() if name not in ("images", "samples", "bytes"))
     if not images == totals["images"] == by_reason:
         problem = f"shards hold {images} images, totals say {totals['images']}, counts by reason add up to {by_reason}"
@@ -102,11 +107,11 @@ def check_shard(task: CheckTask, progress: Callable[[int], None] = lambda images
         folder = Path(task.folder)
         if storage.is_remote(task.folder):
             folder = Path(place)
-            for name in (task.name, index_name(task.name)):
+            for name in files_of(task.name):
                 with contextlib.suppress(FileNotFoundError):  # found missing below
                     storage.copy_in(storage.join(task.folder, name), folder / name)
         problems = list(_problems(folder, task.entry, task.fingerprint, task.max_pixels))
-    progress(task.entry["images"])
+    progress(task.entry.images)
     return [Finding(shard=task.name, problem=problem) for problem in problems]
 
 
@@ -118,32 +123,39 @@ def _tars(folder: str | Path) -> list[str]:
     return [name for name, _ in storage.files_below(folder) if name.endswith(".tar") and "/" not in name]
 
 
-def _problems(folder: Path, entry: dict[str, Any], fingerprint: str, max_pixels: int) -> Iterator[str]:
+def _problems(folder: Path, entry: ShardEntry, fingerprint: str, max_pixels: int) -> Iterator[str]:
     """Problems of one shard. Where a file is not what was hashed, what it holds is looked at all the same, to say where."""
-    tar_path, index_path = folder / entry["name"], folder / index_name(entry["name"])
-    for path, expected in ((tar_path, entry), (index_path, entry["index"])):
+    tar_path, index_path, candidates_path = (folder / of(entry.name) for of in (str, index_name, candidates_name))
+    expected_of: list[tuple[Path, ShardEntry | FileFacts]] = [(tar_path, entry), (index_path, entry.index)]
+    if entry.candidates is not None:
+        expected_of.append((candidates_path, entry.candidates))
+    for path, expected in expected_of:
         if not path.is_file():
             yield f"{path.name} is missing"
             continue
         size = path.stat().st_size
-        if size != expected["bytes"]:
-            yield f"{path.name} has {size} bytes, expected {expected['bytes']}"
-        elif sha256_of(path) != expected["sha256"]:
+        if size != expected.bytes:
+            yield f"{path.name} has {size} bytes, expected {expected.bytes}"
+        elif sha256_of(path) != expected.sha256:
             yield f"{path.name} has another SHA-256 than the manifest says: its bytes changed"
     if not (tar_path.is_file() and index_path.is_file()):
         return
     try:
-        table = pq.read_table(index_path)
+        index = index_path.read_bytes()
         # Looked at before anything of it is believed.
-        rows = as_index(table, SCHEMA.names).to_pylist()
-        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
+        table = as_index(table_of(index), SCHEMA.names)
+        rows = table.select([name for name in SCHEMA.names if name in table.schema.names]).to_pylist()
+        facts = metadata_of(index)
     except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
         yield f"{index_path.name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
         return
     if facts.get("fingerprint") != fingerprint:
         yield f"{index_path.name} was made with other parameters than the manifest says"
-    if len(rows) != entry["images"]:
-        yield f"{index_path.name} has {len(rows)} rows, expected {entry['images']}"
+    if len(rows) != entry.images:
+        yield f"{index_path.name} has {len(rows)} rows, expected {entry.images}"
+    if sum(row["status"] in HELD for row in rows) != entry.samples:
+        yield f"{index_path.name} has {sum(row['status'] in HELD for row in rows)} samples, expected {entry.samples}"
+    yield from _check_candidates(index, candidates_path, entry)
     for row in rows:
         if row["status"] in HELD and (row["width"] or 0) * (row["height"] or 0) > max_pixels:
             yield f"image {row['key']} ({row['source']}) is {too_large(row['width'], row['height'], max_pixels, MAX_SIDE)}"
@@ -151,6 +163,27 @@ def _problems(folder: Path, entry: dict[str, Any], fingerprint: str, max_pixels:
         yield from _check_members(tar_path, [row for row in rows if row["status"] in HELD])
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         yield f"{tar_path.name} cannot be read to its end: {error}"
+
+
+def _check_candidates(index: bytes, path: Path, entry: ShardEntry) -> Iterator[str]:
+    """The candidates, a few hundred images in memory at a time: of each row, and inside its image."""
+    if entry.candidates is not None and not path.is_file():
+        return
+    try:
+        beside = None if entry.candidates is None else path.read_bytes()
+        for batch in rows_with_candidates(index, beside, _ROWS, ["key", "width", "height", "status"]):
+            of_row = batch.column("candidates").value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+            boxes = batch.column("candidates").flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).astype(int)
+            of_box = np.repeat(np.arange(batch.num_rows), of_row)
+            width, height = (batch.column(name).fill_null(0).to_numpy()[of_box] for name in ("width", "height"))
+            x, y, w, h = boxes.T
+            bad = np.flatnonzero((x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height))
+            if len(bad):
+                key = batch.column("key")[int(of_box[bad[0]])].as_py()
+                yield f"{len(bad)} candidates lie outside their images, the first in sample {key}"
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        name = index_name(entry.name) if entry.candidates is None else path.name
+        yield f"{name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
 
 
 def _check_members(tar_path: Path, rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Write one shard: tar and index, each whole or not there, the same bytes for the same samples."""
+"""Write one shard: tar, candidates and index, each whole or not there, the same bytes for the same samples."""
 
 import hashlib
 import io
@@ -13,9 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from univip_stream.files import written_atomically
-from univip_stream.parquet import table_of
-from univip_stream.shards.format import BOXES, FORMAT, HELD, SCHEMA, Sample, index_name
+from univip_stream.files import sha256_of, written_atomically
+from univip_stream.parquet import metadata_of, table_of
+from univip_stream.shards.entry import FileFacts, ShardEntry
+from univip_stream.shards.format import (
+    BOXES,
+    CANDIDATES,
+    FORMAT_1,
+    FORMAT_2,
+    HELD,
+    HELD_VALUES,
+    SCHEMA,
+    SCHEMA_1,
+    StoredImage,
+    candidates_name,
+    index_name,
+)
 
 _BLOCK = 512
 """Bytes of a tar header and the unit its members are padded to."""
@@ -41,19 +54,19 @@ class _Hashed:
 
 
 class _Rows:
-    """Rows of the index that are not written yet."""
+    """Rows of index and candidates that are not written yet."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA_1.names}
         self.totals: Counter[str] = Counter()
-        self.boxes = 0
+        self.boxes = self.pixels = 0
 
     def __len__(self) -> int:
         return len(self.columns["key"])
 
-    def add(self, sample: Sample, offset: int | None) -> None:
+    def add(self, sample: StoredImage, offset: int | None) -> None:
         held = offset is not None
-        for name in SCHEMA.names:
+        for name in SCHEMA_1.names:
             if name not in ("offset", "size", "boxes", "candidates"):
                 self.columns[name].append(getattr(sample, name))
         self.columns["offset"].append(offset)
@@ -62,18 +75,21 @@ class _Rows:
         self.columns["candidates"].append(sample.candidates if held else None)
         self.totals[sample.status] += 1
         self.boxes += len(sample.boxes) if held and sample.boxes is not None else 0
+        self.pixels += (sample.width or 0) * (sample.height or 0) if held else 0
 
-    def taken(self) -> pa.Table:
-        table = pa.table([_column(name, values) for name, values in self.columns.items()], schema=SCHEMA)
-        self.columns = {name: [] for name in SCHEMA.names}
-        return table
+    def taken(self) -> tuple[pa.Table, pa.Table]:
+        """(rows of the index, rows of the candidates)."""
+        arrays = {name: _column(name, values) for name, values in self.columns.items()}
+        self.columns = {name: [] for name in SCHEMA_1.names}
+        index, candidates = (pa.table([arrays[n] for n in kind.names], schema=kind) for kind in (SCHEMA, CANDIDATES))
+        return index, candidates
 
 
-def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> dict[str, Any]:
-    """Write `NNN.tar` and then `NNN.parquet` beside it, and return the shard's entry for the manifest.
+def write_shard(samples: Iterable[StoredImage], tar_path: Path, fingerprint: str) -> ShardEntry:
+    """Write `NNN.tar`, `NNN.candidates.parquet` and then `NNN.parquet`, and return the shard's entry for the manifest.
 
     Samples are taken one after the other, so memory holds one image and the rows of one group. The index is the shard's
-    completion mark: it appears second, and carries the fingerprint of the job and the tar's size and hash.
+    completion mark: it appears last, and carries the fingerprint of the job and the other files' sizes and hashes.
 
     Args:
         samples: in key order.
@@ -81,69 +97,124 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, fingerprint: str) -> 
         fingerprint: of the parameters that made the samples.
 
     """
-    index_path = Path(index_name(str(tar_path)))
+    index_path, candidates_path = (Path(name(str(tar_path))) for name in (index_name, candidates_name))
     rows = _Rows()
-    with written_atomically(index_path) as index_file, _index_writer(index_file) as index:
-        with written_atomically(tar_path) as file:
-            hashed = _Hashed(file)
-            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
-                for sample in samples:
-                    rows.add(sample, _add_sample(tar, hashed, sample) if sample.status in HELD else None)
-                    if len(rows) == ROWS_A_GROUP:
-                        index.write_table(rows.taken())
-        index.write_table(rows.taken())
-        digest = hashed.sha256.hexdigest()
-        facts = {"format": FORMAT, "fingerprint": fingerprint, "tar_bytes": str(hashed.size), "tar_sha256": digest}
-        index.add_key_value_metadata(facts)
-    return _entry(tar_path.name, rows.totals, rows.boxes, index_path.read_bytes(), {"bytes": hashed.size, "sha256": digest})
+    with written_atomically(index_path) as index_file, parquet_writer(index_file, SCHEMA) as index:
+        with (
+            written_atomically(candidates_path) as candidates_file,
+            parquet_writer(candidates_file, CANDIDATES) as candidates,
+        ):
+
+            def put() -> None:
+                for writer, table in zip((index, candidates), rows.taken(), strict=True):
+                    writer.write_table(table)
+
+            with written_atomically(tar_path) as file:
+                hashed = _Hashed(file)
+                with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+                    for sample in samples:
+                        rows.add(sample, _add_sample(tar, hashed, sample) if sample.status in HELD else None)
+                        if len(rows) == ROWS_A_GROUP:
+                            put()
+            put()
+            tar_facts = FileFacts(bytes=hashed.size, sha256=hashed.sha256.hexdigest())
+            candidates.add_key_value_metadata(candidates_facts(fingerprint, tar_facts.sha256))
+        beside = FileFacts(bytes=candidates_path.stat().st_size, sha256=sha256_of(candidates_path))
+        index.add_key_value_metadata(index_facts(fingerprint, tar_facts, beside))
+    return _entry(
+        tar_path.name, index_path.read_bytes(), tar_facts, beside, totals=rows.totals, boxes=rows.boxes, pixels=rows.pixels
+    )
 
 
-def _index_writer(file: BinaryIO) -> pq.ParquetWriter:
+def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of rows whose facts are added at the end."""
     # With Arrow's own copy of the schema in the file, pyarrow does not give back facts that were added after the rows.
-    return pq.ParquetWriter(file, SCHEMA, compression="zstd", store_schema=False)
+    return pq.ParquetWriter(file, schema, compression="zstd", store_schema=False)
 
 
-def finished_shard(name: str, index: bytes | None, tar_bytes: int | None, fingerprint: str) -> dict[str, Any] | None:
+def candidates_facts(fingerprint: str, tar_sha256: str) -> dict[str, str]:
+    """What a file of candidates says of itself: of which job and which tar it is."""
+    return {"format": FORMAT_2, "fingerprint": fingerprint, "tar_sha256": tar_sha256}
+
+
+def index_facts(fingerprint: str, tar: FileFacts, candidates: FileFacts) -> dict[str, str]:
+    """What an index says of itself and of the files that it completes."""
+    return {
+        **{"format": FORMAT_2, "fingerprint": fingerprint, "tar_bytes": str(tar.bytes), "tar_sha256": tar.sha256},
+        **{"candidates_bytes": str(candidates.bytes), "candidates_sha256": candidates.sha256},
+    }
+
+
+def finished_shard(
+    name: str, index: bytes | None, tar_bytes: int | None, candidates_bytes: int | None, fingerprint: str
+) -> ShardEntry | None:
     """The manifest entry of a shard that an earlier run finished with these parameters; None if it did not.
 
-    Hashes of tars are not taken again here: `verify` does that, and a rename that reached the disk holds what was synced
-    before.
+    Hashes of tars and candidates are not taken again here: `verify` does that, and a rename that reached the disk holds what was
+    synced before.
 
     Args:
         name: of the tar.
-        index: bytes of the file beside it, None if there is none.
+        index: bytes of the index, None if there is none.
         tar_bytes: size of the tar, None if there is none.
+        candidates_bytes: size of the file of candidates, None if there is none. A shard of version 1 has none.
         fingerprint: of the job.
 
     """
     if index is None or tar_bytes is None:
         return None
     try:
-        table = table_of(index, ["status", "boxes"])
+        table = table_of(index, ["status", "boxes", "width", "height"])
     except (pa.ArrowException, OSError, KeyError):
         return None
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items() if k != b"ARROW:schema"}
-    if metadata.get("fingerprint") != fingerprint or metadata.get("tar_bytes") != str(tar_bytes):
+    said = metadata_of(index)
+    if said.get("fingerprint") != fingerprint or said.get("tar_bytes") != str(tar_bytes):
         return None
+    beside = None
+    if said.get("format") != FORMAT_1:
+        if said.get("candidates_bytes") != str(candidates_bytes):
+            return None
+        beside = FileFacts(bytes=int(said["candidates_bytes"]), sha256=said["candidates_sha256"])
     totals = Counter(table.column("status").to_pylist())
     boxes = int(pc.sum(pc.list_value_length(table.column("boxes"))).as_py() or 0)
-    return _entry(name, totals, boxes, index, {"bytes": tar_bytes, "sha256": metadata["tar_sha256"]})
+    pixels = None if beside is None else pixels_of(table)
+    tar = FileFacts(bytes=tar_bytes, sha256=said["tar_sha256"])
+    return _entry(name, index, tar, beside, totals=totals, boxes=boxes, pixels=pixels)
 
 
-def _entry(name: str, totals: Counter[str], boxes: int, index: bytes, tar_entry: dict[str, Any]) -> dict[str, Any]:
+def pixels_of(table: pa.Table) -> int:
+    """Width times height of all samples of an index."""
+    rows = table.filter(pc.is_in(table.column("status"), HELD_VALUES))
+    width, height = (np.asarray(rows.column(name).to_numpy(), np.int64) for name in ("width", "height"))
+    return int((width * height).sum())
+
+
+def _entry(
+    name: str,
+    index: bytes,
+    tar: FileFacts,
+    candidates: FileFacts | None,
+    *,
+    totals: Counter[str],
+    boxes: int,
+    pixels: int | None,
+) -> ShardEntry:
     """What the manifest says of a shard: its files' bytes and hashes, and the images by what became of them."""
-    return {
-        "name": name,
-        "images": totals.total(),
-        "samples": sum(totals[status] for status in HELD),
-        "boxes": boxes,
-        **tar_entry,
-        "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
-        "totals": dict(sorted(totals.items())),
-    }
+    return ShardEntry(
+        name=name,
+        images=totals.total(),
+        samples=sum(totals[status] for status in HELD),
+        boxes=boxes,
+        pixels=pixels,
+        bytes=tar.bytes,
+        sha256=tar.sha256,
+        index=FileFacts(bytes=len(index), sha256=hashlib.sha256(index).hexdigest()),
+        candidates=candidates,
+        totals=dict(sorted(totals.items())),
+    )
 
 
-def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: Sample) -> int:
+def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: StoredImage) -> int:
     """Append image and JSON side by side; return the offset of the image's first byte."""
     for suffix, data in ((sample.suffix, sample.data), ("json", sample.as_json())):
         member = tarfile.TarInfo(f"{sample.key}.{suffix}")
@@ -156,8 +227,8 @@ def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: Sample) -> int:
 
 
 def _column(name: str, values: list[Any]) -> pa.Array:
-    if SCHEMA.field(name).type != BOXES:
-        return pa.array(values, SCHEMA.field(name).type)
+    if SCHEMA_1.field(name).type != BOXES:
+        return pa.array(values, SCHEMA_1.field(name).type)
     counts = [0 if boxes is None else len(boxes) for boxes in values]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     filled = [boxes for boxes in values if boxes is not None and len(boxes)]

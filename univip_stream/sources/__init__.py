@@ -1,4 +1,4 @@
-"""Where images come from: every kind of source gives the same thing, named images with labels in a fixed order."""
+"""Sources of images: every kind of source gives named images with labels, in a fixed order."""
 
 from univip_stream.sources.listing import Boxes, Listing, SourceImage, read_bytes
 from univip_stream.sources.open import list_sources

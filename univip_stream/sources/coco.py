@@ -1,4 +1,4 @@
-"""COCO's annotation files: image ids, and boxes drawn by people, for the images of a folder."""
+"""COCO's annotation files: image ids and annotated boxes for the images of a folder."""
 
 import contextlib
 import heapq
@@ -21,28 +21,28 @@ from univip_stream.sources.names import ByName
 
 NO_BOX, NO_AREA, NO_IMAGE = "without a bbox", "with a bbox of no area", "without an image_id"
 CROWD, UNLISTED = "crowds", "of an image that it does not list"
-"""Why an object is left out."""
+"""Reasons for leaving out an object."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Annotations:
-    """What an annotation file says of images; of segmentations and the rest nothing is kept."""
+    """Image ids, sizes and boxes from an annotation file; segmentations and all else are dropped."""
 
     name: str
-    """Of the file."""
+    """Name of the file."""
     ids: dict[str, int]
     """Image id of each file name."""
     starts: dict[int, tuple[int, int]] | None
-    """First and last row (without it) of an image's boxes; None where the boxes were not asked for."""
+    """First row of an image's boxes, and one past the last; None if boxes were not asked for."""
     boxes: np.ndarray
-    """int32 N x 4 xywh, sorted by image, otherwise in the file's order, crowds left out."""
+    """int32 N x 4 x, y, w, h, sorted by image, otherwise in the file's order, without crowds."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Width and height that the file says of an image, by its name; only with boxes."""
+    """Width and height of each image according to the file; only with boxes."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Objects without a box that can be used, counted by what they lack."""
+    """Number of objects without a usable box, by reason."""
 
     def boxes_of(self, image_id: int) -> Boxes | None:
-        """Of an image; None where boxes were not asked for."""
+        """Return the boxes of an image; None if boxes were not asked for."""
         if self.starts is None:
             return None
         first, last = self.starts.get(image_id, (0, 0))
@@ -50,9 +50,9 @@ class Annotations:
 
 
 def find_annotations(folder: str) -> str | None:
-    """The annotation file where COCO has it: `../annotations/instances_<name>.json`, or `image_info_<name>.json`.
+    """Find the annotation file in COCO's usual place: `../annotations/instances_<name>.json`, or `image_info_<name>.json`.
 
-    One folder further up counts too.
+    `../../annotations` is searched too.
     """
     if storage.scheme_of(folder) in storage.WEB:
         return None
@@ -63,7 +63,7 @@ def find_annotations(folder: str) -> str | None:
             continue
         for kind in ("instances", "image_info"):
             location = storage.join(storage.join(place, "annotations"), f"{kind}_{storage.name_of(folder)}.json")
-            with contextlib.suppress(OSError):  # a place that may not be looked at has none
+            with contextlib.suppress(OSError):  # no permission to look there
                 if storage.size_of(location) is not None:
                     return location
     return None
@@ -72,10 +72,10 @@ def find_annotations(folder: str) -> str | None:
 def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     """Read an annotation file.
 
-    Boxes are rounded outwards to whole pixels; they are clipped when the image is there.
+    Boxes are rounded outwards to whole pixels; they are clipped later, when the image is read.
 
     Raises:
-        InputError: none that is read, or without boxes where these are asked for.
+        InputError: the file cannot be read, or has no boxes although they are asked for.
 
     """
     name = storage.name_of(location)
@@ -85,9 +85,9 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     except OSError as error:
         raise InputError(f"{location}: {why(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{location} is no COCO annotation file: {why(error)}") from error
-    if not isinstance(whole, _Top) or not reader.ids:
-        raise InputError(f"{location} is no COCO annotation file: expected JSON with `images`, each with file_name and id")
+        raise InputError(f"{location} is not a COCO annotation file: {why(error)}") from error
+    if not isinstance(whole, _ParsedFile) or not reader.ids:
+        raise InputError(f"{location} is not a COCO annotation file: expected JSON with `images`, each with file_name and id")
     if not with_boxes:
         return Annotations(name=name, ids=reader.ids, starts=None, boxes=np.empty((0, 4), np.int32))
     if not whole.annotated:
@@ -104,7 +104,7 @@ def read_annotations(location: str, *, with_boxes: bool) -> Annotations:
     boxes = _outwards(np.asarray(reader.boxes, np.float64).reshape(-1, 4)[order])
     values, first, counts = np.unique(images[order], return_index=True, return_counts=True)
     rows = zip(values.tolist(), zip(first.tolist(), (first + counts).tolist(), strict=True), strict=True)
-    # Those of no area stay in the list, so that it is the same list as ever; no image keeps one.
+    # Boxes without area stay in this list, so that digests do not change; they are dropped when the image is read.
     flat = int((boxes[:, 2:] <= 0).any(axis=1).sum())
     unlisted = int((~np.isin(images, np.fromiter(reader.ids.values(), np.int64))).sum())
     reader.left_out.update({NO_AREA: flat, UNLISTED: unlisted, NO_IMAGE: whole.objects - reader.objects})
@@ -123,10 +123,10 @@ class ListedImage:
 
 
 def listed_images(locations: tuple[str, ...]) -> Iterator[ListedImage]:
-    """`images` of COCO's annotation files, file after file, in their order.
+    """Yield the `images` of COCO's annotation files, file after file, in their order.
 
     Raises:
-        InputError: a file without them, or a name that comes twice.
+        InputError: a file has none, or a name occurs twice.
 
     """
     seen: set[str] = set()
@@ -150,19 +150,19 @@ def listed_images(locations: tuple[str, ...]) -> Iterator[ListedImage]:
                         )
                     yield ListedImage(file_name=name, image_id=number, width=width, height=height)
         if len(seen) == before:
-            raise InputError(f"{location} is no COCO annotation file: it has no `images`")
+            raise InputError(f"{location} is not a COCO annotation file: it has no `images`")
 
 
 def coco_images(
     folder: str, name: str, ignored: Counter[str], annotations: Annotations, *, labelled: bool
 ) -> Iterator[SourceImage]:
-    """Images of a folder and those that its annotation file names, sorted by the bytes of their paths.
+    """Yield the images of a folder and those that its annotation file names, sorted by the bytes of their paths.
 
-    An image that the file does not name has no id; one that it names and that is not there is absent. Its place in the
-    order is the same either way, so that a file put back later can be mined alone.
+    An image that the file does not name has no id; one that it names but that does not exist is absent. Its position in the
+    order is the same either way, so that an image restored later can be mined alone.
     """
-    said = _said(folder, annotations)
-    found_otherwise = set(said.values())
+    stated = _names_in_file(folder, annotations)
+    found_otherwise = set(stated.values())
     names = sorted((path for path in annotations.ids if path not in found_otherwise), key=_bytes)
     named = ((_bytes(path), path, False) for path in names)
     there = ((_bytes(path), path, True) for path in files_below(folder, ignored))
@@ -175,7 +175,7 @@ def coco_images(
             ignored[why] += 1
             continue
         image = folder_image(folder, name, path, labelled=labelled and "/" in path)
-        known = said.get(path, path)
+        known = stated.get(path, path)
         image_id = annotations.ids.get(known)
         met += found and image_id is not None
         boxes = None if image_id is None else annotations.boxes_of(image_id)
@@ -189,24 +189,24 @@ def coco_images(
         )
 
 
-def _said(folder: str, annotations: Annotations) -> dict[str, str]:
-    """Paths of the folder that the file names in another Unicode form, and how it names them."""
+def _names_in_file(folder: str, annotations: Annotations) -> dict[str, str]:
+    """Return the paths of the folder that the file names in another Unicode form, with the file's names."""
     names = ByName(annotations.ids)
     if all(name.isascii() for name in names):
         return {}
     there = [path for path in files_below(folder) if not path.isascii()]
-    taken = {path for path in there if path in annotations.ids}  # these come before names that only look so
-    said: dict[str, str] = {}
+    taken = {path for path in there if path in annotations.ids}  # exact names take precedence
+    stated: dict[str, str] = {}
     for path in there:
-        name = names.said(path)
+        name = names.own_form(path)
         if name != path and name not in taken:
-            said[path] = name
+            stated[path] = name
             taken.add(name)
-    return said
+    return stated
 
 
-class _Top:
-    """The whole file, once its parts are taken."""
+class _ParsedFile:
+    """Marker for the parsed file after its parts were taken."""
 
     def __init__(self, annotations: Any):
         self.annotated = isinstance(annotations, list)
@@ -214,19 +214,19 @@ class _Top:
 
 
 class _Reader:
-    """Takes what is needed out of each object as it is parsed, so that the rest is let go at once."""
+    """Collects what is needed from each JSON object as it is parsed, so that the rest is freed at once."""
 
     def __init__(self, with_boxes: bool):
         self.with_boxes = with_boxes
         self.ids: dict[str, int] = {}
         self.names: dict[int, str] = {}
         self.listed = 0
-        """Elements of `images` that are images."""
+        """Number of elements of `images` that are images."""
         self.images = array("q")
         self.boxes = array("d")
         self.sizes: dict[str, tuple[int, int]] = {}
         self.objects = 0
-        """Elements of `annotations` that are of an image."""
+        """Number of elements of `annotations` that have an image."""
         self.left_out: Counter[str] = Counter()
 
     def hook(self, fields: dict[str, Any]) -> Any:
@@ -234,7 +234,7 @@ class _Reader:
             images = fields["images"] if isinstance(fields["images"], list) else []
             if self.listed < len(images):
                 raise ValueError(f"{len(images) - self.listed} of its {len(images)} images have no file_name or no id")
-            return _Top(fields.get("annotations"))
+            return _ParsedFile(fields.get("annotations"))
         if "file_name" in fields and "id" in fields:
             self._image(fields["file_name"], fields["id"], fields.get("width"), fields.get("height"))
         elif self.with_boxes and "image_id" in fields:
@@ -245,13 +245,13 @@ class _Reader:
                 self._box(fields["image_id"], fields.get("bbox"), fields.get("id"))
         return None
 
-    def _image(self, name: Any, said: Any, width: Any, height: Any) -> None:
-        number = whole_number(said)
+    def _image(self, name: Any, stated: Any, width: Any, height: Any) -> None:
+        number = whole_number(stated)
         if not isinstance(name, str) or not name or "\0" in name or number is None:
-            raise ValueError(f"an image has file_name {name!r} and id {said!r}; expected a path and a whole number")
-        name.encode()  # half a surrogate pair is no text
+            raise ValueError(f"an image has file_name {name!r} and id {stated!r}; expected a path and a whole number")
+        name.encode()  # raises for half a surrogate pair
         if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"the image {name!r} leads out of its folder")
+            raise ValueError(f"the image {name!r} leads outside its folder")
         self.listed += 1
         if self.ids.setdefault(name, number) != number:
             raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")
@@ -263,11 +263,13 @@ class _Reader:
         if self.with_boxes and min(size) > 0 and max(size) < 1 << 31:
             self.sizes[name] = size
 
-    def _box(self, said: Any, box: Any, number: Any) -> None:
-        image = whole_number(said)
+    def _box(self, stated: Any, box: Any, number: Any) -> None:
+        image = whole_number(stated)
         fine = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and abs(v) < 1e6 for v in box)
         if image is None or not (fine or has_no_box(box)):
-            raise ValueError(f"annotation {number} has image_id {said!r} and bbox {box!r}; expected four numbers x, y, w, h")
+            raise ValueError(
+                f"annotation {number} has image_id {stated!r} and bbox {box!r}; expected four numbers x, y, w, h"
+            )
         if not fine:
             self.left_out[NO_BOX] += 1
             return
@@ -276,27 +278,27 @@ class _Reader:
 
 
 def whole_number(value: Any) -> int | None:
-    """A number of JSON that is whole, as tools that pass through floating point write it too (8193.0); None if it is none."""
+    """Return a JSON value as a whole number, also if it is written as floating point (8193.0); None if it is not whole."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
 
 
 def has_no_box(box: Any) -> bool:
-    """Whether an object's `bbox` is not there or empty, as tools write it for one that has only a mask or a label."""
+    """Whether an object's `bbox` is missing or empty, as tools write it for objects with only a mask or a label."""
     return box is None or box == []
 
 
-def is_crowd(said: Any, number: Any) -> bool:
-    """What an object's `iscrowd` says; absent, it is none.
+def is_crowd(stated: Any, number: Any) -> bool:
+    """Whether an object's `iscrowd` is 1; if it is missing, the object is not a crowd.
 
     Raises:
-        ValueError: it says something else than 0 or 1.
+        ValueError: it is neither 0 nor 1.
 
     """
-    value = 0 if said is None else int(said) if isinstance(said, bool) else whole_number(said)
+    value = 0 if stated is None else int(stated) if isinstance(stated, bool) else whole_number(stated)
     if value not in (0, 1):
-        raise ValueError(f"annotation {number} has iscrowd {said!r:.40}; expected 0 or 1")
+        raise ValueError(f"annotation {number} has iscrowd {stated!r:.40}; expected 0 or 1")
     return value == 1
 
 
@@ -305,7 +307,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _outwards(boxes: np.ndarray) -> np.ndarray:
-    """Whole pixels around each box. Sums are rounded first: 0.1 + 0.2 is not to reach into the next pixel."""
+    """Round boxes outwards to whole pixels. Sums are rounded first: 0.1 + 0.2 must not reach into the next pixel."""
     low = np.floor(np.round(boxes[:, :2], 6))
     high = np.ceil(np.round(boxes[:, :2] + boxes[:, 2:], 6))
     return np.concatenate([low, high - low], 1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Folders of images, local or in an object store: flat (COCO), or with a folder a class (ImageNet), found out by looking."""
+"""Folders of images, local or in an object store: flat (COCO), or with one folder per class (ImageNet), which is detected."""
 
 import heapq
 import io
@@ -15,20 +15,20 @@ from univip_stream.images import SUFFIXES
 from univip_stream.sources.listing import SourceImage, text_of
 
 _NAMES_AT_ONCE = 50_000
-"""Names of one folder that are sorted in memory; more are merged from disk."""
+"""Number of a folder's names that are sorted in memory; if there are more, they are merged from disk."""
 
 ODD_KEY = "keys with an empty part, . or .. (a//b)"
-"""What keys of object stores are counted as that no path can name."""
+"""Kind under which object-store keys are counted that cannot be written as a path."""
 
 
 def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bool) -> Iterator[SourceImage]:
-    """Images below a folder, sorted by the bytes of their paths.
+    """Yield the images below a folder, sorted by the bytes of their paths.
 
     Args:
-        folder: local, or in an object store.
-        name: what the source is called.
-        ignored: gets the files that are left out, counted by suffix or what they are, and the keys that no path can name.
-        labelled: whether the first folder below the source is the label (`n01440764/x.JPEG`): see `is_flat`.
+        folder: local folder, or one in an object store.
+        name: name of the source.
+        ignored: counts the files that are left out, by suffix or kind, and the keys that cannot be written as a path.
+        labelled: whether the first folder below the source is the label (`n01440764/x.JPEG`); see `is_flat`.
 
     """
     for relative in files_below(folder, ignored):
@@ -40,13 +40,13 @@ def folder_images(folder: str, name: str, ignored: Counter[str], *, labelled: bo
 
 
 def folder_image(folder: str, name: str, relative: str, *, labelled: bool) -> SourceImage:
-    """The image at a path below a folder."""
+    """Return the image at a path below a folder."""
     label = text_of(relative.split("/", 1)[0]) if labelled else None
     return SourceImage(source=f"{name}/{text_of(relative)}", path=storage.join(folder, relative), label=label)
 
 
 def is_flat(folder: str) -> bool:
-    """Whether images lie in the folder itself. Where they lie only in its subfolders, these are classes."""
+    """Whether the folder itself contains images. If only its subfolders do, these are classes."""
     if storage.is_remote(folder):
         return any(is_image(name) for name in storage.names_in(folder) if not name.endswith("/"))
     with os.scandir(folder) as entries:
@@ -54,25 +54,25 @@ def is_flat(folder: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file is an image by its path below the source."""
+    """Whether a file is an image, judging by its path below the source."""
     return left_out(path) is None
 
 
 def left_out(path: str) -> str | None:
-    """What a file is counted as that is no image by its path below the source; None of an image."""
+    """Return the kind under which a file is counted if its path below the source is not an image's; None for images."""
     suffix = suffix_of(path)
     return system_file(path) or (None if suffix[1:] in SUFFIXES else suffix or "(no suffix)")
 
 
 def suffix_of(name: str) -> str:
-    """`.jpg` and the like, lower case; empty where there is none."""
+    """Return the suffix in lower case, such as `.jpg`; empty if there is none."""
     return os.path.splitext(name)[1].lower()
 
 
 def files_below(root: str, ignored: Counter[str] | None = None) -> Iterator[str]:
-    """Paths below a folder of everything that is no folder, sorted by their bytes, with forward slashes.
+    """Yield the paths of all files below a folder, sorted by their bytes, with forward slashes.
 
-    Folders behind links are entered once, so a loop ends; `ignored` gets how often one was met again.
+    Folders behind links are entered once, so that loops end; `ignored` counts how often one was met again.
     """
     if storage.is_remote(root):
         yield from (path for path, _ in storage.files_below(root))
@@ -93,7 +93,7 @@ def files_below(root: str, ignored: Counter[str] | None = None) -> Iterator[str]
 
 
 def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[str] | None) -> Iterator[bytes]:
-    """Names in a folder. A folder's ends in a slash: then folder by folder is the order of whole paths."""
+    """Yield the sorted names in a folder. Folders' names end in a slash, so that the order is that of whole paths."""
     place = os.stat(folder)
     if (place.st_dev, place.st_ino) in entered:
         if ignored is not None:
@@ -102,13 +102,13 @@ def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[s
     entered.add((place.st_dev, place.st_ino))
     with ExitStack() as stack:
         runs: list[Iterator[bytes]] = []
-        names = _names(folder)
+        names = _names_in(folder)
         while chunk := sorted(islice(names, _NAMES_AT_ONCE)):
             if len(chunk) < _NAMES_AT_ONCE and not runs:
                 yield from chunk
                 return
             run = stack.enter_context(Scratch())
-            # A name may hold a line's end and no zero byte, a line the other way round.
+            # A name may contain a line break but no zero byte; for lines it is the other way round.
             run.write(b"".join(name.replace(b"\n", b"\0") + b"\n" for name in chunk))
             run.seek(0)
             runs.append(_lines(stack.enter_context(io.BufferedReader(run))))
@@ -116,7 +116,7 @@ def _sorted_names(folder: str, entered: set[tuple[int, int]], ignored: Counter[s
         yield from heapq.merge(*runs)
 
 
-def _names(folder: str) -> Iterator[bytes]:
+def _names_in(folder: str) -> Iterator[bytes]:
     with os.scandir(folder) as entries:
         for entry in entries:
             yield os.fsencode(entry.name) + b"/" * _is_folder(entry)
@@ -130,5 +130,5 @@ def _lines(run: Iterable[bytes] | BinaryIO) -> Iterator[bytes]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: listed, and unreadable when its turn comes
+    except OSError:  # a link to itself: it is listed, and reading it fails
         return False

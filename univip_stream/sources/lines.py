@@ -1,8 +1,8 @@
-"""Lines of a list as other tools write them: which of some known forms a text file's lines have, found by what is there.
+"""Recognise the form of a list's lines, as other tools write them, by checking which files exist.
 
-A line is a path or URL as it stands, if that is there for any line of the list. Otherwise quotes and blanks around it, a label
+A line is taken as a plain path or URL if that exists for any line of the list. Otherwise quotes and blanks around it, a label
 behind it (mmpretrain, Caffe, CSV of two columns) and backslashes (Windows) are tried, in this order, and the first form in
-which a line's path is there counts for the whole list.
+which a line's path exists is used for the whole list.
 """
 
 import os
@@ -16,11 +16,11 @@ from univip_stream.errors import InputError
 from univip_stream.images import SUFFIXES
 
 Line = tuple[str, str | None]
-"""Path or URL, and label."""
-There = Callable[[str], bool | None]
-"""Whether there is a file at a path or URL of a list; None where that is not known without asking somebody."""
+"""(path or URL, label)"""
+Exists = Callable[[str], bool | None]
+"""Tells whether a path or URL of a list exists; None if that is not known without a request."""
 _TRIED = 1000
-"""Lines on which all forms are tried; of a longer list nothing of which is there the rest is looked at as it stands."""
+"""Number of lines on which all forms are tried; later lines of a longer list are only checked as plain paths."""
 _HEADINGS = frozenset(
     {
         "path",
@@ -37,17 +37,17 @@ _HEADINGS = frozenset(
         "url",
     }
 )
-"""First words of a table's first line."""
+"""First words by which the heading of a table is recognised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How the lines of a list are written."""
+    """A way to write the lines of a list."""
 
-    says: str | None
-    """For people; None where a line is a path and nothing else."""
+    description: str | None
+    """Description; None if a line is a path and nothing else."""
     parse: Callable[[str], Line | None]
-    """A line's path and label; None where it has not this form."""
+    """Returns a line's path and label; None if it does not have this form."""
 
 
 def _unquoted(text: str) -> str:
@@ -71,31 +71,33 @@ def _with_slashes(parse: Callable[[str], Line | None]) -> Callable[[str], Line |
     return parsed
 
 
-_PLAIN = Form(says=None, parse=lambda text: (text, None))
+_PLAIN = Form(description=None, parse=lambda text: (text, None))
 _FORMS = [
-    Form(says="paths, with blanks or quotes around them that were taken off", parse=lambda text: (_unquoted(text), None)),
-    Form(says="a path and a label a line, with a tab between", parse=_split("\t")),
-    Form(says="a path and a label a line, with a comma between", parse=_split(",")),
-    Form(says="a path and a label a line, with a semicolon between", parse=_split(";")),
-    Form(says="a path and a label a line, with a blank between", parse=_split(" ")),
+    Form(
+        description="paths, with blanks or quotes around them that were taken off", parse=lambda text: (_unquoted(text), None)
+    ),
+    Form(description="a path and a label a line, with a tab between", parse=_split("\t")),
+    Form(description="a path and a label a line, with a comma between", parse=_split(",")),
+    Form(description="a path and a label a line, with a semicolon between", parse=_split(";")),
+    Form(description="a path and a label a line, with a blank between", parse=_split(" ")),
 ]
 FORMS = [
     _PLAIN,
     *_FORMS,
     *(
-        Form(says=f"{form.says or 'paths'}, backslashes for slashes", parse=_with_slashes(form.parse))
+        Form(description=f"{form.description or 'paths'}, backslashes for slashes", parse=_with_slashes(form.parse))
         for form in [_PLAIN, *_FORMS]
     ),
 ]
 
 
-def form_of(location: str, path: Path, there: There) -> Form | None:
-    """The form of a list's lines; None where no line's path is there in any form.
+def form_of(location: str, path: Path, exists: Exists) -> Form | None:
+    """Return the form of a list's lines; None if no line's path exists in any form.
 
     Args:
-        location: of the list, for people.
-        path: of a local file with it.
-        there: whether a path or URL of the list is; None where that is not known without asking somebody.
+        location: location of the list, for messages.
+        path: local file with the list.
+        exists: tells whether a path or URL of the list exists; None if that is not known without a request.
 
     """
 
@@ -103,14 +105,14 @@ def form_of(location: str, path: Path, there: There) -> Form | None:
         parsed = form.parse(text)
         if parsed is None or not parsed[0]:
             return False
-        found = there(parsed[0])
-        return _looks_whole(parsed[0]) if found is None else found
+        found = exists(parsed[0])
+        return _is_url_only(parsed[0]) if found is None else found
 
     found: set[int] = set()
     count, asked = 0, False
-    for _, text in lines(location, path, None, there):
+    for _, text in lines(location, path, None, exists):
         count += 1
-        asked = asked or there(text) is None
+        asked = asked or exists(text) is None
         forms = FORMS if count <= _TRIED else FORMS[:1]
         at = next((at for at, form in enumerate(forms) if met(form, text)), None)
         if at == 0 or (found and count > _TRIED):
@@ -123,12 +125,12 @@ def form_of(location: str, path: Path, there: There) -> Form | None:
         return FORMS[0]
     if found:
         return FORMS[min(found)]
-    return FORMS[0] if asked else None  # addresses are asked for when they are read
+    return FORMS[0] if asked else None  # URLs are requested only when they are read
 
 
-def nothing_there(location: str, path: Path, there: There) -> InputError:
-    """What is said of a list of which no line's path is there."""
-    texts = [text for _, text in lines(location, path, None, there)]
+def no_file_exists(location: str, path: Path, exists: Exists) -> InputError:
+    """Return the error for a list none of whose paths exists."""
+    texts = [text for _, text in lines(location, path, None, exists)]
     return InputError(
         f"{location}: none of its {len(texts)} lines names a file that is there: relative paths start at "
         f"{Path(location).absolute().parent}, and its first line is {texts[0][:80]!r}; expected a list with a path or URL a line, "
@@ -136,38 +138,38 @@ def nothing_there(location: str, path: Path, there: There) -> InputError:
     )
 
 
-def lines(location: str, path: Path, ignored: Counter[str] | None, there: There) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that says something, without comments.
+def lines(location: str, path: Path, ignored: Counter[str] | None, exists: Exists) -> Iterator[tuple[int, str]]:
+    """Yield number and text of every line that is neither empty nor a comment.
 
-    A line that begins with # is a comment, unless a file of this name is there, or it looks as if one should be: `#1.jpg`. Then
-    it is a path, and a missing one is said when it is read.
+    A line that begins with # is a comment, unless a file of this name exists or it looks like an image's name: `#1.jpg`. Then
+    it is a path, and reading it fails if it is missing.
 
     Args:
-        location: of the list, for people.
-        path: of a local file with it.
-        ignored: gets the comments, counted; None where they were counted before.
-        there: as `form_of`.
+        location: location of the list, for messages.
+        path: local file with the list.
+        ignored: counts the comments; None if they were counted before.
+        exists: as in `form_of`.
 
     Raises:
-        InputError: no text.
+        InputError: the file is not text.
 
     """
     for number, text in _texts(location, path):
-        if number == 1 and re.split(r"[\t,; ]", _unquoted(text))[0].strip("\"' ").lower() in _HEADINGS and not there(text):
+        if number == 1 and re.split(r"[\t,; ]", _unquoted(text))[0].strip("\"' ").lower() in _HEADINGS and not exists(text):
             if ignored is not None:
                 ignored["headings of lists"] += 1
-        elif text.lstrip().startswith("#") and not there(text) and not _named(text.lstrip(), there):
+        elif text.lstrip().startswith("#") and not exists(text) and not _is_path(text.lstrip(), exists):
             if ignored is not None:
                 ignored["comments in lists"] += 1
         elif text.strip():
             yield number, text
 
 
-def _named(text: str, there: There) -> bool:
-    """Whether a line that begins with # is a path: its ending is an image's, and it is none with a # before it."""
+def _is_path(text: str, exists: Exists) -> bool:
+    """Whether a line that begins with # is a path: it has an image's suffix, and is not a path behind a #."""
     rest = text[1:]
     ending = os.path.splitext(rest.strip())[1][1:].lower()
-    return ending in SUFFIXES and not rest[:1].isspace() and "://" not in rest and not there(rest)
+    return ending in SUFFIXES and not rest[:1].isspace() and "://" not in rest and not exists(rest)
 
 
 def _texts(location: str, path: Path) -> Iterator[tuple[int, str]]:
@@ -176,7 +178,7 @@ def _texts(location: str, path: Path) -> Iterator[tuple[int, str]]:
         encoding = "utf-16" if begin[:2] in (b"\xff\xfe", b"\xfe\xff") else None  # PowerShell's `dir > list.txt`
         if encoding is None and b"\0" in begin:
             raise InputError(
-                f"{location} is no text (it begins with {begin[:12]!r}); expected a list with a path or URL a line"
+                f"{location} is not text (it begins with {begin[:12]!r}); expected a list with a path or URL a line"
             )
     if encoding is None:
         with path.open("rb") as file:
@@ -188,10 +190,10 @@ def _texts(location: str, path: Path) -> Iterator[tuple[int, str]]:
             for number, text in enumerate(words, 1):
                 yield number, text.rstrip("\r\n")
     except UnicodeError as error:
-        raise InputError(f"{location} begins as UTF-16 and is none ({error}); expected UTF-8") from error
+        raise InputError(f"{location} begins as UTF-16 but is not ({error}); expected UTF-8") from error
 
 
-def _looks_whole(text: str) -> bool:
-    """Whether a URL of whose being there nothing is known is all of a line: nothing behind an image's ending."""
+def _is_url_only(text: str) -> bool:
+    """Whether a line seems to be a URL and nothing else: nothing follows an image's suffix, and there are no quotes."""
     found = re.match(r"\s*[\"']?(\S+?)\.(\w+)[\"']?[\t ,;]+[\"']?[^\s/.]+[\"']?\s*$", text)
     return not (found and found[2].lower() in SUFFIXES) and text == text.strip() and text[:1] not in "\"'"

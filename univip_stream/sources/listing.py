@@ -1,4 +1,4 @@
-"""What a source gives: images, on disk in a fixed order, however many there are."""
+"""The listing of a source's images: kept on disk in a fixed order, so that there can be any number of them."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ from univip_stream.filetypes import UNREAD_SUFFIXES
 from univip_stream.images import MAX_BYTES, BadImageError
 
 Boxes = tuple[tuple[int, int, int, int], ...]
-"""x, y, w, h each, whole pixels; they may reach out of the image."""
+"""x, y, w, h of each box in whole pixels; boxes may extend beyond the image."""
 _ROWS = 4096
-"""Images of a batch: as many are in memory at a time."""
+"""Images per batch, of which one is in memory at a time."""
 _SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -45,30 +45,30 @@ class SourceImage:
     """One image of a source."""
 
     source: str
-    """Its name for people: the source's name and the path below it, with forward slashes, valid UTF-8."""
+    """Name for people: the source's name and the path below it, with forward slashes, valid UTF-8."""
     path: str
-    """Location (local path or URL) of the file, or of the tar it lies in; bytes that are no UTF-8 are kept as escapes."""
+    """Location (local path or URL) of the file, or of the tar that contains it; bytes that are not UTF-8 are kept as escapes."""
     label: str | None = None
-    """Its class, where the source says one."""
+    """Class of the image, if the source gives one."""
     offset: int | None = None
-    """First byte in `path` where the image is a member of a tar; None: it is the whole file."""
+    """First byte in `path` if the image is a member of a tar; None if it is the whole file."""
     size: int | None = None
-    """Bytes, with `offset`."""
+    """Size in bytes; set together with `offset`."""
     image_id: int | None = None
-    """COCO's."""
+    """COCO's image id."""
     boxes: Boxes | np.ndarray | None = None
-    """Ground truth in the frame of the stored pixels, where the source has it and it was asked for; or boxes that others
-    published, an array, which no listing holds."""
+    """Ground truth in the frame of the stored pixels, if the source has it and it was asked for; or, as an array, boxes that
+    others published, which listings never hold."""
     fault: str | None = None
-    """Why it cannot be read, where the source knows already."""
+    """Reason why it cannot be read, if the source knows already."""
     absent: bool = False
-    """An annotation file names it, and its folder has no such file."""
+    """Whether an annotation file names it but its folder does not contain it."""
     size_said: tuple[int, int] | None = None
-    """Width and height that an annotation file with boxes says, pixels."""
+    """Width and height in pixels according to an annotation file with boxes."""
 
 
 class Spool:
-    """Images on disk, in the order they are added. The file has no name: it is gone with the process, however that ends."""
+    """Images on disk, in the order in which they are added, in an unnamed file that disappears with the process."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -79,14 +79,14 @@ class Spool:
         self._rows: list[SourceImage] = []
 
     def add(self, image: SourceImage) -> None:
-        """Append an image; not after the first reading."""
+        """Append an image; not allowed after the first reading."""
         self.count += 1
         self._rows.append(image)
         if len(self._rows) == _ROWS:
             self._flush()
 
     def read(self, first: int, last: int) -> Iterator[SourceImage]:
-        """Images `first` to `last` (without it), a batch in memory at a time."""
+        """Yield the images from `first` up to but without `last`, with one batch in memory at a time."""
         if self._reader is None:
             self._flush()
             self._writer.close()
@@ -100,7 +100,7 @@ class Spool:
             first += batch.num_rows
 
     def close(self) -> None:
-        """Let go of the file; nothing can be read after."""
+        """Close the file; nothing can be read afterwards."""
         self._reader = None
         self._close_file()
 
@@ -112,29 +112,29 @@ class Spool:
 
 
 class Listing:
-    """The images of all sources, in the order the sources were named; they are on disk, not in memory."""
+    """The images of all sources, in the order in which the sources were named; kept on disk, not in memory."""
 
     def __init__(self, sources: list[str]) -> None:
         self.sources = sources
-        """What each source is called; the first part of its images' names."""
+        """Name of each source, which is the first part of its images' names."""
         self.ignored: dict[str, int] = {}
-        """Files that are left out, counted by suffix or what they are."""
+        """Number of files that are left out, by suffix or kind."""
         self.boxes_left_out: Counter[str] = Counter()
-        """Objects of annotation files without a box that can be used, counted by what they lack."""
+        """Number of objects in annotation files without a usable box, by reason."""
         self.named = 0
-        """Images that annotation files name."""
+        """Number of images that annotation files name."""
         self.absent: list[str] = []
-        """Those of them that are not there; `present` is the listing without them."""
+        """Images that annotation files name but that do not exist; `present` is the listing without them."""
         self.rows_of_absent = True
         """Whether absent images are in the listing."""
         self.notes: list[str] = []
-        """How sources were read where that is not plain: what a person should know."""
+        """Remarks on how sources were read, if that was unusual."""
         self._spool = Spool()
         self._labels: set[str] = set()
         self._digest = hashlib.sha256()
 
     def add(self, image: SourceImage) -> None:
-        """Append an image; not after the first reading."""
+        """Append an image; not allowed after the first reading."""
         self._spool.add(image)
         if image.absent:
             self.absent.append(image.source)
@@ -151,17 +151,17 @@ class Listing:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self)
 
     @property
     def classes(self) -> list[str] | None:
-        """Sorted labels; None where no image has one."""
+        """Sorted labels; None if no image has one."""
         return sorted(self._labels) or None
 
     @property
-    def said(self) -> list[str]:
-        """What is left out and how sources were read, a line each, for people."""
+    def remarks(self) -> list[str]:
+        """Lines for people: how sources were read, and what is left out."""
         unread = {kind: count for kind, count in self.ignored.items() if kind[1:] in UNREAD_SUFFIXES}
         others = {kind: count for kind, count in self.ignored.items() if kind not in unread}
         lines = list(self.notes)
@@ -176,7 +176,7 @@ class Listing:
         return self._digest.hexdigest()
 
     def present(self) -> "Listing":
-        """This listing without the images that are absent, which it still tells of; itself where there are none."""
+        """Return this listing without its absent images, which `absent` still names; itself if there are none."""
         if not self.absent:
             return self
         fewer = Listing(self.sources)
@@ -189,11 +189,11 @@ class Listing:
         return fewer
 
     def slice(self, first: int, last: int) -> list[SourceImage]:
-        """Images `first` to `last` (without it)."""
+        """Return the images from `first` up to but without `last`."""
         return list(self._spool.read(max(first, 0), min(last, len(self))))
 
     def close(self) -> None:
-        """Let go of the file; it is closed with the last reference too."""
+        """Close the file; this also happens when the last reference is gone."""
         self._spool.close()
 
     def __enter__(self) -> "Listing":
@@ -204,7 +204,7 @@ class Listing:
 
 
 def read_bytes(image: SourceImage) -> bytes:
-    """The image's bytes: a file's, or a range of a tar's.
+    """Read the image's bytes: a file, or a range of a tar.
 
     Raises:
         BadImageError: it cannot be read, is larger than any image, or its server asks that it is not used (`unreadable`,
@@ -235,16 +235,16 @@ def read_bytes(image: SourceImage) -> bytes:
     except storage.OptedOutError as error:
         raise BadImageError("opted_out", str(error.strerror)) from error
     except OSError as error:
-        # Not where it was looked for: the reason is a part of the shard, whose bytes do not depend on where the source lies.
+        # Without the path: the reason becomes part of the shard, whose bytes must not depend on the location of the source.
         raise BadImageError("unreadable", f"{type(error).__name__}: {error.strerror or error}") from error
     except BadImageError:
         raise
-    except ValueError as error:  # a name that holds a zero byte
+    except ValueError as error:  # a name with a zero byte
         raise BadImageError("unreadable", str(error)) from error
 
 
 def text_of(name: str) -> str:
-    """A file name as valid UTF-8: other bytes are written as \\xNN."""
+    """Return a file name as valid UTF-8; other bytes are written as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""A list of images: a text file with a path or URL a line, or a Parquet file with a column of them."""
+"""Lists of images: a text file with one path or URL per line, or a Parquet file with a column of them."""
 
 import math
 import os
@@ -18,74 +18,74 @@ import pyarrow.parquet as pq
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.shards.samples import label_of
-from univip_stream.sources.lines import FORMS, Form, There, form_of, lines, nothing_there
+from univip_stream.sources.lines import FORMS, Exists, Form, form_of, lines, no_file_exists
 from univip_stream.sources.listing import SourceImage, text_of
 
 TEXTS = (".txt", ".list", ".lst")
-"""Suffixes of lists with a path or URL a line."""
+"""Suffixes of lists with one path or URL per line."""
 TABLES = (".parquet",)
 """Suffixes of lists in columns."""
 _COLUMNS = ("path", "url", "image_path")
 Row = tuple[str, str, str | None]
-"""Where in the list it stands, path or URL, and label."""
+"""(position in the list, path or URL, label)"""
 Rows = Callable[[Counter[str] | None], Iterator[Row]]
-"""All rows of a list anew; what is left out is counted where there is something to count in."""
+"""Reads all rows of a list from the beginning; counts what is left out, if it is given a counter."""
 
 
 def list_images(location: str, name: str, ignored: Counter[str], notes: list[str]) -> Iterator[SourceImage]:
-    """The images a list names, in its order. Relative paths start at the list's folder.
+    """Yield the images that a list names, in its order. Relative paths start at the list's folder.
 
-    Whether they are there is found out when they are read; a list of which nothing is there is none.
+    Single missing images are found only when they are read; a list none of whose images exists is refused.
 
     Args:
-        location: of the list, local or remote.
-        name: what the source is called.
-        ignored: gets the lines that are comments, counted.
-        notes: gets how the list was read, where its lines are not plain paths.
+        location: location of the list, local or remote.
+        name: name of the source.
+        ignored: counts the lines that are comments.
+        notes: receives a remark on how the list was read, if its lines are not plain paths.
 
     Raises:
-        InputError: the same image twice, a list that cannot be read, or no image of it there; the message names the line.
+        InputError: an image occurs twice, the list cannot be read, or none of its images exists; the message names the line.
 
     """
     with _local(location) as path:
-        there = _looking(location)
+        exists = _existence_check(location)
         table = path.suffix in TABLES
-        form = FORMS[0] if table else form_of(location, path, there)
+        form = FORMS[0] if table else form_of(location, path, exists)
 
         def rows(counted: Counter[str] | None) -> Iterator[Row]:
-            return _table(location, path) if table else _lines(location, path, form or FORMS[0], counted, there)
+            return _table(location, path) if table else _lines(location, path, form or FORMS[0], counted, exists)
 
-        _refuse_doubles(location, rows)
+        _refuse_duplicates(location, rows)
         if form is None:
-            raise nothing_there(location, path, there)
+            raise no_file_exists(location, path, exists)
         if table:
-            _refuse_absent(location, there, rows)
-        if form.says:
-            notes.append(f"{location}: read as {form.says}")
+            _refuse_absent(location, exists, rows)
+        if form.description:
+            notes.append(f"{location}: read as {form.description}")
         for _, image in _entries(location, name, rows(ignored)):
             yield image
 
 
-def _looking(location: str) -> There:
-    """Whether what a list names is there, as far as this machine's disks can tell."""
+def _existence_check(location: str) -> Exists:
+    """Return a function that tells whether an entry of the list exists, as far as this machine's disks show."""
 
-    def there(text: str) -> bool | None:
+    def exists(text: str) -> bool | None:
         try:
             if storage.is_remote(text) or (storage.is_remote(location) and not os.path.isabs(text)):
                 return None
-            return os.path.lexists(_at(location, text))
-        except InputError:  # an address of a kind that is not read: said with its line
+            return os.path.lexists(_location_of(location, text))
+        except InputError:  # a URL of an unknown kind: reported later with its line
             return None
-        except ValueError:  # a name that holds a zero byte
+        except ValueError:  # a name with a zero byte
             return False
 
-    return there
+    return exists
 
 
-def _refuse_absent(location: str, there: There, rows: Rows) -> None:
+def _refuse_absent(location: str, exists: Exists, rows: Rows) -> None:
     first, count = "", 0
     for _, text, _ in rows(None):
-        if there(text) is not False:
+        if exists(text) is not False:
             return
         first, count = first or text, count + 1
     if count:
@@ -95,16 +95,16 @@ def _refuse_absent(location: str, there: There, rows: Rows) -> None:
         )
 
 
-def _refuse_doubles(location: str, rows: Rows) -> None:
-    # Eight bytes an image: two that agree in them are looked at again.
-    hashes = array("Q", (_hash(_place(image.path)) for _, image in _entries(location, "", rows(None))))
+def _refuse_duplicates(location: str, rows: Rows) -> None:
+    # Eight bytes per image: images with equal hashes are compared again.
+    hashes = array("Q", (_hash(_absolute(image.path)) for _, image in _entries(location, "", rows(None))))
     values, counts = np.unique(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:
         return
     seen: dict[str, str] = {}
     for place, image in _entries(location, "", rows(None)):
-        path = _place(image.path)
+        path = _absolute(image.path)
         if _hash(path) in suspects:
             if path in seen:
                 raise InputError(
@@ -113,8 +113,8 @@ def _refuse_doubles(location: str, rows: Rows) -> None:
             seen[path] = place
 
 
-def _place(path: str) -> str:
-    """The same for one image named by a whole and by a relative path."""
+def _absolute(path: str) -> str:
+    """Return a path that is the same whether an image is named by an absolute or a relative path."""
     return path if storage.is_remote(path) else os.path.abspath(path)
 
 
@@ -123,17 +123,17 @@ def _hash(text: str) -> int:
 
 
 def _entries(location: str, name: str, rows: Iterator[Row]) -> Iterator[tuple[str, SourceImage]]:
-    """Where in the list it stands, and the image."""
+    """Yield each image with its position in the list."""
     for place, text, label in rows:
         try:
-            at = _at(location, text)
+            at = _location_of(location, text)
         except InputError as error:
             raise InputError(f"{location}: {place}: {error}") from error
         yield place, SourceImage(source=f"{name}/{text_of(text).lstrip('/')}", path=at, label=label)
 
 
-def _at(location: str, text: str) -> str:
-    """Where a path or URL of a list leads."""
+def _location_of(location: str, text: str) -> str:
+    """Return the location that a path or URL of a list refers to."""
     if storage.is_remote(text):
         return text
     if os.path.isabs(text):
@@ -143,8 +143,8 @@ def _at(location: str, text: str) -> str:
     return os.path.normpath(os.path.join(Path(location).parent, text))
 
 
-def _lines(location: str, path: Path, form: Form, ignored: Counter[str] | None, there: There) -> Iterator[Row]:
-    for number, text in lines(location, path, ignored, there):
+def _lines(location: str, path: Path, form: Form, ignored: Counter[str] | None, exists: Exists) -> Iterator[Row]:
+    for number, text in lines(location, path, ignored, exists):
         found = form.parse(text)
         yield f"line {number}", *(found if found and found[0] else (text, None))
 
@@ -180,7 +180,7 @@ def _path(location: str, number: int, value: Any) -> str:
 
 
 def _label(location: str, number: int, value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes either where there is none
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes either for a missing label
         return None
     if isinstance(value, bool):
         return str(value)
@@ -198,7 +198,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 @contextmanager
 def _local(location: str) -> Iterator[Path]:
-    """A local file with the list."""
+    """Yield a local file with the list."""
     if not storage.is_remote(location):
         yield Path(location)
         return

@@ -1,6 +1,6 @@
-"""Names of images: below their source, and such as look alike.
+"""Names of images: paths below their source, and equal names in different Unicode forms.
 
-An accented letter is one character (NFC, as people type it) or two (NFD, as a Mac's disk has it).
+An accented letter is one character (NFC, as people type it) or two (NFD, as on a Mac's disk).
 """
 
 import unicodedata
@@ -11,9 +11,9 @@ _Value = TypeVar("_Value")
 
 
 class ByName(Mapping[str, _Value]):
-    """A mapping that finds a name in another Unicode form too; the very same characters come first.
+    """A mapping that also finds names in another Unicode form; exact matches take precedence.
 
-    Where two of its names are one in another form, only their own characters find them.
+    If two of its names are equal in another form, only exact matches find them.
     """
 
     def __init__(self, entries: Mapping[str, _Value]):
@@ -21,7 +21,7 @@ class ByName(Mapping[str, _Value]):
         self._others = other_forms(entries)
 
     def __getitem__(self, name: str) -> _Value:
-        return self._entries[self.said(name)]
+        return self._entries[self.own_form(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -29,15 +29,15 @@ class ByName(Mapping[str, _Value]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def said(self, name: str) -> str:
-        """The name as this mapping has it; as it is where it has none such."""
+    def own_form(self, name: str) -> str:
+        """Return the form of `name` that is in this mapping; `name` itself if there is none."""
         if name in self._entries or not self._others:
             return name
         return self._others.get(unicodedata.normalize("NFC", name)) or name
 
 
 def other_forms(names: Iterable[str]) -> dict[str, str | None]:
-    """The NFC form of each name that is not ASCII, and the name; None where two names share the form."""
+    """Return NFC form -> name for each name that is not ASCII; None if two names share the form."""
     forms: dict[str, str | None] = {}
     for name in names:
         if not name.isascii():
@@ -47,16 +47,16 @@ def other_forms(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def spellings(name: str) -> list[str]:
-    """A name as it is, and in the forms that a disk may have it."""
+    """Return a name as given, and in both Unicode forms that a disk may use."""
     return list(dict.fromkeys([name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]))
 
 
 def path_below(source: str, sources: Sequence[str]) -> str:
-    """An image's path below the source it comes from.
+    """Return an image's path below its source.
 
     Args:
-        source: its name, the source's name first.
-        sources: the names of all sources.
+        source: name of the image, which begins with its source's name.
+        sources: names of all sources.
 
     """
     fitting = [name for name in sources if source.startswith(f"{name}/")]
@@ -64,5 +64,5 @@ def path_below(source: str, sources: Sequence[str]) -> str:
 
 
 def path_of(source: str, sources: Sequence[str]) -> str:
-    """The path that tells an image from all others: below the source if there is one, with its name if there are several."""
+    """Return a unique path of an image: below the source if there is one source, with the source's name if there are several."""
     return path_below(source, sources) if len(sources) == 1 else source

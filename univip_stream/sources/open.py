@@ -1,4 +1,4 @@
-"""From what people write after `--src` to the images: the kind of a source is told from what lies there."""
+"""Open the sources that people name after `--src`: the kind of each is recognised by what is there."""
 
 import os
 import re
@@ -30,18 +30,19 @@ def list_sources(
     """List the images of one or several sources, in the order these are named.
 
     Args:
-        sources: folders (flat, with a folder a class, or of tars), tars, ranges of tars, lists; local or remote.
+
+        sources: folders (flat, with one folder per class, or of tars), tars, ranges of tars, lists; local or remote.
         annotations: COCO's annotation files, for folders that have none in `../annotations`.
-        with_boxes: read ground-truth boxes from the annotations.
+        with_boxes: whether to read ground-truth boxes from the annotations.
 
     Raises:
-        InputError: a source that is not there, cannot be read or holds no image; boxes asked for and not there.
-        UsageError: an annotation file that cannot be told to belong to one of the sources.
+        InputError: a source is missing, cannot be read or contains no image; or boxes are asked for and missing.
+        UsageError: an annotation file cannot be assigned to one of the sources.
 
     """
     opened = [_Source(str(source)) for source in sources]
     names = _names(opened)
-    given = _given([str(file) for file in annotations], opened)
+    given = _assigned([str(file) for file in annotations], opened)
     ignored: Counter[str] = Counter()
     listing = Listing(names)
     try:
@@ -69,12 +70,12 @@ def list_sources(
 
 @dataclass
 class _Source:
-    """One source, looked at as far as needed."""
+    """One source, inspected as far as needed."""
 
     text: str
-    """As the user wrote it."""
+    """Text that the user wrote."""
     annotations: Annotations | None = None
-    """Of its images, once they were listed."""
+    """Annotations of its images, once they were listed."""
 
     @cached_property
     def remote(self) -> bool:
@@ -92,16 +93,16 @@ class _Source:
 
     @property
     def _fixed_folder(self) -> str:
-        """The part of a pattern before its first range or wildcard, up to a slash; all of it where there is none."""
+        """The part of a pattern before its first range or wildcard, up to a slash; all of it if there is none."""
         head, *rest = re.split(r"[*<{\[]" if self._web else r"[*?<{\[]", self.text, maxsplit=1)
         return head.rpartition("/")[0] if rest else self.text
 
     @cached_property
     def kind(self) -> str:
-        """`folder`, `tars`, `list`.
+        """Kind of the source: `folder`, `tars` or `list`.
 
         Raises:
-            InputError: nothing there, or nothing that is read.
+            InputError: it does not exist, or is of no known kind.
 
         """
         if self.pattern:
@@ -127,12 +128,12 @@ class _Source:
 
     @property
     def place(self) -> str:
-        """Where it lies: the same for two ways of writing it."""
+        """Location of the source, the same for all ways of writing it."""
         return self.text if self.remote else os.path.realpath(self.text)
 
     @property
     def stem(self) -> str:
-        """Its place without an ending; a pattern's folder. The last parts are a name for it."""
+        """Location without the suffix, or a pattern's folder. Its last parts serve as a name."""
         if self.pattern:
             return self._fixed_folder if self.remote else os.path.realpath(self._fixed_folder)
         path = self.place.partition("?")[0] if self._web else self.place
@@ -141,7 +142,7 @@ class _Source:
     def images(
         self, name: str, ignored: Counter[str], notes: list[str], annotations: str | None, with_boxes: bool
     ) -> Iterator[SourceImage]:
-        """Its images, in a fixed order; `ignored` and `notes` get what a listing has under these names."""
+        """Yield its images in a fixed order; `ignored` and `notes` are filled as in a listing."""
         tars: list[tuple[str, str]] = []
         flat = self.kind == "folder" and is_flat(self.text)
         if self.pattern:
@@ -154,7 +155,7 @@ class _Source:
                 ignored.clear()  # counted again below
         of_files = self.kind == "folder" and not tars
         if annotations and not of_files:
-            raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is no folder of images")
+            raise UsageError(f"--annotations {annotations} belongs to {self.text}, which is not a folder of images")
         found = (annotations or find_annotations(self.text)) if of_files else None
         if with_boxes and not found:
             raise InputError(
@@ -171,7 +172,7 @@ class _Source:
                 yield image
             if below:  # one stray image among class folders takes all labels away
                 notes.append(
-                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are no classes"
+                    f"{self.text}: images lie in the folder itself, so its folders, with {below} more, are not classes"
                 )
         elif self.kind == "list":
             yield from list_images(self.text, name, ignored, notes)
@@ -181,7 +182,7 @@ class _Source:
             yield from tar_images(tars, name, ignored)
 
     def _folder_of(self, tar: str) -> str:
-        """The folder that the members of one of a pattern's tars are in."""
+        """Return the folder that stands for one of a pattern's tars in its members' names."""
         path = tar.partition("?")[0] if self._web else tar
         return path.removeprefix(f"{self._fixed_folder}/").removesuffix(".tar") + "/"
 
@@ -198,7 +199,7 @@ def _is_readable_image(path: str) -> bool:
 
 
 def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Tars of a folder that holds no image, each with its path as the folder its members are in."""
+    """Yield the tars of a folder without images, each with the folder that stands for it in its members' names."""
     for path in files_below(folder):
         why = ODD_KEY if storage.is_odd(path) else left_out(path) or "(no suffix)"
         if why == ".tar":
@@ -207,8 +208,8 @@ def _tars_below(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]
             ignored[why] += 1
 
 
-def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:
-    """Which annotation file belongs to which source: the one whose folder it names, or the only one."""
+def _assigned(files: list[str], sources: list[_Source]) -> dict[str, str]:
+    """Assign annotation files to sources: to the one whose folder the file names, or to the only one."""
     given: dict[str, str] = {}
     for file in files:
         stem = os.path.splitext(storage.name_of(file))[0]
@@ -218,7 +219,7 @@ def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:
         if len(owners) != 1 or owners[0] in given:
             names = ", ".join(source.text for source in sources)
             raise UsageError(
-                f"--annotations {file} cannot be told to belong to one of {names}; expected one file a folder, called "
+                f"--annotations {file} does not belong to exactly one of {names}; expected one file a folder, called "
                 "something_<folder>.json where there are several"
             )
         given[owners[0]] = file
@@ -226,7 +227,7 @@ def _given(files: list[str], sources: list[_Source]) -> dict[str, str]:
 
 
 def _names(sources: list[_Source]) -> list[str]:
-    """What each source is called in `source`: the last part of where it lies, with parents where two share it."""
+    """Return the name of each source: the last part of its location, with parents if two would be equal."""
     places = [source.place for source in sources]
     if len(set(places)) < len(places):
         raise InputError(f"the same source is named twice: {', '.join(places)}; expected each once")
@@ -237,7 +238,7 @@ def _names(sources: list[_Source]) -> list[str]:
             raise InputError(
                 f"{inner.text} lies in {outer.text}, so its images would be in the set twice; expected sources beside each other"
             )
-    # train2017 and train2017.tar beside it differ in nothing but the ending.
+    # train2017 and train2017.tar beside it differ only in the suffix.
     for texts in ([source.stem for source in sources], places):
         parts = [[part for part in text.split("/") if part] for text in texts]
         for depth in range(1, max(map(len, parts), default=0) + 1):

@@ -1,7 +1,7 @@
-"""Plain tars of images, read where they lie: an image is a range of bytes, and nothing is unpacked.
+"""Plain tars of images, read in place: an image is a range of bytes, and nothing is unpacked.
 
-A tar inside a tar (ImageNet's train set is one of a thousand) counts as a folder of its name, and so does each tar of a
-folder of tars. Folders then act as in a folder source: where images lie only in them, they are the labels.
+A tar inside a tar (ImageNet's train set is a tar of a thousand) counts as a folder of its name, and so does each tar of a
+folder of tars. Folders then act as in a folder source: if images are only in folders, these are the labels.
 """
 
 import tarfile
@@ -17,9 +17,9 @@ from univip_stream.sources.folder import left_out, suffix_of
 from univip_stream.sources.listing import SourceImage, Spool, text_of
 
 _LOCAL_PIECE = 4096
-"""Bytes read for a header on a local disk: a page; what lies between headers is skipped."""
+"""Bytes read for a header on a local disk: a page; data between headers is skipped."""
 _REMOTE_PIECE = 8 << 20
-"""The same from afar, where a request costs as much as reading through a few megabytes."""
+"""Bytes read for a header of a remote tar, where a request costs as much as reading a few megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,27 +27,27 @@ class Member:
     """A file in a tar."""
 
     name: str
-    """Its path, with the names of tars around it as folders."""
+    """Path, with the names of enclosing tars as folders."""
     offset: int
     """First byte in the outermost tar."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     fault: str | None
-    """Why it is not read; None if it may be."""
+    """Reason why it is not read; None if it can be."""
 
 
 def tar_images(tars: Sequence[tuple[str, str]], name: str, ignored: Counter[str]) -> Iterator[SourceImage]:
-    """Images of one or several plain tars, in the order they lie in them.
+    """Yield the images of one or several plain tars, in their order in the tars.
 
-    Where all lie in one folder, that is taken for the archive's root and not for a label.
+    If all images are in one folder, it is taken as the archive's root and not as a label.
 
     Args:
-        tars: location and prefix of the members' names: empty, or a folder's with a slash.
-        name: what the source is called.
-        ignored: gets the members that are left out, counted by suffix or what they are.
+        tars: (location, prefix of the members' names) of each; the prefix is empty, or a folder with a slash.
+        name: name of the source.
+        ignored: counts the members that are left out, by suffix or kind.
 
     Raises:
-        InputError: a tar that is compressed, damaged or cut off.
+        InputError: a tar is compressed, damaged or truncated.
 
     """
     layout, spool = _Layout(), Spool()
@@ -57,7 +57,7 @@ def tar_images(tars: Sequence[tuple[str, str]], name: str, ignored: Counter[str]
                 ignored[why] += 1
                 continue
             path = prefix + member.name
-            layout.see(path)
+            layout.add(path)
             spool.add(member_image(location, f"{name}/{text_of(path)}", member))
     for image in spool.read(0, spool.count):
         yield replace(image, label=layout.label(image.source.removeprefix(f"{name}/")))
@@ -65,15 +65,15 @@ def tar_images(tars: Sequence[tuple[str, str]], name: str, ignored: Counter[str]
 
 
 def member_image(location: str, source: str, member: Member) -> SourceImage:
-    """The image that a member is."""
+    """Return a member of a tar as an image."""
     return SourceImage(source=source, path=location, offset=member.offset, size=member.size, fault=member.fault)
 
 
 def members(location: str) -> Iterator[Member]:
-    """Everything in a tar that is no folder, also in the tars it holds.
+    """Yield all files in a tar, and in the tars that it contains.
 
     Raises:
-        InputError: no tar, compressed, damaged or cut off.
+        InputError: it is not a tar, or compressed, damaged or truncated.
 
     """
     try:
@@ -90,12 +90,12 @@ def members(location: str) -> Iterator[Member]:
 
 
 def read_member(location: str, member: Member) -> bytes:
-    """The bytes of a small member."""
+    """Read the bytes of a small member."""
     return storage.read(location, member.offset, member.size)
 
 
 class _Window:
-    """Part of a file as a file of its own. What it reads are headers: small pieces, each a little after the last."""
+    """Part of a file as a file of its own, for reading headers: small pieces, each a little behind the last."""
 
     def __init__(self, location: str, start: int, size: int, file: BinaryIO | None):
         self._location, self._start, self._size, self._file = location, start, size, file
@@ -156,15 +156,15 @@ def _fault(info: tarfile.TarInfo, parts: list[str]) -> str | None:
 
 
 class _Layout:
-    """Which folder of a path is the label, told when all paths were seen."""
+    """Finds out which folder of a path is the label, once all paths are added."""
 
     def __init__(self) -> None:
         self.first: str | None = None
         self.one_root = True
         self.flat = [False, False]
-        """Whether images lie in no folder, and in one only."""
+        """Whether there are images in no folder, and images in exactly one folder."""
 
-    def see(self, path: str) -> None:
+    def add(self, path: str) -> None:
         parts = path.split("/", 2)
         if len(parts) < 3:
             self.flat[len(parts) - 1] = True

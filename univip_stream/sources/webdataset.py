@@ -1,4 +1,4 @@
-"""WebDataset shards as a source: ours, img2dataset's, anyone's whose samples are `key.jpg` with a `.json`, `.txt` or `.cls`."""
+"""WebDataset shards as a source: ours, img2dataset's, or any whose samples are `key.jpg` with a `.json`, `.txt` or `.cls`."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ from univip_stream.files import system_file
 from univip_stream.shards.samples import (
     MOST_JSON_BYTES,
     MOST_LABEL_BYTES,
-    Part,
+    SamplePart,
     class_of,
     grouped,
     in_pairs,
@@ -24,19 +24,19 @@ from univip_stream.sources.listing import SourceImage, text_of
 from univip_stream.sources.tars import Member, member_image, members, read_member
 
 _BESIDE = frozenset({"json", "txt", "cls"})
-"""What a sample has beside its image."""
-_LOOKED_AT = 64
-"""Members after which a tar without a sample is taken for another kind."""
+"""Suffixes of the members that a sample can have beside its image."""
+_INSPECTED = 64
+"""Number of members after which a tar without a sample is taken for another kind."""
 
 
 def is_webdataset(location: str) -> bool:
-    """Whether a tar's first members are an image and what describes it, or a mask of it, under one key, or images in pairs.
+    """Whether a tar's first members are an image and its description or mask under one key, or images in pairs.
 
     Raises:
-        InputError: no tar, compressed, damaged or cut off.
+        InputError: it is not a tar, or compressed, damaged or truncated.
 
     """
-    first = islice(members(location), _LOOKED_AT)
+    first = islice(members(location), _INSPECTED)
     groups = []
     for key, group in grouped(_named(first, Counter()), _name):
         parts = parts_of(key, group, lambda why, suffix: None)
@@ -47,17 +47,17 @@ def is_webdataset(location: str) -> bool:
 
 
 def webdataset_images(shards: Sequence[tuple[str, str]], name: str, ignored: Counter[str]) -> Iterator[SourceImage]:
-    """Images of shards, in the order they lie in them; `shards.samples` has the rule of what is one.
+    """Yield the images of shards, in their order in the shards; `shards.samples` defines what a sample is.
 
-    The label is the `.cls` member, or `label` in the JSON where that is a string or a whole number.
+    The label is the `.cls` member, or `label` in the JSON if that is a string or a whole number.
 
     Args:
-        shards: location and prefix of the members' names: empty, or a folder's with a slash.
-        name: what the source is called.
-        ignored: gets the members that are no part of a sample, counted by suffix or what they are.
+        shards: (location, prefix of the members' names) of each; the prefix is empty, or a folder with a slash.
+        name: name of the source.
+        ignored: counts the members that are not part of a sample, by suffix or kind.
 
     Raises:
-        InputError: a tar that is compressed, damaged or cut off.
+        InputError: a tar is compressed, damaged or truncated.
 
     """
 
@@ -79,21 +79,21 @@ def webdataset_images(shards: Sequence[tuple[str, str]], name: str, ignored: Cou
                 )
 
 
-def _facts(location: str, part: Part[Member], ignored: Counter[str]) -> dict[str, Any]:
-    """Label and image id, where the sample says them."""
+def _facts(location: str, part: SamplePart[Member], ignored: Counter[str]) -> dict[str, Any]:
+    """Return a sample's label and image id, if it gives them."""
     fields: dict[str, Any] = {}
     label = None
-    said, described = part.beside.get("cls"), part.beside.get("json")
-    if said is not None and said.fault is None:
-        if said.size <= MOST_LABEL_BYTES:
-            label = class_of(read_member(location, said))
+    class_member, json_member = part.beside.get("cls"), part.beside.get("json")
+    if class_member is not None and class_member.fault is None:
+        if class_member.size <= MOST_LABEL_BYTES:
+            label = class_of(read_member(location, class_member))
         else:
             ignored["class members over 4 KiB"] += 1
-    if described is not None and described.fault is None:
+    if json_member is not None and json_member.fault is None:
         found: Any = None
-        if described.size <= MOST_JSON_BYTES:
+        if json_member.size <= MOST_JSON_BYTES:
             try:
-                found = json.loads(read_member(location, described))
+                found = json.loads(read_member(location, json_member))
             except (ValueError, RecursionError):
                 found = None
         if not isinstance(found, dict):
@@ -109,7 +109,7 @@ def _facts(location: str, part: Part[Member], ignored: Counter[str]) -> dict[str
 
 
 def _named(listed: Iterator[Member], ignored: Counter[str]) -> Iterator[Member]:
-    """Members that may be part of a sample."""
+    """Yield the members that may be part of a sample."""
     for member in listed:
         kind = system_file(member.name)
         if kind is None and key_and_suffix(member.name) is None:

@@ -1,8 +1,8 @@
-"""Files where they lie: local paths, object stores (`s3://`, `gs://`, `hdfs://`) and `http(s)://`.
+"""Access to files by location: local paths, object stores (`s3://`, `gs://`, `hdfs://`) and `http(s)://`.
 
-A location is a local path or a URL. Where one of these kinds cannot do a thing (a web server lists no folder), the error
-says what to name instead. Object stores take their keys and endpoint from the usual environment variables
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...); nothing of that is ever part of a location.
+A location is a local path or a URL. If a kind of location does not support an operation (a web server lists no folder), the
+error says what to use instead. Object stores take their keys and endpoint from the usual environment variables
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...); these are never part of a location.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _PIECE = 1 << 20
 
 
 def size_of(location: str | Path) -> int | None:
-    """Bytes of a file; None if there is none.
+    """Return the size of a file in bytes; None if it does not exist.
 
     Raises:
-        OSError: whether there is one cannot be found out, after retries.
+        OSError: it cannot be determined, after retries.
 
     """
     scheme = scheme_of(location)
@@ -51,10 +51,10 @@ def size_of(location: str | Path) -> int | None:
 
 
 def read(location: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a file, or `size` of them from `offset` on; fewer where it ends before.
+    """Read a file, or `size` bytes of it from `offset` on; fewer if it ends before.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: it does not exist.
         OSError: it cannot be read, after retries.
 
     """
@@ -71,15 +71,15 @@ def read(location: str | Path, offset: int = 0, size: int | None = None) -> byte
 
 
 def image(location: str, most: int) -> bytes:
-    """A whole remote file that is an image: from the web in one request, within limits, unless its server opts out.
+    """Read a whole remote image: from the web in one request, within limits, unless its server opts out.
 
     Args:
-        location: its URL.
-        most: bytes it may have.
+        location: URL of the image.
+        most: maximal size in bytes.
 
     Raises:
-        TooLongError: it has more.
-        OptedOutError: its server asks that it is not used, and `use_web` does not say to ignore that.
+        TooLongError: it is larger.
+        OptedOutError: its server asks that it is not used, and the options of `use_web` do not ignore that.
         OSError: it cannot be read, after retries.
 
     """
@@ -87,13 +87,13 @@ def image(location: str, most: int) -> bytes:
 
 
 def use_web(options: WebOptions) -> None:
-    """Ask web servers in this way from now on, in this process and those forked from it."""
+    """Set the options of all requests to web servers, in this process and those forked from it."""
     polite.use(options)
 
 
 def give_up() -> None:
-    """Cancel what this process waits for from web servers; who waits gets an error. Before an early end."""
-    if "univip_stream.storage.web" in sys.modules:  # else nothing was asked for
+    """Cancel all requests to web servers that this process waits for, which then fail; for ending early."""
+    if "univip_stream.storage.web" in sys.modules:  # otherwise there are no requests
         from univip_stream.storage import web
 
         web.give_up()
@@ -101,7 +101,7 @@ def give_up() -> None:
 
 @contextlib.contextmanager
 def opened(location: str | Path) -> Iterator[BinaryIO]:
-    """A file open for reading from its beginning, in pieces; seekable."""
+    """Open a file for reading in pieces; it is seekable."""
     scheme = scheme_of(location)
     if scheme is None:
         with open(location, "rb") as file:
@@ -117,24 +117,24 @@ def opened(location: str | Path) -> Iterator[BinaryIO]:
 
 
 def copy_in(location: str | Path, path: Path) -> int:
-    """Write a file's bytes to a local path, and return how many; a failure leaves no whole-looking file.
+    """Copy a file to a local path, and return its size in bytes; a failure leaves no file behind.
 
-    The whole copy is made again where the connection breaks: `path` is truncated first.
+    If the connection breaks, the copy starts again from the beginning: `path` is truncated first.
 
     Raises:
-        FileNotFoundError: there is none.
-        OSError: it cannot be read, after retries; or not written here, which the message says.
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be read, after retries, or cannot be written here; the message says which.
 
     """
 
     def copied() -> int:
         with opened(location) as source, path.open("wb", buffering=0) as target:
-            while piece := _far(location, source):
+            while piece := _read_piece(location, source):
                 try:
                     while piece:
                         piece = piece[target.write(piece) :]
                 except OSError as error:
-                    raise _not_written(location, path, error) from error
+                    raise _write_error(location, path, error) from error
             return target.tell()
 
     try:
@@ -145,52 +145,53 @@ def copy_in(location: str | Path, path: Path) -> int:
 
 
 def copy_out(path: Path, location: str) -> None:
-    """Write a local file to an object store: there it appears whole or not at all."""
+    """Copy a local file to an object store, where it appears whole or not at all."""
     objects.copy_out(path, _writable(location))
 
 
 def write(location: str, data: bytes) -> None:
-    """Write bytes to an object store: whole or not at all."""
+    """Write bytes to an object store, whole or not at all."""
     objects.write(_writable(location), data)
 
 
 def remove(location: str) -> None:
-    """Delete a file in an object store; one that is not there is none the less gone."""
+    """Delete a file in an object store; nothing happens if it does not exist."""
     objects.remove(_writable(location))
 
 
 def files_below(location: str | Path) -> Iterator[tuple[str, int]]:
-    """(path below the folder, bytes) of every file of an object store's folder, folder by folder, sorted by the path's bytes.
+    """Yield (path below the folder, bytes) of every file of an object store's folder, sorted by the path's bytes.
 
-    Only one folder's names are in memory at a time. Keys that no path can name (`is_odd`) are among them, and cannot be read.
+    Only one folder's names are in memory at a time. Keys that cannot be written as a path (`is_odd`) are included, but cannot
+    be read.
 
     Raises:
-        InputError: a web address: a web server does not list files.
-        OSError: it cannot be listed, or there is no such bucket.
+        InputError: the location is on a web server, which does not list files.
+        OSError: the folder cannot be listed, or there is no such bucket.
 
     """
     yield from objects.files_below(_writable(location))
 
 
 def names_in(location: str | Path) -> Iterator[str]:
-    """Names in an object store's folder itself, in any order; a folder's name ends in a slash.
+    """Yield the names in an object store's folder itself, in any order; a folder's name ends in a slash.
 
     Raises:
-        InputError: a web address: a web server does not list files.
-        OSError: it cannot be listed, or there is no such bucket.
+        InputError: the location is on a web server, which does not list files.
+        OSError: the folder cannot be listed, or there is no such bucket.
 
     """
     yield from objects.names_in(_writable(location))
 
 
 def explained(location: str | Path, error: Exception) -> Exception:
-    """What went wrong in reading from an `opened` remote file, in words; `may_pass` says whether a second try can help."""
+    """Return a readable form of an error from an `opened` remote file; `may_pass` tells whether a second try can help."""
     if "may_pass" in error.__dict__ or not is_remote(location):
         return error
     return error if scheme_of(location) in WEB else explained_store(str(location), error)
 
 
-def _far(location: str | Path, source: BinaryIO) -> bytes:
+def _read_piece(location: str | Path, source: BinaryIO) -> bytes:
     try:
         return source.read(_PIECE)
     except Exception as error:  # each client has its own kinds
@@ -200,7 +201,7 @@ def _far(location: str | Path, source: BinaryIO) -> bytes:
         raise found from error
 
 
-def _not_written(location: str | Path, path: Path, error: OSError) -> OSError:
+def _write_error(location: str | Path, path: Path, error: OSError) -> OSError:
     return OSError(
         f"the copy of {location} cannot be written to {path.parent} ({error.strerror or error}); make room there, or name "
         "another folder for temporary files by TMPDIR"
@@ -218,7 +219,7 @@ def _writable(location: str | Path) -> str:
 
 
 def _web() -> "Client":
-    # Loaded when something lies on the web: an HTTP client takes as long to import as the rest of a command.
+    # Imported only when needed: an HTTP client takes as long to import as the rest of a command.
     from univip_stream.storage.web import client
 
     return client()

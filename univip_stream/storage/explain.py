@@ -1,4 +1,4 @@
-"""What went wrong on the way to a web server or an object store, in words for people, and whether it can pass."""
+"""Explain errors of web servers and object stores in plain words, and whether another try can help."""
 
 import os
 import re
@@ -19,15 +19,15 @@ _REFUSALS = (
     "MISSING_AUTHENTICATION_TOKEN", "INVALID_SIGNATURE", "REQUEST_EXPIRED", "REQUEST_TIME_TOO_SKEWED", "ACCOUNT_PROBLEM",
 )  # fmt: skip
 _WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint")
-_STAYING = (
+_PERMANENT = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, AttributeError, MemoryError
 )  # fmt: skip
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})
-"""HTTP statuses that another try may change; 520 to 530 are those of a large proxy before servers that do not answer."""
+"""HTTP statuses that may change with another try; 520 to 530 come from a large proxy whose servers do not answer."""
 
 
 class WebStatusError(Exception):
-    """A web server's answer that is not what was asked for."""
+    """An answer of a web server with an error status."""
 
     def __init__(self, status: int, reason: str, retry_after: str | None, url: Any):
         super().__init__(f"HTTP {status} {reason}".rstrip())
@@ -39,20 +39,20 @@ class OptedOutError(OSError):
 
 
 class TooLongError(OSError):
-    """A file that is larger than what is read."""
+    """A file that is larger than allowed."""
 
     def __init__(self, size: int):
         super().__init__(f"at least {size} bytes")
         self.size = size
 
 
-def explained(location: str, error: Exception, says: str | None = None) -> OSError:
-    """The error of a request to a web server as an `OSError` of the kind that files have.
+def explained(location: str, error: Exception, message: str | None = None) -> OSError:
+    """Return the error of a request to a web server as an `OSError`, of the same class as for files.
 
     Args:
-        location: what was asked for.
-        error: what the client raised; one that was explained before stays as it is.
-        says: what to say instead.
+        location: location that was requested.
+        error: error that the client raised; one that was explained before is returned unchanged.
+        message: message to use instead.
 
     """
     import aiohttp
@@ -60,8 +60,8 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
     if isinstance(error, OSError) and "may_pass" in error.__dict__:
         return error
     kind, text, passing = OSError, f"{type(error).__name__}: {error}", False
-    if says is not None:
-        kind, text = TimeoutError, says
+    if message is not None:
+        kind, text = TimeoutError, message
     elif isinstance(error, WebStatusError):
         kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}.get(
             error.status, OSError
@@ -100,18 +100,18 @@ def explained(location: str, error: Exception, says: str | None = None) -> OSErr
         text, passing = f"the server does not answer as web servers do ({error.message})", True
     elif isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
         kind, text, passing = ConnectionError, f"the connection broke off ({error})", True
-    # Parsers draw where in a line they stopped; a reason is one line.
+    # Parsers mark the position on extra lines; a reason is one line.
     return failure(kind, location, " ".join(text.split()), passing=passing)
 
 
 def explained_store(location: str, error: Exception) -> Exception:
-    """The error of a request to an object store, by pyarrow, in the same way; what is no error of the store stays."""
+    """Return pyarrow's error of a request to an object store in the same way; other errors are returned unchanged."""
     text = str(error)
     found, status, curl = _AWS.search(text), None, _CURL.search(text)
     if found is None:
-        if isinstance(error, _STAYING):
+        if isinstance(error, _PERMANENT):
             return error
-        if isinstance(error, ValueError):  # pyarrow's ArrowInvalid, of names that it cannot read
+        if isinstance(error, ValueError):  # pyarrow's ArrowInvalid, for names that it cannot read
             return failure(OSError, location, text)
         return failure(OSError, location, f"{type(error).__name__}: {text}", passing=True)
     code, status = found[1], found[2]
@@ -120,8 +120,10 @@ def explained_store(location: str, error: Exception) -> Exception:
     if curl is not None:
         return _network(location, int(curl[1]), curl[2].strip())
     if status == "301" or any(word in text for word in _WRONG_REGION):
-        says = "the bucket lies in another region than asked for; set AWS_REGION to its region, or unset it to have it found"
-        return failure(OSError, location, f"{says} ({_tail(text)})")
+        message = (
+            "the bucket lies in another region than asked for; set AWS_REGION to its region, or unset it to have it found"
+        )
+        return failure(OSError, location, f"{message} ({_tail(text)})")
     if code in _REFUSALS or status in ("401", "403"):
         return failure(PermissionError, location, f"the store refuses it ({code}: {_tail(text)}); {_KEYS}")
     if status is not None and int(status) not in _PASSING_STATUSES:
@@ -130,32 +132,34 @@ def explained_store(location: str, error: Exception) -> Exception:
 
 
 def no_such_bucket(location: str) -> OSError:
-    """That a location's bucket does not exist."""
+    """Return the error that a location's bucket does not exist."""
     bucket = location.partition("://")[2].partition("/")[0]
     return failure(OSError, location, f"there is no bucket {bucket!r}; {_endpoint()}")
 
 
 def _endpoint() -> str:
-    said = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return f"asked was {said} (AWS_ENDPOINT_URL)" if said else "Amazon was asked; AWS_ENDPOINT_URL is for other servers"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return (
+        f"asked was {endpoint} (AWS_ENDPOINT_URL)" if endpoint else "Amazon was asked; AWS_ENDPOINT_URL is for other servers"
+    )
 
 
 def _network(location: str, code: int, text: str) -> OSError:
     details = text.rpartition("Details: ")[2]
     certificate = code in (35, 51, 58, 60, 77)  # https://curl.se/libcurl/c/libcurl-errors.html
     if certificate:
-        says = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
+        message = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
     elif code == 6:
-        says = f"the name of the store's server is not found ({details}); {_endpoint()}"
+        message = f"the name of the store's server is not found ({details}); {_endpoint()}"
     else:
-        says = f"no connection to the store ({details}); {_endpoint()}"
-    return failure(ConnectionError, location, says, passing=not certificate)
+        message = f"no connection to the store ({details}); {_endpoint()}"
+    return failure(ConnectionError, location, message, passing=not certificate)
 
 
 def _tail(text: str) -> str:
-    """What the store said, without what it was asked and the number of the request."""
-    said = text.rpartition(" operation: ")[2].partition(" (Request ID:")[0].strip()
-    return said.removeprefix("Unable to parse ExceptionName: ") or "no reason given"
+    """Return the store's own message, without the operation and the number of the request."""
+    answer = text.rpartition(" operation: ")[2].partition(" (Request ID:")[0].strip()
+    return answer.removeprefix("Unable to parse ExceptionName: ") or "no reason given"
 
 
 def _short(error: object) -> str:

@@ -1,4 +1,4 @@
-"""Locations as text: their kinds, and how they are taken apart and put together."""
+"""Locations as text: their kinds, and how to split and join them."""
 
 import os
 import re
@@ -12,10 +12,10 @@ WEB = ("http", "https")
 
 
 def scheme_of(location: str | Path) -> str | None:
-    """`s3`, `https`, ... in lower case; None for a local path.
+    """Return the scheme in lower case, such as `s3` or `https`; None for a local path.
 
     Raises:
-        InputError: a scheme that is not read.
+        InputError: the scheme is not supported, or the bucket or host is missing.
 
     """
     found = _SCHEME.match(str(location))
@@ -32,17 +32,17 @@ def scheme_of(location: str | Path) -> str | None:
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether it is a URL."""
+    """Whether a location is a URL."""
     return scheme_of(location) is not None
 
 
 def absolute(location: str | Path) -> str:
-    """The location as another process finds it, wherever that was started."""
+    """Return the location in a form that is valid in any process, whatever its working folder."""
     return str(location) if is_remote(location) else os.path.join(os.getcwd(), location)
 
 
 def join(folder: str | Path, name: str) -> str:
-    """The location of a file in a folder; a web address keeps what follows its `?`."""
+    """Return the location of a file in a folder; a web address keeps its query, the part from `?` on."""
     if scheme_of(folder) in WEB:
         path, mark, query = str(folder).partition("?")
         return f"{path.rstrip('/')}/{name}{mark}{query}"
@@ -50,7 +50,7 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def parent(location: str | Path) -> str:
-    """The folder a file lies in."""
+    """Return the folder of a file."""
     if not is_remote(location):
         return str(Path(location).parent)
     path, mark, query = str(location).partition("?") if scheme_of(location) in WEB else (str(location), "", "")
@@ -58,7 +58,7 @@ def parent(location: str | Path) -> str:
 
 
 def name_of(location: str | Path) -> str:
-    """The last part of it, without a web address's query."""
+    """Return the last part of a location, without a web address's query."""
     text = str(location)
     return (text.partition("?")[0] if scheme_of(text) in WEB else text).rstrip("/").rpartition("/")[2]
 
@@ -66,6 +66,6 @@ def name_of(location: str | Path) -> str:
 def is_odd(path: str) -> bool:
     """Whether a path below a folder has a part that is empty, `.` or `..`.
 
-    Object stores have keys of any text; those that no path can name (`a//b.jpg`) are listed, and cannot be read.
+    Keys of object stores can be any text; those that cannot be written as a path (`a//b.jpg`) are listed, but cannot be read.
     """
     return not {"", ".", ".."}.isdisjoint(path.split("/"))

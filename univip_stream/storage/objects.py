@@ -1,7 +1,7 @@
-"""Object stores by pyarrow: `s3://`, `gs://`, `hdfs://`.
+"""Object stores, accessed with pyarrow: `s3://`, `gs://`, `hdfs://`.
 
-Keys and endpoint come from the usual environment variables; nothing of that is ever part of a location. Errors are
-`OSError`s that say where and what.
+Keys and endpoint come from the usual environment variables; these are never part of a location. Errors are `OSError`s that
+name the location and the reason.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from univip_stream.storage.retry import PassingError, failure, may_pass, tried
 _PIECE = 8 << 20
 _YES = frozenset({"yes", "true", "on", "1"})
 _UNSIGNED = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "gcs": "GS_NO_SIGN_REQUEST"}
-"""As GDAL calls them; beside YES they may name the buckets that are asked without keys."""
+"""Environment variables, named as in GDAL; their value is YES, or names the buckets that are read without keys."""
 _Result = TypeVar("_Result")
 
 
 def size_of(location: str) -> int | None:
-    """Bytes of a file; None if there is none."""
+    """Return the size of a file in bytes; None if it does not exist."""
     fs, path_there = _store(location)
-    info = _tried(location, lambda: fs.get_file_info(path_there))
+    info = _with_retries(location, lambda: fs.get_file_info(path_there))
     if not info.is_file:
         _check_bucket(location)
         return None
@@ -34,7 +34,7 @@ def size_of(location: str) -> int | None:
 
 
 def read(location: str, offset: int, size: int | None, most: int | None = None) -> bytes:
-    """The bytes of a file, or `size` of them from `offset` on.
+    """Read a file, or `size` bytes of it from `offset` on.
 
     Raises:
         TooLongError: it has more than `most` bytes.
@@ -50,19 +50,19 @@ def read(location: str, offset: int, size: int | None, most: int | None = None) 
             wanted = there - offset if size is None else min(size, there - offset)
             return bytes(file.read_at(wanted, offset)) if wanted > 0 else b""
 
-    return _tried(location, ranged)
+    return _with_retries(location, ranged)
 
 
 @contextlib.contextmanager
 def opened(location: str) -> Iterator[BinaryIO]:
-    """A file open for reading from its beginning, in pieces; seekable."""
+    """Open a file for reading in pieces; it is seekable."""
     fs, path_there = _store(location)
-    with _tried(location, lambda: fs.open_input_file(path_there)) as file:
+    with _with_retries(location, lambda: fs.open_input_file(path_there)) as file:
         yield cast(BinaryIO, file)
 
 
 def copy_out(path: Path, location: str) -> None:
-    """Write a local file: it appears whole or not at all."""
+    """Copy a local file to the store, where it appears whole or not at all."""
     fs, path_there = _store(location)
 
     def copied() -> None:
@@ -70,43 +70,43 @@ def copy_out(path: Path, location: str) -> None:
             while piece := source.read(_PIECE):
                 target.write(piece)
 
-    _tried(location, copied)
+    _with_retries(location, copied)
 
 
 def write(location: str, data: bytes) -> None:
-    """Write bytes: whole or not at all."""
+    """Write bytes, whole or not at all."""
     fs, path_there = _store(location)
 
     def written() -> None:
         with fs.open_output_stream(path_there) as target:
             target.write(data)
 
-    _tried(location, written)
+    _with_retries(location, written)
 
 
 def remove(location: str) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     fs, path_there = _store(location)
     with contextlib.suppress(FileNotFoundError):
-        _tried(location, lambda: fs.delete_file(path_there))
+        _with_retries(location, lambda: fs.delete_file(path_there))
 
 
 def files_below(location: str) -> Iterator[tuple[str, int]]:
-    """(path below the folder, bytes) of every file, folder by folder, sorted by the path's bytes; keys that are odd too."""
+    """Yield (path below the folder, bytes) of every file, sorted by the path's bytes, including odd keys."""
     fs, root = _store(location)
     from pyarrow.fs import FileSelector, FileType
 
     def below(folder: str) -> Iterator[tuple[str, int]]:
-        infos = _tried(location, lambda: fs.get_file_info(FileSelector(folder, allow_not_found=True)))
+        infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(folder, allow_not_found=True)))
         entries = [
             (info.base_name + "/" * (info.type == FileType.Directory), info.path, info.size)
             for info in infos
             if info.path.rstrip("/") != folder
         ]
-        # pyarrow shows keys that begin with a slash here as a folder that is this folder itself, and would list it for ever.
+        # pyarrow shows keys that begin with a slash here as a folder that is this folder itself, and would list it forever.
         entries += [("/", "", 0)] * (len(entries) < len(infos))
         del infos
-        # A folder sorts as its name and a slash: then folder by folder is the order of whole paths.
+        # A folder is sorted as its name with a slash, so that the order is that of whole paths.
         for name, path, size in sorted(entries, key=lambda entry: entry[0].encode()):
             if name == "/":
                 yield from nameless(folder)
@@ -116,7 +116,7 @@ def files_below(location: str) -> Iterator[tuple[str, int]]:
                 yield path[len(root) :].lstrip("/"), int(size)
 
     def nameless(folder: str) -> Iterator[tuple[str, int]]:
-        infos = _tried(location, lambda: fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)))
+        infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)))
         found = [(info.path, info.size) for info in infos if info.is_file and info.path.startswith(f"{folder}//")]
         for path, size in sorted(found, key=lambda entry: entry[0].encode()):
             yield path[len(root) + 1 :], int(size)
@@ -130,19 +130,19 @@ def files_below(location: str) -> Iterator[tuple[str, int]]:
 
 
 def names_in(location: str) -> Iterator[str]:
-    """Names in a folder itself, in any order; a folder's name ends in a slash."""
+    """Yield the names in a folder itself, in any order; a folder's name ends in a slash."""
     fs, root = _store(location)
     from pyarrow.fs import FileSelector, FileType
 
-    infos = _tried(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True)))
+    infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True)))
     if not infos:
         _check_bucket(location)
     for info in infos:
         yield info.base_name + "/" * (info.type == FileType.Directory)
 
 
-def _tried(location: str, request: Callable[[], _Result]) -> _Result:
-    """The request's result; made again after errors that can pass."""
+def _with_retries(location: str, request: Callable[[], _Result]) -> _Result:
+    """Return the request's result; repeat it after errors that may be temporary."""
 
     def explaining() -> _Result:
         try:
@@ -164,14 +164,14 @@ def _tried(location: str, request: Callable[[], _Result]) -> _Result:
 
 
 def _check_bucket(location: str) -> None:
-    """A bucket that does not exist looks like an empty one."""
+    """Raise an error if the bucket does not exist, which otherwise looks like an empty one."""
     scheme, _, rest = location.partition("://")
     if scheme.lower() != "s3":
         return
     fs, _ = _store(location)
     bucket = rest.partition("/")[0]
-    with contextlib.suppress(PermissionError):  # those who may read a bucket's files may not always ask about it
-        if not _tried(location, lambda: _bucket_there(fs, bucket)):
+    with contextlib.suppress(PermissionError):  # a user who may read a bucket's files may not be allowed to query the bucket
+        if not _with_retries(location, lambda: _bucket_there(fs, bucket)):
             raise no_such_bucket(location)
 
 
@@ -188,7 +188,7 @@ def _bucket_there(fs: Any, bucket: str) -> bool:
 
 
 def _store(location: str) -> tuple[Any, str]:
-    """pyarrow's file system and the path in it."""
+    """Return pyarrow's file system and the path in it."""
     scheme, _, rest = location.partition("://")
     scheme = scheme.lower()
     host, _, path = rest.partition("/")
@@ -200,7 +200,7 @@ def _store(location: str) -> tuple[Any, str]:
             f"{location}: object stores are read by paths, and a path has no part that is empty, '.' or '..'; expected "
             f"{scheme}://{host}/folder/name (copy keys that are named so to others)"
         )
-    # One client a process: a forked one shares its parent's connections, and hangs.
+    # One client per process: a forked process would share its parent's connections, and hang.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         fs = _client(scheme, host, os.getpid(), endpoint if scheme == "s3" else None, _unsigned(scheme, host))
@@ -212,9 +212,9 @@ def _store(location: str) -> tuple[Any, str]:
 
 
 def _unsigned(scheme: str, bucket: str) -> bool:
-    """Whether a bucket is asked without keys."""
-    said = os.environ.get(_UNSIGNED.get(scheme, ""), "")
-    return said.lower() in _YES or bucket in [name.strip() for name in said.split(",")]
+    """Whether a bucket is read without keys."""
+    setting = os.environ.get(_UNSIGNED.get(scheme, ""), "")
+    return setting.lower() in _YES or bucket in [name.strip() for name in setting.split(",")]
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""What a web server asks of its clients: how long to wait, how many at once, what not to use; no network here."""
+"""Politeness towards web servers: waiting times, simultaneous requests and opt-outs; without network access."""
 
 import asyncio
 import re
@@ -13,53 +13,53 @@ from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[
 from univip_stream import __version__
 
 PRODUCT = "univip-stream"
-"""What we are called in a user agent, and in an opt-out that is meant for us alone."""
+"""Our name in the user agent, and in opt-outs that are addressed to us alone."""
 USER_AGENT = f"{PRODUCT}/{__version__} (image sets for self-supervised training)"
 MOST_WAIT = 300.0
-"""Seconds of a single Retry-After beyond which a server is not waited for."""
+"""Longest single Retry-After, in seconds, that is obeyed; beyond it the request fails."""
 MOST_WAITED = 900.0
-"""Seconds that one request may wait in all because its server asks for it."""
+"""Total seconds that one request may wait because its server asks for it."""
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
-"""Words of X-Robots-Tag that img2dataset leaves an image out for by default (its `disallowed_header_directives`)."""
+"""Words of X-Robots-Tag that exclude an image; img2dataset's default (its `disallowed_header_directives`)."""
 _AGENT = re.compile(r"[a-z*][a-z0-9_.*-]*")
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-"""Words of X-Robots-Tag that a colon and a value follow, and no agent's name."""
+"""Words of X-Robots-Tag that are followed by a colon and a value, and are not the name of an agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WebOptions:
-    """How web servers are asked. Nothing of it is part of what a set is made of, except `ignore_opt_out`."""
+    """Options of requests to web servers. Only `ignore_opt_out` is part of a set's parameters."""
 
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    """Name and value each, sent to every server that is named, and to none that it redirects to. Often secret: never shown."""
+    """(name, value) of headers sent to every server in a location, but not to those it redirects to. Often secret: never shown."""
     user_agent: str = USER_AGENT
-    """Who asks."""
+    """Value of the User-Agent header."""
     per_host: int = 4
-    """Images that one server is asked for at a time, by each process."""
+    """Simultaneous requests for images to one server, for each process."""
     seconds: float = 60.0
-    """That an image may take, all tries together, without the waits that its server asks for."""
+    """Time limit for an image, all tries together, without the waits that its server asks for."""
     ignore_opt_out: bool = False
-    """Whether images are taken whose server asks that they are not (X-Robots-Tag)."""
+    """Whether to use images whose server asks that they are not used (X-Robots-Tag)."""
 
 
 _options = WebOptions()
 
 
 def use(options: WebOptions) -> None:
-    """Ask web servers in this way from now on, in this process and those forked from it."""
+    """Set the options of all requests to web servers, in this process and those forked from it."""
     global _options
     _options = options
 
 
 def options() -> WebOptions:
-    """How web servers are asked now."""
+    """Return the current options."""
     return _options
 
 
 def proxy_of(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy that the environment names for a server, as curl and others have it; None to ask the server itself.
+    """Return the proxy that the environment names for a server, by the same rules as curl; None for a direct connection.
 
-    `http_proxy`, `https_proxy`, `all_proxy` and their capital forms say which, `no_proxy` for which servers none.
+    `http_proxy`, `https_proxy`, `all_proxy` and their capital forms name it; `no_proxy` lists servers without a proxy.
     """
     proxies = getproxies_environment()
     found = proxies.get(scheme) or proxies.get("all")
@@ -69,7 +69,7 @@ def proxy_of(scheme: str, host: str, port: int | None) -> str | None:
 
 
 def seconds_asked(retry_after: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: a number, or a date); None where it says nothing."""
+    """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3: a number or a date); None if it has neither."""
     text = (retry_after or "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -80,14 +80,14 @@ def seconds_asked(retry_after: str | None) -> float | None:
 
 
 def opted_out(tags: Iterable[str], user_agent: str) -> str | None:
-    """The word of X-Robots-Tag headers that asks us to leave an image alone; None if there is none.
+    """Return the word of X-Robots-Tag headers that asks us not to use an image; None if there is none.
 
-    `noai, noindex` is meant for all, `somebot: noai` for that agent alone; a name holds until the next, as search engines
-    read it. We are `univip-stream`, and what stands before the slash of the user agent.
+    `noai, noindex` is addressed to all, `somebot: noai` to that agent only; a name is valid until the next name, as search
+    engines read it. Our names are `univip-stream` and the user agent up to its slash.
 
     Args:
-        tags: the headers' values.
-        user_agent: which is sent.
+        tags: values of the headers.
+        user_agent: user agent that is sent.
 
     """
     ours = {"*", PRODUCT, user_agent.partition("/")[0].strip().lower()}
@@ -105,9 +105,9 @@ def opted_out(tags: Iterable[str], user_agent: str) -> str | None:
 
 
 class Host:
-    """One server: how many images it is asked for at a time, and until when it wants to be left alone.
+    """One server: the number of simultaneous requests to it, and the pause that it has asked for.
 
-    After it says that it is busy, one request goes first, and each that succeeds lets one more stand beside it.
+    After it has reported that it is busy, one request is made alone, and each success allows one more at the same time.
     """
 
     def __init__(self) -> None:
@@ -118,12 +118,12 @@ class Host:
 
     @property
     def matters(self) -> bool:
-        """Whether there is something to remember."""
+        """Whether there is state that must be kept."""
         return self._active > 0 or self._resume_at > time.monotonic() - MOST_WAIT
 
     @asynccontextmanager
     async def turn(self, limit: int) -> AsyncIterator[None]:
-        """Hold one of `limit` places, once the server may be asked."""
+        """Wait until a request is allowed, and hold one of `limit` slots while inside."""
         self._allowed = self._allowed or limit
         while True:
             await self.rested()
@@ -139,17 +139,17 @@ class Host:
             self._freed.set()
 
     async def rested(self) -> None:
-        """Wait until it may be asked again."""
+        """Wait until the server's pause is over."""
         while (left := self._resume_at - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
     def busy(self, seconds: float) -> None:
-        """It asked for a pause."""
+        """Record that the server asked for a pause."""
         self._resume_at = max(self._resume_at, time.monotonic() + seconds)
         self._allowed = 1
 
     def answered(self) -> None:
-        """It gave what was asked for."""
+        """Record that a request succeeded."""
         if self._allowed:
             self._allowed += 1
             self._freed.set()

@@ -1,43 +1,43 @@
-"""How often a request is made, and what is said when it fails."""
+"""Retries of requests, and the errors when they fail."""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 TRIES = 4
-"""How often a request is made before its error counts; waits between them double from FIRST_WAIT."""
+"""Number of tries before an error is raised; the waits between them double from FIRST_WAIT."""
 FIRST_WAIT = 0.25
-"""Seconds."""
+"""Seconds of the first wait."""
 _Result = TypeVar("_Result")
 
 
 class PassingError(Exception):
-    """An error that can pass; its cause is what went wrong, said for people."""
+    """A possibly temporary error; its cause is the error to report."""
 
 
-def failure(kind: type[OSError], location: object, says: str, *, passing: bool = False) -> OSError:
-    """An error of this kind that says where and what; `strerror` is the what alone, as operating systems have it.
+def failure(kind: type[OSError], location: object, reason: str, *, passing: bool = False) -> OSError:
+    """Return an error of this class that names the location and the reason; `strerror` is the reason alone, as usual.
 
     Args:
         kind: FileNotFoundError, PermissionError, ...
-        location: where.
-        says: what.
+        location: location that was accessed.
+        reason: reason.
         passing: whether the same request may succeed later.
 
     """
-    error = kind(f"{location}: {says}")
-    error.strerror = says
+    error = kind(f"{location}: {reason}")
+    error.strerror = reason
     error.__dict__["may_pass"] = passing
     return error
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether an error that `failure` made may be gone the next time."""
+    """Whether an error made by `failure` may be temporary."""
     return bool(error.__dict__.get("may_pass", False))
 
 
 def tried(request: Callable[[], _Result]) -> _Result:
-    """The request's result; made again after a `PassingError`, whose cause is raised at last."""
+    """Return the request's result; repeat it after a `PassingError`, and raise its cause after the last try."""
     wait = FIRST_WAIT
     for left in reversed(range(TRIES)):
         try:

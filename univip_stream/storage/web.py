@@ -1,4 +1,4 @@
-"""`http(s)://` to read from: one client a process, which asks as `polite` says and explains what goes wrong.
+"""Read from `http(s)://`: one client per process, which follows the rules of `polite` and explains errors.
 
 The client is asynchronous and lives in a thread of its own, so that any number of threads can wait for it and every request
 has a time limit; the functions here are ordinary ones.
@@ -25,13 +25,13 @@ from univip_stream.storage.retry import failure, may_pass
 SILENCE = 60.0
 """Seconds without a byte after which a web server's answer counts as an error."""
 SLOWEST = 1024
-"""Bytes a second below which a file that comes counts as silence, over SILENCE; a server that drips would never end."""
+"""Bytes per second, averaged over SILENCE, below which an answer counts as silent; otherwise it might never end."""
 CONNECT = 15.0
-"""Seconds that a server has to take a connection."""
+"""Seconds that a server has to accept a connection."""
 MOST_REDIRECTS = 10
-"""As browsers and curl's users have it, within a factor of two: longer chains are loops."""
+"""Maximal number of redirects, within a factor of two of browsers and curl: longer chains are loops."""
 _MOST_HOSTS = 10_000
-"""Servers that are remembered; lists may name millions."""
+"""Maximal number of servers whose state is kept; lists may name millions."""
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (429, 503)
 """Statuses whose Retry-After is obeyed (RFC 9110 and 6585)."""
@@ -39,12 +39,12 @@ _Result = TypeVar("_Result")
 _Consume = Callable[[aiohttp.ClientResponse], Awaitable[_Result]]
 
 _clients: dict[int, "Client"] = {}
-"""By process. A forked child has its parent's too, with a thread that does not run there; it is never touched."""
+"""Clients by process id. A forked child also has its parent's, whose thread does not run there; it is never used."""
 _starting = threading.Lock()
 
 
 def client() -> "Client":
-    """This process's client."""
+    """Return this process's client."""
     found = _clients.get(os.getpid())
     if found is None:
         with _starting:
@@ -53,16 +53,16 @@ def client() -> "Client":
     return found
 
 
-def _start_anew() -> None:
+def _reset_after_fork() -> None:
     global _starting
     _starting = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def give_up() -> None:
-    """Cancel every request that this process waits for; who waits gets an error."""
+    """Cancel every request that this process waits for; the waiting calls fail."""
     if found := _clients.get(os.getpid()):
         found.cancel()
 
@@ -74,7 +74,7 @@ def _close() -> None:
 
 
 class Client:
-    """Requests to web servers. Errors are `OSError`s that say where and what: FileNotFoundError, PermissionError, ..."""
+    """Requests to web servers. Errors are `OSError`s with location and reason: FileNotFoundError, PermissionError, ..."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -85,14 +85,14 @@ class Client:
 
     @staticmethod
     async def _started() -> aiohttp.ClientSession:
-        # How many at once is for `Host` to say. Cookies would make what one request gets depend on those before it.
+        # `Host` limits simultaneous requests. Cookies would make the result of a request depend on earlier ones.
         patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), timeout=patience
         )
 
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """Wait for something done in the client's thread."""
+        """Run a coroutine in the client's thread, and return its result."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._waiting.add(future)
         try:
@@ -104,24 +104,24 @@ class Client:
             self._waiting.discard(future)
 
     def cancel(self) -> None:
-        """Cancel what is waited for."""
+        """Cancel all requests that are waited for."""
         for future in list(self._waiting):
             future.cancel()
 
     def close(self) -> None:
-        """Let go of all connections; nothing can be asked for after."""
+        """Close all connections; no requests are possible afterwards."""
         self.cancel()
         with contextlib.suppress(Exception):
             asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(timeout=1)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def image(self, location: str, most: int) -> bytes:
-        """A whole image in one request, within the options' limits.
+        """Read a whole image in one request, within the options' limits.
 
         Raises:
             TooLongError: it has more than `most` bytes.
             OptedOutError: its server asks that it is not used.
-            OSError: it cannot be had, after retries.
+            OSError: it cannot be read, after retries.
 
         """
         options = polite.options()
@@ -138,31 +138,31 @@ class Client:
                 raise TooLongError(len(body))
             return body
 
-        return self.run(self._tried(location, _Request("GET", location, options, seconds=options.seconds), consume))
+        return self.run(self._with_retries(location, _Request("GET", location, options, seconds=options.seconds), consume))
 
     def read(self, location: str, offset: int, size: int | None) -> bytes:
-        """The bytes of a file, or `size` of them from `offset` on; one request, for no more than that where ranges are served."""
+        """Read a file, or `size` bytes of it from `offset` on, in one request; only these bytes if the server supports ranges."""
         ranged = offset > 0 or size is not None
 
         async def consume(answer: aiohttp.ClientResponse) -> bytes:
-            if answer.status == 416:  # it ends before the range begins
+            if answer.status == 416:  # the file ends before the range begins
                 return b""
             return await _body(answer, _skipped(location, answer, offset), size)
 
         headers = _range(offset, None if size is None else offset + size) if ranged else {}
-        return self.run(self._tried(location, _Request("GET", location, polite.options(), headers), consume))
+        return self.run(self._with_retries(location, _Request("GET", location, polite.options(), headers), consume))
 
     def size(self, location: str) -> int:
-        """Bytes of a file.
+        """Return the size of a file in bytes.
 
         Raises:
-            FileNotFoundError: the server says that there is none.
-            OSError: it cannot be found out, after retries.
+            FileNotFoundError: the server says that it does not exist.
+            OSError: it cannot be determined, after retries.
 
         """
 
         async def announced(answer: aiohttp.ClientResponse) -> int | None:
-            # Signed addresses allow GET only, some servers no HEAD: what they say then is nothing yet.
+            # Signed URLs allow GET only, and some servers reject HEAD: these statuses prove nothing yet.
             if answer.status in (400, 403, 405, 501):
                 return None
             _check_status(answer, (200,))
@@ -175,46 +175,46 @@ class Client:
             _check_status(answer, (200,))
             return _length(answer)
 
-        size = self.run(self._tried(location, _Request("HEAD", location, polite.options()), announced))
+        size = self.run(self._with_retries(location, _Request("HEAD", location, polite.options()), announced))
         if size is None:
-            # Only the head of the answer is read, which may be followed by the whole file.
-            size = self.run(self._tried(location, _Request("GET", location, polite.options(), _range(0, 1)), whole))
+            # Only the answer's headers are read; the whole file may follow them.
+            size = self.run(self._with_retries(location, _Request("GET", location, polite.options(), _range(0, 1)), whole))
         if size is None:
             raise failure(OSError, location, "the server does not say how large it is (no Content-Length)")
         return size
 
-    def stream(self, location: str, offset: int) -> "Stream":
-        """A file's bytes from an offset on, as they come."""
+    def stream(self, location: str, offset: int) -> "BodyStream":
+        """Open a file's bytes from an offset on, to be read as they arrive."""
 
-        async def opened() -> Stream:
+        async def opened() -> BodyStream:
             request = _Request("GET", location, polite.options(), _range(offset, None) if offset else {})
             stack = contextlib.AsyncExitStack()
 
             async def consume(answer: aiohttp.ClientResponse) -> tuple[aiohttp.ClientResponse, int]:
                 return answer, _skipped(location, answer, offset)
 
-            answer, skip = await self._tried(location, request, consume, stack)
-            return Stream(self, location, answer, stack, skip)
+            answer, skip = await self._with_retries(location, request, consume, stack)
+            return BodyStream(self, location, answer, stack, skip)
 
         return self.run(opened())
 
-    async def _tried(
+    async def _with_retries(
         self, location: str, request: "_Request", consume: _Consume[_Result], keep: contextlib.AsyncExitStack | None = None
     ) -> _Result:
-        """What `consume` makes of the answer; asked again where that can help, and when the server says."""
+        """Return the result of `consume` for the answer; repeat the request if that can help, when the server allows it."""
         wait, left, waited = retry.FIRST_WAIT, retry.TRIES, 0.0
         while True:
             try:
-                return await self._asked(location, request, consume, keep)
+                return await self._request_once(location, request, consume, keep)
             except WebStatusError as error:
                 asked = seconds_asked(error.retry_after) if error.status in _BUSY else None
                 if asked is not None:
                     if asked > MOST_WAIT or waited + asked > MOST_WAITED:
-                        says = (
+                        reason = (
                             f"HTTP {error.status}: the server asks to wait {waited + asked:.0f} s, longer than is waited for"
                         )
-                        raise failure(OSError, location, says) from error
-                    # A server that says 0 for ever is asked less and less often.
+                        raise failure(OSError, location, reason) from error
+                    # A server that always says 0 is asked less and less often.
                     waited, pause = waited + max(asked, wait), max(asked, wait)
                     wait *= 2
                     self._host(error.url).busy(pause)
@@ -233,10 +233,10 @@ class Client:
             await asyncio.sleep(wait)
             wait *= 2
 
-    async def _asked(
+    async def _request_once(
         self, location: str, request: "_Request", consume: _Consume[_Result], keep: contextlib.AsyncExitStack | None
     ) -> _Result:
-        """Ask once, and where it is told to go."""
+        """Make one request, and follow its redirects."""
         url = URL(location)
         named = url.origin()
         for _ in range(MOST_REDIRECTS + 1):
@@ -274,7 +274,7 @@ class Client:
 
 
 class _Request:
-    """What is asked for, and the time that is left for it."""
+    """A request, with the time that is left for it."""
 
     def __init__(
         self,
@@ -289,15 +289,15 @@ class _Request:
         self._seconds = seconds
 
     def headers(self, named: bool) -> dict[str, str]:
-        """Of a request to the server that was named, or to one that it redirects to."""
-        # Not compressed: images are already, and a range of compressed bytes is no range of the file.
+        """Return the headers for the server in the location (`named`), or for one that it redirects to."""
+        # Not compressed: images are compressed already, and a range of compressed bytes is not a range of the file.
         common = {"User-Agent": self.options.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         given = dict(self.options.headers) if named else {}
         return {**common, **given, **self._own}
 
     @asynccontextmanager
     async def in_time(self, location: str) -> AsyncIterator[None]:
-        """Within what is left of the time limit, which this takes from."""
+        """While inside: enforce the remaining time limit, and deduct the time spent."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         limit = asyncio.timeout(self.left)
@@ -313,8 +313,8 @@ class _Request:
                 self.left = max(0.0, self.left - (loop.time() - start))
 
 
-class Stream:
-    """The body of one answer."""
+class BodyStream:
+    """The body of one answer, read as it arrives."""
 
     def __init__(
         self, owner: Client, location: str, answer: aiohttp.ClientResponse, stack: contextlib.AsyncExitStack, skip: int
@@ -324,7 +324,7 @@ class Stream:
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes that are there next; none at the end."""
+        """Return the next bytes that have arrived, up to `size`; none at the end."""
         if not self._rest:
             try:
                 self._rest = self._owner.run(self._next())
@@ -337,12 +337,12 @@ class Stream:
         return await anext(self._pieces, b"")
 
     def close(self) -> None:
-        """Ask for no more."""
+        """End the request."""
         self._owner.run(self._stack.aclose())
 
 
 def _proxy(location: str, url: URL) -> URL | None:
-    """Who is asked in a server's place. Not by aiohttp's `trust_env`, which would send what ~/.netrc holds as well."""
+    """Return the proxy for a server. aiohttp's `trust_env` is not used, because it would also send passwords from ~/.netrc."""
     named = polite.proxy_of(url.scheme, url.host or "", url.explicit_port)
     if named is None:
         return None
@@ -362,7 +362,7 @@ def _proxy(location: str, url: URL) -> URL | None:
 
 
 def _raise_unless_passing(location: str, error: Exception) -> None:
-    """Raise what is wrong at once where asking again cannot help."""
+    """Raise the error at once if another try cannot help."""
     if isinstance(error, OptedOutError | TooLongError):
         raise error
     found = explained(location, error)
@@ -376,7 +376,7 @@ def _check_status(answer: aiohttp.ClientResponse, good: tuple[int, ...]) -> None
 
 
 def _length(answer: aiohttp.ClientResponse) -> int | None:
-    """Bytes of a whole file, where the answer tells."""
+    """Return the size of the whole file if the answer tells it."""
     return None if "Content-Encoding" in answer.headers else answer.content_length
 
 
@@ -385,19 +385,19 @@ def _range(first: int, end: int | None) -> dict[str, str]:
 
 
 def _skipped(location: str, answer: aiohttp.ClientResponse, offset: int) -> int:
-    """How many bytes of an answer lie before those wanted: a server that serves no ranges sends the whole file."""
+    """Return how many bytes of an answer to skip: a server without support for ranges sends the whole file."""
     _check_status(answer, (200, 206))
     if answer.status == 200:
         return offset
     first = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
     if first != str(offset) or "Content-Encoding" in answer.headers:
-        says = f"asked for bytes from {offset} on, the server sends {answer.headers.get('Content-Range')!r}"
-        raise failure(OSError, location, f"{says}, {answer.headers.get('Content-Encoding', 'not compressed')}")
+        reason = f"asked for bytes from {offset} on, the server sends {answer.headers.get('Content-Range')!r}"
+        raise failure(OSError, location, f"{reason}, {answer.headers.get('Content-Encoding', 'not compressed')}")
     return 0
 
 
 async def _pieces(answer: aiohttp.ClientResponse, skip: int) -> AsyncIterator[bytes]:
-    """An answer's body from some byte on; a server that all but stops is an error."""
+    """Yield an answer's body without its first `skip` bytes; raise TimeoutError if the server nearly stops sending."""
     loop = asyncio.get_running_loop()
     since, came = loop.time(), 0
     while piece := await answer.content.readany():
@@ -412,7 +412,7 @@ async def _pieces(answer: aiohttp.ClientResponse, skip: int) -> AsyncIterator[by
 
 
 async def _body(answer: aiohttp.ClientResponse, skip: int, most: int | None) -> bytes:
-    """At most so many bytes of an answer's body; what comes after them is not waited for."""
+    """Return at most `most` bytes of an answer's body, without waiting for the rest."""
     parts, have = [], 0
     async for piece in _pieces(answer, skip):
         parts.append(piece)

@@ -1,19 +1,19 @@
-"""A file on a web server that is read in pieces."""
+"""A seekable file on a web server, read in pieces."""
 
 import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from univip_stream.storage.web import Client, Stream
+    from univip_stream.storage.web import BodyStream, Client
 
 
 class WebFile(io.RawIOBase):
-    """One answer is read from beginning to end; where someone seeks, another is asked for from there on."""
+    """Reads one answer from beginning to end; after a seek, it makes a new request from that position."""
 
     def __init__(self, client: "Client", location: str):
         self._client, self._location = client, location
         self._position = 0
-        self._stream: Stream | None = client.stream(location, 0)
+        self._stream: BodyStream | None = client.stream(location, 0)
         self._stream_at = 0
         self._size: int | None = None
 
@@ -40,7 +40,7 @@ class WebFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if self._stream is None or self._stream_at != self._position:
-            self._let_go()
+            self._close_stream()
             self._stream, self._stream_at = self._client.stream(self._location, self._position), self._position
         piece = self._stream.read(len(buffer))
         buffer[: len(piece)] = piece
@@ -49,10 +49,10 @@ class WebFile(io.RawIOBase):
         return len(piece)
 
     def close(self) -> None:
-        self._let_go()
+        self._close_stream()
         super().close()
 
-    def _let_go(self) -> None:
+    def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from univip_stream.errors import UsageError
 from univip_stream.images import MAX_PIXELS
-from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.shards import ShardSet, expand_shards, open_shards
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache
 from univip_stream.stream.order import Order
 from univip_stream.stream.reader import Reader
@@ -50,7 +50,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def __init__(
         self,
-        shards: str | Path | Sequence[str | Path] | ShardIndex,
+        shards: str | Path | Sequence[str | Path] | ShardSet,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -61,34 +61,31 @@ class ShardDataset(IterableDataset[Sample]):
     ):
         if not 0 <= rank < world_size:
             raise UsageError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
-        if isinstance(shards, ShardIndex):
+        if isinstance(shards, ShardSet):
             self.index = shards
         else:
-            self.index = open_index(expand_shards(shards), Cache(cache, cache_bytes), max_pixels=max_pixels)
+            self.index = open_shards(expand_shards(shards), Cache(cache, cache_bytes), max_pixels=max_pixels)
         self.rank, self.world_size, self.window = rank, world_size, window
-        self._order: np.ndarray = np.arange(len(self.index))
         self._epoch: tuple[Order, int] | None = None
 
     def epoch(self, seed: int, epoch: int) -> "ShardDataset":
         """Fix the order to that of an epoch: a pure function of (seed, epoch). Returns self."""
-        order = Order(self.index.shard, seed, self.window)
-        self._order = order.epoch(epoch)
-        self._epoch = order, epoch
+        self._epoch = Order(self.index.counts, seed, self.window), epoch
         return self
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.index), self.world_size))
 
     def __iter__(self) -> Iterator[Sample]:
-        mine = np.arange(self.rank, len(self._order), self.world_size)
+        mine = range(self.rank, len(self.index), self.world_size)
         worker = get_worker_info()
         if worker is not None:
             mine = mine[worker.id :: worker.num_workers]
         reader = Reader(self.index)
         try:
-            for place in mine.tolist():
-                sample = int(self._order[place])
+            for place in mine:
                 reader.near(*self._near(place))
+                sample = self._sample(place)
                 yield Sample(
                     image=torch.from_numpy(reader.image(sample)).permute(2, 0, 1),
                     boxes=torch.from_numpy(self.index.boxes_of(sample).astype(np.int64)),
@@ -99,10 +96,17 @@ class ShardDataset(IterableDataset[Sample]):
         finally:
             reader.close()
 
+    def _sample(self, place: int) -> int:
+        """The sample at a place of the order."""
+        if self._epoch is None:
+            return place
+        order, epoch = self._epoch
+        return order.sample(epoch * order.count + place)
+
     def _near(self, place: int) -> tuple[np.ndarray, np.ndarray]:
         """(shards read now, shards that come next) at a place of the order."""
         if self._epoch is not None:
             order, epoch = self._epoch
             return order.near(epoch * order.count + place)
-        shard = int(self.index.shard[place])
+        shard = self.index.shard_of(place)
         return np.array([shard]), np.arange(shard + 1, min(shard + 1 + self.window, len(self.index.shards)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from univip_stream.errors import InputError
 from univip_stream.images import MAX_BYTES, decode, read_picture
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.shards.cache import Remote
 from univip_stream.stream.ahead import Ahead
 from univip_stream.stream.decoded import Decoded
@@ -20,11 +20,12 @@ _OPEN_SHARDS = 64
 class Reader:
     """Reads samples of an index. One a process: file positions are not shared, because reads name their offset."""
 
-    def __init__(self, index: ShardIndex, decoded: Decoded | None = None):
+    def __init__(self, index: ShardSet, decoded: Decoded | None = None):
         self.index, self.decoded = index, decoded
         self._open: OrderedDict[int, int] = OrderedDict()
         self._ahead: Ahead | None = None
         self._present: frozenset[int] = frozenset()
+        self._near: tuple[frozenset[int], bool] | None = None
 
     def image(self, sample: int) -> np.ndarray:
         """The sample's pixels: uint8, height x width x 3, RGB.
@@ -42,7 +43,8 @@ class Reader:
 
     def _decode(self, sample: int) -> np.ndarray:
         index = self.index
-        data, wanted = self._bytes(sample), index.text("sha256", sample)
+        rows, at = index.at(sample)
+        data, wanted = self._bytes(sample), rows.text("sha256", at)
         whole = hashlib.sha256(data).hexdigest() == wanted
         if not whole:
             data = self._fetched_again(sample, data)
@@ -51,24 +53,29 @@ class Reader:
             if not whole:
                 raise InputError("its bytes changed since it was mined (SHA-256 differs)")
             # Other programs keep images that have to be turned upright.
-            foreign = index.foreign[int(index.shard[sample])]
-            limit = index.max_pixels[int(index.shard[sample])]
+            shard = index.shard_of(sample)
+            foreign, limit = index.foreign[shard], index.max_pixels[shard]
             pixels = read_picture(data, max_pixels=limit).pixels if foreign else decode(data, max_pixels=limit)
-            if pixels.shape[:2] != (index.height[sample], index.width[sample]):
+            if pixels.shape[:2] != (rows.height[at], rows.width[at]):
                 raise InputError(f"it decodes to {pixels.shape[1]} x {pixels.shape[0]} pixels, not to the size in its row")
         except InputError as error:
             raise InputError(f"{self.name(sample)}: {error}; `univip-stream verify` lists every such sample") from error
         return pixels
 
-    def near(self, present: np.ndarray, coming: np.ndarray) -> None:
-        """Say which shards are read now and which come next: remote ones are fetched ahead, those done with are let go.
+    def near(self, present: np.ndarray, coming: np.ndarray, *, late: bool = True) -> None:
+        """Say which shards are read now and which come next: indexes are opened and remote shards fetched ahead, those done with
+        are let go.
 
         Args:
             present: shards of the window that is read.
             coming: shards after it, in the order they are wanted.
+            late: whether it is time to open their indexes. Remote shards take longer, and are fetched at once.
 
         """
         now = frozenset(present.tolist())
+        if (now, late) != self._near:
+            self._near = now, late
+            self.index.near(present.tolist(), coming.tolist() if late else [])
         if now == self._present:
             return
         self._present = now
@@ -88,7 +95,7 @@ class Reader:
 
     def name(self, sample: int) -> str:
         """Where a sample is, for people."""
-        shard = self.index.shards[int(self.index.shard[sample])]
+        shard = self.index.shards[self.index.shard_of(sample)]
         return f"{shard}, sample {self.index.text('key', sample)} ({self.index.text('source', sample)})"
 
     def close(self) -> None:
@@ -96,18 +103,20 @@ class Reader:
         if self._ahead is not None and self._ahead.process == os.getpid():
             self._ahead.close()
         self._ahead = None
-        self._present = frozenset()
+        self._present, self._near = frozenset(), None
+        self.index.close()
         if self.decoded:
             self.decoded.close()
         while self._open:
             os.close(self._open.popitem()[1])
 
     def _bytes(self, sample: int) -> bytes:
-        size, offset = int(self.index.size[sample]), int(self.index.offset[sample])
+        rows, at = self.index.at(sample)
+        size, offset = int(rows.size[at]), int(rows.offset[at])
         if not 0 < size <= MAX_BYTES:
             raise InputError(f"{self.name(sample)}: its row says {size} bytes; expected 1 to {MAX_BYTES}")
         try:
-            data = os.pread(self._file(int(self.index.shard[sample])), size, offset)
+            data = os.pread(self._file(self.index.shard_of(sample)), size, offset)
         except OSError as error:
             raise InputError(f"{self.name(sample)}: {error}") from error
         if len(data) != size:
@@ -129,7 +138,7 @@ class Reader:
 
     def _fetched_again(self, sample: int, data: bytes) -> bytes:
         """A sample whose copy in the cache was damaged, from a new copy; what it was where the shard is local."""
-        shard = int(self.index.shard[sample])
+        shard = self.index.shard_of(sample)
         remote = self.index.remote(shard)
         if remote is None:
             return data

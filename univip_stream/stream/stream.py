@@ -20,9 +20,9 @@ from univip_stream.augment import DRAW_SIZE
 from univip_stream.errors import InputError, UsageError
 from univip_stream.images import MAX_PIXELS
 from univip_stream.plan import Drawn, Look, Plan, drawn_by
-from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.shards import ShardSet, expand_shards, open_shards
 from univip_stream.shards.cache import DEFAULT_BYTES, Cache, FetchError
-from univip_stream.storage import is_remote
+from univip_stream.shards.rows import ShardError
 from univip_stream.stream import decoded
 from univip_stream.stream.batch import Batch
 from univip_stream.stream.cut import cut
@@ -90,7 +90,8 @@ class Stream:
     """An endless iterable of this rank's batches, from any step on.
 
     Args:
-        shards: any spec of `expand_shards`, or an index opened before.
+        shards: any spec of `expand_shards`, or shards opened before. Their manifests are read, and an index when a sample of its
+            shard is.
         plan: what to cut out of each image.
         config: how to read.
         rank: which slice of each global batch.
@@ -109,7 +110,7 @@ class Stream:
 
     def __init__(
         self,
-        shards: str | list[str] | ShardIndex,
+        shards: str | list[str] | ShardSet,
         plan: Plan,
         config: StreamConfig,
         *,
@@ -119,12 +120,14 @@ class Stream:
         parts: int = 1,
         reuse: bool = False,
     ):
-        if isinstance(shards, ShardIndex):
+        if isinstance(shards, ShardSet):
             self.index = shards
         else:
-            self.index = open_index(
+            self.index = open_shards(
                 expand_shards(shards), Cache(config.cache, config.cache_bytes), max_pixels=config.max_pixels
             )
+        if plan.all_shards:  # it may ask for any sample at any time
+            self.index = self.index.whole()
         self.config, self.plan = config, plan.opened(self.index)
         self.images = len(self.index)
         if config.batch_size % (world_size * parts):
@@ -184,8 +187,8 @@ class Stream:
             raise InputError(words) from error
 
 
-def _small_cache(index: ShardIndex, config: StreamConfig, plan: Plan) -> list[str]:
-    remote = sorted(size for size, shard in zip(index.tar_bytes, index.shards, strict=True) if is_remote(shard))
+def _small_cache(index: ShardSet, config: StreamConfig, plan: Plan) -> list[str]:
+    remote = sorted(size for size, far in zip(index.tar_bytes, index.is_remote.tolist(), strict=True) if far)
     if plan.all_shards:
         needed, what = sum(remote), "neighbours lie in all shards, which take"
     else:
@@ -214,9 +217,9 @@ class _Batches(Dataset[Batch | InputError]):
     An error is an item because DataLoader would lay a worker's traceback over its words.
     """
 
-    def __init__(self, index: ShardIndex, plan: Plan, config: StreamConfig, rank: int, world_size: int, parts: int):
+    def __init__(self, index: ShardSet, plan: Plan, config: StreamConfig, rank: int, world_size: int, parts: int):
         self.index, self.plan, self.config = index, plan, config
-        self.order = Order(index.shard, config.seed, config.window)
+        self.order = Order(index.counts, config.seed, config.window)
         kept = Decoded(index, config.decoded_cache, config.decoded_bytes) if config.decoded_cache else None
         self.reader = Reader(index, kept)
         self.size = config.batch_size // (world_size * parts)
@@ -231,8 +234,8 @@ class _Batches(Dataset[Batch | InputError]):
     def __getitem__(self, number: int) -> Batch | InputError:
         try:
             return self._batch(number)
-        except FetchError as error:
-            return FetchError(str(error))  # without what it holds on to, which may not travel between processes
+        except (FetchError, ShardError) as error:
+            return type(error)(str(error))  # without what it holds on to, which may not travel between processes
         except UsageError as error:
             return UsageError(str(error))
         except InputError as error:
@@ -250,7 +253,7 @@ class _Batches(Dataset[Batch | InputError]):
         filled = np.empty(B, np.int32)
         samples: list[int] = []
         skipped: list[str] = []
-        self.reader.near(*self.order.near(first))
+        self.reader.near(*self.order.near(first), late=self.order.is_late(first))
         for b, position in enumerate(range(first, first + B)):
             sample, image = self._image_at(position, skipped)
             samples.append(sample)
@@ -310,7 +313,7 @@ class _Batches(Dataset[Batch | InputError]):
     def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
         """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
         for step in range(_STAND_INS):
-            sample = int(self.order.samples(position + step, 1)[0])
+            sample = self.order.sample(position + step)
             if (pixels := self._image(sample, skipped)) is not None:
                 return sample, pixels
         raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
@@ -319,7 +322,7 @@ class _Batches(Dataset[Batch | InputError]):
         """A sample's pixels; None, and why is noted, where it is bad and that is allowed."""
         try:
             return self.reader.image(sample)
-        except FetchError:
+        except (FetchError, ShardError):
             raise
         except InputError as error:
             if self.config.on_bad_sample == "raise":

@@ -1,4 +1,4 @@
-"""COCO's JSON as many tools write it, checked and brought into one form."""
+"""Check COCO's JSON as various tools write it, and bring it into one form."""
 
 import math
 from collections import Counter
@@ -8,13 +8,13 @@ from univip_stream.sources.coco import NO_AREA, NO_BOX, has_no_box, is_crowd, wh
 
 
 def checked(content: Any) -> tuple[dict[str, Any], dict[str, int]]:
-    """The content with whole numbers where these are meant, and without objects that have no box.
+    """Check COCO's content, convert ids and sizes to whole numbers, and leave out objects that have no box.
 
     Returns:
-        `images`, `annotations` and `categories` with all else that is there, and how many objects were left out, by what they lack.
+        The content with its checked `images`, `annotations` and `categories`, and the number of objects left out, by reason.
 
     Raises:
-        ValueError: what is wrong, in words.
+        ValueError: the content is wrong; the message says how.
 
     """
     lists = ("images", "annotations", "categories")
@@ -34,7 +34,7 @@ def checked(content: Any) -> tuple[dict[str, Any], dict[str, int]]:
             left_out[NO_BOX] += 1
             continue
         fields = _annotation(annotation, known)
-        if min(fields["bbox"][2:]) < 0:  # COCO has some of no width, which its scorer counts, and none of a negative one
+        if min(fields["bbox"][2:]) < 0:  # COCO has boxes of width 0, which its scorer counts, but none of negative width
             left_out[NO_AREA] += 1
         else:
             annotations.append(fields)
@@ -48,7 +48,7 @@ def _image(image: Any) -> dict[str, Any]:
         raise ValueError(f"the image {image!r:.100} has no file_name; expected its path below the folder of images")
     name = image["file_name"]
     if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"the image {name!r} leads out of its folder")
+        raise ValueError(f"the image {name!r} leads outside its folder")
     if "\0" in name:
         raise ValueError(f"the image {name!r} has a zero byte in its file_name")
     numbers = {}

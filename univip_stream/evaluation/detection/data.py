@@ -1,4 +1,4 @@
-"""Images with boxes and masks that people drew: COCO's JSON, and PASCAL VOC's folders brought into the same form."""
+"""Images with annotated boxes and masks: COCO's JSON, and PASCAL VOC's folders brought into the same form."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -27,23 +27,23 @@ VOC_CLASSES = (
     *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """PASCAL VOC's twenty (Everingham et al. 2010), in their usual order."""
-_MOST_XML = 1 << 20
-"""Bytes of an annotation of one image; a larger file is none."""
+_MAX_XML = 1 << 20
+"""Maximal bytes of the annotation of one image; larger files are refused."""
 
 
 class DetectionSet:
-    """Images and what is on them, in the order of their ids.
+    """Images and their annotated objects, in the order of the images' ids.
 
     Args:
-        content: `images`, `annotations` and `categories`, as COCO's JSON has them.
-        folders: where the images lie; a file name is looked for in each.
-        name: of the annotations, for people.
-        sha256: of the file of annotations, if there is one.
-        box_frame: of which picture boxes and outlines are where EXIF turns it: `upright`, or `stored`; here all become upright.
-        left_out: objects that the annotations have and `content` no longer, counted by what they lack.
+        content: `images`, `annotations` and `categories`, as in COCO's JSON.
+        folders: folders of the images; a file name is searched in each.
+        name: name of the annotations, for messages.
+        sha256: hash of the file of annotations, if there is one.
+        box_frame: frame of boxes and outlines for images that EXIF turns: `upright` or `stored`; here all become upright.
+        left_out: number of objects that were removed from `content`, by reason.
 
     Raises:
-        InputError: annotations that cannot be read, or of other images than those in the folders.
+        InputError: the annotations cannot be read, or are of other images than those in the folders.
 
     """
 
@@ -59,7 +59,7 @@ class DetectionSet:
     ) -> None:
         self.name, self.sha256, self.box_frame, self.left_out = name, sha256, box_frame, dict(left_out or {})
         self.max_pixels = MAX_PIXELS
-        """Larger images are refused."""
+        """Maximal number of pixels; larger images are refused."""
         self.images = sorted(content["images"], key=lambda image: image["id"])
         self.categories = sorted(content["categories"], key=lambda category: category["id"])
         self.paths = [_found(folders, image["file_name"]) for image in self.images]
@@ -100,7 +100,7 @@ class DetectionSet:
         return len(self.images)
 
     def pixels(self, number: int) -> np.ndarray:
-        """uint8, height x width x 3, RGB, of the size that the annotations are for."""
+        """Read an image as uint8, height x width x 3, RGB; its size must be that of the annotations."""
         path, facts = self.paths[number], self.images[number]
         assert path is not None
         try:
@@ -114,8 +114,8 @@ class DetectionSet:
         return found
 
     def target(self, number: int, *, masks: bool) -> dict[str, Tensor]:
-        """What a detector learns from: `boxes` float32 N x 4 (x1, y1, x2, y2 in pixels), `labels` int64 N from 0, `masks`
-        uint8 N x height x width. Crowds and boxes without area are left out; an image may have none."""
+        """Return what a detector learns from: `boxes` float32 N x 4 (x1, y1, x2, y2 in pixels), `labels` int64 N from 0, `masks`
+        uint8 N x height x width. Crowds and boxes without area are left out; N may be 0."""
         facts = self.images[number]
         size = np.array([facts["width"], facts["height"]] * 2)
         boxes, labels, pictures = [], [], []
@@ -140,7 +140,7 @@ class DetectionSet:
 
     @cached_property
     def truth(self) -> Any:
-        """The same as pycocotools' COCO, which scores."""
+        """The annotations as pycocotools' COCO, which is needed for scoring."""
         from pycocotools.coco import COCO
 
         coco = COCO()
@@ -151,11 +151,11 @@ class DetectionSet:
 
     @cached_property
     def has_masks(self) -> bool:
-        """Whether every object has an outline."""
+        """Whether every object has a segmentation."""
         return all(annotation.get("segmentation") for image in self.annotations for annotation in image)
 
     def facts(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """Return what a result records about the set."""
         count = sum(map(len, self.annotations))
         more = {
             **({"left_out": self.left_out} if self.left_out else {}),
@@ -165,16 +165,15 @@ class DetectionSet:
 
 
 def read_coco(annotations: Path, images: Path, *, box_frame: str = UPRIGHT) -> DetectionSet:
-    """COCO's JSON with its folder of images.
+    """Read COCO's JSON with its folder of images.
 
     Args:
-        annotations: the JSON.
-        images: the folder.
-        box_frame: of which picture the boxes are where EXIF turns it: `upright`, as it is seen, or `stored`, as it lies in the
-            file.
+        annotations: the JSON file.
+        images: folder of the images.
+        box_frame: frame of the boxes for images that EXIF turns: `upright`, as shown, or `stored`, as in the file.
 
     Raises:
-        InputError: files that cannot be read, or do not belong together.
+        InputError: files cannot be read, or do not belong together.
 
     """
     try:
@@ -184,20 +183,20 @@ def read_coco(annotations: Path, images: Path, *, box_frame: str = UPRIGHT) -> D
     try:
         content, left_out = checked(found)
     except ValueError as error:
-        raise InputError(f"{annotations} is no COCO annotation file: {error}") from error
+        raise InputError(f"{annotations} is not a COCO annotation file: {error}") from error
     if not images.is_dir():
-        raise InputError(f"{images} is no folder; expected the images of {annotations}")
+        raise InputError(f"{images} is not a folder; expected the images of {annotations}")
     return DetectionSet(content, [images], str(annotations), sha256_of(annotations), box_frame=box_frame, left_out=left_out)
 
 
 def read_voc(devkit: Path, parts: Sequence[tuple[str, str]], *, box_frame: str = UPRIGHT) -> DetectionSet:
-    """PASCAL VOC: the images of some (year, list) such as ("2007", "test") of a VOCdevkit, or of one VOC folder.
+    """Read PASCAL VOC: the images of each (year, list), such as ("2007", "test"), of a VOCdevkit or of one VOC folder.
 
     Boxes become x - 1, y - 1 and widths that count both ends; "difficult" objects are crowds: not learnt from, and
     detections on them do not count. VOC's own AP50 leaves them out the same way, but measures area, not its share.
 
     Raises:
-        InputError: folders or annotations that are not there or cannot be read.
+        InputError: folders or annotations are missing or cannot be read.
 
     """
     content: dict[str, Any] = {
@@ -223,8 +222,8 @@ def read_voc(devkit: Path, parts: Sequence[tuple[str, str]], *, box_frame: str =
 def _add_voc(content: dict[str, Any], path: Path) -> None:
     try:
         text = path.read_bytes()
-        if len(text) > _MOST_XML or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-            raise InputError(f"{path} is no annotation of VOC: too large, or it defines entities")
+        if len(text) > _MAX_XML or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+            raise InputError(f"{path} is not an annotation of VOC: too large, or it defines entities")
         tree = ET.fromstring(text)
         number = len(content["images"]) + 1
         name = path.with_suffix(".jpg").name

@@ -1,6 +1,6 @@
-"""Boxes and outlines of photographs that EXIF turns, brought into the upright picture, which is what a detector sees.
+"""Move boxes and outlines of photographs that EXIF turns into the upright picture, which is what a detector gets.
 
-Nearly all images have no turn, and what belongs to them stays as it is.
+Most images are not turned, and their annotations stay as they are.
 """
 
 import warnings
@@ -16,53 +16,57 @@ from univip_stream.errors import InputError
 from univip_stream.images import stored_size_of
 
 _READERS = 8
-"""Headers read at a time: a disk behind a network takes its time for each."""
+"""Image headers read at a time: each takes long on a network disk."""
 
 
 def made_upright(
     images: Sequence[dict[str, Any]], objects: Sequence[list[dict[str, Any]]], paths: Sequence[Path | None], frame: str
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]], list[str]]:
-    """Images and their objects in the frame of the upright pictures.
+    """Return images and their objects in the frame of the upright pictures.
 
     Args:
-        images: COCO's, with width and height in either frame.
-        objects: each image's annotations.
-        paths: where each image lies.
-        frame: `upright` or `stored`: of which picture the annotations are.
+        images: COCO's images, with width and height in either frame.
+        objects: annotations of each image.
+        paths: path of each image.
+        frame: frame of the annotations, `upright` or `stored`.
 
     Returns:
-        Images with the upright width and height, their objects, and the names of images that EXIF turns by a quarter and whose
-        width and height are those of the other frame than `frame`. An image of neither size stays: reading it says so.
+        Images with the upright width and height; their objects; and the names of images that EXIF turns by a quarter and whose
+        width and height contradict `frame`. An image of neither size is unchanged: reading it raises the error.
 
     """
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
-        warnings.simplefilter("ignore")  # about bombs and odd metadata: what cannot be read says so when it is read
-        heads = list(pool.map(_head, paths))
-    turned, theirs, contrary = list(images), list(objects), []
+        warnings.simplefilter("ignore")  # about huge images and odd metadata: reading the image raises the error
+        heads = list(pool.map(_stored_size, paths))
+    turned, turned_objects, contrary = list(images), list(objects), []
     for at, head in enumerate(heads):
         if head is None or head[2] == 1:
             continue
         width, height, orientation = head
         upright = (height, width) if orientation >= 5 else (width, height)
-        said = (images[at]["width"], images[at]["height"])
-        if said not in ((width, height), upright):
+        annotated = (images[at]["width"], images[at]["height"])
+        if annotated not in ((width, height), upright):
             continue
-        if width != height and orientation >= 5 and (said == upright) != (frame == UPRIGHT):
-            contrary.append(f"{images[at]['file_name']} ({said[0]} x {said[1]} there, {upright[0]} x {upright[1]} upright)")
+        if width != height and orientation >= 5 and (annotated == upright) != (frame == UPRIGHT):
+            contrary.append(
+                f"{images[at]['file_name']} ({annotated[0]} x {annotated[1]} there, {upright[0]} x {upright[1]} upright)"
+            )
         turned[at] = {**images[at], "width": upright[0], "height": upright[1]}
         if frame == STORED:
-            theirs[at] = [_turned(thing, upright, orientation, images[at]["file_name"]) for thing in objects[at]]
-    return turned, theirs, contrary
+            turned_objects[at] = [
+                _turned_object(thing, upright, orientation, images[at]["file_name"]) for thing in objects[at]
+            ]
+    return turned, turned_objects, contrary
 
 
-def _head(path: Path | None) -> tuple[int, int, int] | None:
+def _stored_size(path: Path | None) -> tuple[int, int, int] | None:
     try:
         return None if path is None else stored_size_of(path)
     except InputError:
         return None
 
 
-def _turned(thing: dict[str, Any], size: tuple[int, int], orientation: int, name: str) -> dict[str, Any]:
+def _turned_object(thing: dict[str, Any], size: tuple[int, int], orientation: int, name: str) -> dict[str, Any]:
     x, y, w, h = thing["bbox"]
     low, high = to_upright(np.array([[x, y]]), np.array([[x + w, y + h]]), size, orientation)
     changed = {**thing, "bbox": [*low[0].tolist(), *(high - low)[0].tolist()]}
@@ -81,7 +85,7 @@ def _turned_points(points: list[float], size: tuple[int, int], orientation: int)
 
 
 def _turned_mask(outline: dict[str, Any], size: tuple[int, int], orientation: int, name: str) -> dict[str, Any]:
-    """Run lengths of the stored pixels as run lengths of the upright ones."""
+    """Return a mask's run lengths over the stored pixels as run lengths over the upright ones."""
     from pycocotools import mask as rle
 
     height, width = outline["size"]

@@ -21,25 +21,25 @@ MODELS = ("mask-rcnn", "faster-rcnn", "retinanet")
 
 
 def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence[int], longest: int) -> nn.Module:
-    """A detector whose backbone starts from a pre-trained one, a copy.
+    """Build a detector around a copy of a pre-trained backbone.
 
-    Mask R-CNN and Faster R-CNN have a box head of four convolutions and one linear layer (4conv1fc, as Detectron2's for
-    networks trained with SyncBN). Batch normalisation is in backbone and pyramid, where each level has its own, and in those
-    heads, which see the objects of all levels as one batch. RetinaNet's heads have none, as Detectron2's: they run once a level,
-    and one normalisation for five levels would train on each level's statistics and be scored on the mixture of them all.
-    RetinaNet's level P6 is made of the backbone's C5 (Lin et al. 2017, arXiv:1708.02002, section 4), as Detectron2's.
+    Mask R-CNN and Faster R-CNN have a box head of four convolutions and one linear layer (4conv1fc, as in Detectron2 for
+    networks trained with SyncBN). Batch normalisation is in backbone and pyramid, separately for each level, and in those
+    heads, which get the objects of all levels as one batch. RetinaNet's heads have none, as in Detectron2: they run once per
+    level, and one normalisation for five levels would train on each level's statistics but be scored with their mixture.
+    RetinaNet's level P6 is computed from the backbone's C5 (Lin et al. 2017, arXiv:1708.02002, section 4), as in Detectron2.
 
-    Images are normalised as the subject's training normalised them.
+    Images are normalised as in the subject's training.
 
     Args:
         name: one of MODELS.
-        subject: whose backbone; a ResNet of torchvision's.
-        classes: of objects, without background.
-        sides: short sides in pixels that training draws from; the last is for testing.
-        longest: most pixels of the long side.
+        subject: provides the backbone, a ResNet of torchvision's.
+        classes: number of object classes, without background.
+        sides: short sides in pixels that training draws from; testing uses the last.
+        longest: maximal pixels of the long side.
 
     Raises:
-        UsageError: no such model, or a backbone that it cannot be built around.
+        UsageError: there is no such model, or it cannot be built around the backbone.
 
     """
     if name not in MODELS:
@@ -87,5 +87,5 @@ def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence
 
 
 def first_label(name: str) -> int:
-    """The number of the first class in a detector's labels: 0 is background where there is one."""
+    """Return the label of a detector's first class: 1 if 0 is the background, else 0."""
     return 0 if name == "retinanet" else 1

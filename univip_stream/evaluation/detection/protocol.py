@@ -1,4 +1,4 @@
-"""Fine-tuning a detector and scoring it.
+"""Fine-tune a detector and score it.
 
 Shape letters: N objects of an image.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from univip_stream.distributed import ALONE, Place, in_parallel, mean_over_ranks
+from univip_stream.distributed import ALONE, Process, in_parallel, mean_over_ranks
 from univip_stream.errors import InputError, UsageError
 from univip_stream.evaluation.detection.data import DetectionSet
 from univip_stream.evaluation.detection.models import build_detector, first_label
@@ -48,34 +48,34 @@ class DetectionProtocol:
     iterations: int = SCHEDULES["1x"]
     """Updates."""
     batch_size: int = 16
-    """Images of an update, over all ranks."""
+    """Images per update, over all ranks."""
     rate: float = 0.02
-    """Peak learning rate, for the batch as it is; `rate_for` gives Detectron2's."""
+    """Peak learning rate for this batch size; `rate_for` gives Detectron2's."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the rate falls to a tenth: 60k and 80k of 90k. VOC: 18k and 22k of 24k."""
     warmup: int = 1000
     """Iterations of linear warm-up from a thousandth (Detectron2's default); never more than a tenth of the run."""
     sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Short sides in pixels that training draws from; testing takes the last."""
+    """Short sides in pixels that training draws from; testing uses the last."""
     longest: int = 1333
-    """Most pixels of the long side."""
+    """Maximal pixels of the long side."""
     weight_decay: float = 1e-4
-    """Of all parameters but the normalisations'."""
+    """Weight decay of all parameters but the normalisations'."""
     norm_decay: float = 0.0
     """Weight decay of scales and shifts of normalisations (Detectron2's SOLVER.WEIGHT_DECAY_NORM)."""
     seed: int = 0
-    """Of new layers, order and flips."""
+    """Seed of new layers, order and flips."""
 
     def rate_at(self, iteration: int) -> float:
-        """Learning rate of an update, from 0."""
+        """Return the learning rate of an iteration, counted from 0."""
         warmup = min(self.warmup, self.iterations // 10)
         warm = 1e-3 + (1 - 1e-3) * iteration / warmup if iteration < warmup else 1.0
         return self.rate * warm * 0.1 ** sum(iteration >= share * self.iterations for share in self.milestones)
 
 
 def voc(**changes: Any) -> DetectionProtocol:
-    """VOC07+12: Faster R-CNN, 24k iterations, falls after 18k and 22k, short side 480 to 800 (MoCo's; there with a C4 network,
-    here with a feature pyramid: compare only with runs of ours)."""
+    """Return the protocol for VOC07+12: Faster R-CNN, 24k iterations, rate falls after 18k and 22k, short side 480 to 800
+    (MoCo's, there with a C4 network, here with a feature pyramid: compare only with our own runs)."""
     settings = {
         "model": "faster-rcnn",
         "iterations": 24_000,
@@ -95,7 +95,7 @@ def detect(
     save_every: int = 2500,
     workers: int = 2,
     device: torch.device,
-    place: Place = ALONE,
+    process: Process = ALONE,
     max_failures: str = MAX_FAILURES,
     progress: Callable[[int, float], None] = lambda iteration, loss: None,
     say: Callable[[str], None] = lambda line: None,
@@ -103,29 +103,31 @@ def detect(
     """Fine-tune a detector on `train`, from a pre-trained backbone, and score it on `val` with pycocotools.
 
     Args:
-        subject: whose backbone.
+
+        subject: provides the backbone.
         train: images to learn from.
         val: images to score on, of the same categories.
-        protocol: how.
-        out: where the result will go; beside it lies what a killed job goes on from.
+        protocol: settings of the fine-tuning.
+        out: file of the result; a state beside it lets a killed job continue.
         save_every: iterations between two such states.
         workers: processes that read images.
-        device: where it runs.
-        place: this process among those that work together.
-        max_failures: images of each set that may be unreadable, a share or a number. The next image of the order stands in for
-            one that is to be learnt from; one that is to be judged by is left out, with its objects.
+        device: device of the detector.
+        process: this process among those that work together.
+        max_failures: images of each set that may be unreadable, a share or a number. In training, the next image of the order
+            replaces an unreadable one; in scoring, it is left out with its objects.
         progress: called with each iteration's number and loss.
-        say: gets lines for people.
+        say: called with lines for people.
 
     Returns:
-        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done,
-        and what was left out: of the images to learn from, those that were met.
+        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done;
+        and the images left out (of the training images, only those that were drawn).
 
     Raises:
-        InputError: sets that do not fit each other or the model; more unreadable images than allowed; a loss that is no number.
+        InputError: the sets do not fit each other or the model; there are more unreadable images than allowed; a loss is not
+            finite.
 
     """
-    _check(train, val, protocol, place)
+    _check(train, val, protocol, process)
     masks = protocol.model == "mask-rcnn"
     facts = {
         **subject.facts(), "protocol": "detect", "detect": asdict(protocol), "train": train.facts(), "val": val.facts(),
@@ -134,7 +136,7 @@ def detect(
     network = build_detector(
         protocol.model, subject, len(train.categories), sides=protocol.sides, longest=protocol.longest
     ).to(device)
-    if place.world_size > 1:
+    if process.world_size > 1:
         network = synchronise_batchnorm(network, device.type).to(device)
     optimizer = torch.optim.SGD(_groups(network, protocol), lr=protocol.rate, momentum=0.9)
     partial = Partial(out, json.dumps(facts, sort_keys=True))
@@ -146,19 +148,19 @@ def detect(
         first, losses = int(state["step"]), list(state["losses"])
         bad = {int(number): Failure(*failure) for number, failure in json.loads(state.get("failed", "{}")).items()}
         say(f"continues after iteration {first} of {protocol.iterations}")
-    model = in_parallel(network, place, device)
+    model = in_parallel(network, process, device)
     network.train()
     label = first_label(protocol.model)
-    parts = _batches(train, protocol, first, workers, place, masks=masks)
+    parts = _batches(train, protocol, first, workers, process, masks=masks)
     for iteration in range(first, protocol.iterations):
         images, targets, met = next(parts)
         bad |= met
         _stop_if_hopeless(bad, train, max_failures)
-        # The detectors draw the side of an image, and which boxes to learn from, from torch's generator.
-        torch.manual_seed((protocol.seed * 1_000_003 + iteration) * place.world_size + place.rank)
+        # The detectors use torch's generator to draw the side of an image and the boxes to learn from.
+        torch.manual_seed((protocol.seed * 1_000_003 + iteration) * process.world_size + process.rank)
         on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
         loss: Tensor = sum(model([image.to(device).float() / 255 for image in images], on).values())  # type: ignore[assignment]
-        losses.append(float(mean_over_ranks(loss.detach(), place)))
+        losses.append(float(mean_over_ranks(loss.detach(), process)))
         if not np.isfinite(losses[-1]):
             raise InputError(
                 f"the loss of iteration {iteration + 1} is {losses[-1]}, before its update; a smaller --lr usually helps"
@@ -172,19 +174,19 @@ def detect(
         progress(iteration + 1, losses[-1])
         if (iteration + 1) % save_every:
             continue
-        bad = gathered(bad, place)
-        if place.is_first:
+        bad = gathered(bad, process)
+        if process.is_first:
             partial.save(
                 step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:],
                 failed=json.dumps(bad),
             )  # fmt: skip
-    found, bad_val = _found(network, val, protocol, workers, device, place, max_failures)
-    bad, bad_val = gathered(bad, place), gathered(bad_val, place)
+    found, bad_val = _detect_all(network, val, protocol, workers, device, process, max_failures)
+    bad, bad_val = gathered(bad, process), gathered(bad_val, process)
     for failed, known in ((bad, train), (bad_val, val)):
         _stop_if_hopeless(failed, known, max_failures)
     if len(bad_val) == len(val):
         raise InputError(f"none of the {len(val)} images of {val.name} can be read")
-    if place.is_first:
+    if process.is_first:
         partial.clear()
     tenth = max(1, len(losses) // 10)
     kinds = ("bbox", *(["segm"] if masks else []))
@@ -202,13 +204,13 @@ def detect(
 
 
 def rate_for(model: str, batch_size: int) -> float:
-    """Detectron2's peak learning rate, in proportion to the batch: 0.02 for 16 images, RetinaNet 0.01 (its
-    configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml)."""
+    """Return Detectron2's peak learning rate, in proportion to the batch: 0.02 for 16 images, for RetinaNet 0.01
+    (configs/COCO-Detection/retinanet_R_50_FPN_1x.yaml)."""
     return (0.01 if model == "retinanet" else 0.02) * batch_size / 16
 
 
 def _groups(network: nn.Module, protocol: DetectionProtocol) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups: the normalisations', and all others."""
+    """Return the optimizer's parameter groups: the normalisations', and all others."""
     norms = [p for part in network.modules() if isinstance(part, _BatchNorm) for p in part.parameters(recurse=False)]
     of_norms = set(map(id, norms))
     others = [p for p in network.parameters() if id(p) not in of_norms]
@@ -218,7 +220,7 @@ def _groups(network: nn.Module, protocol: DetectionProtocol) -> list[dict[str, A
     ]
 
 
-def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, place: Place) -> None:
+def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, process: Process) -> None:
     ours, theirs = ([category.get("name", category["id"]) for category in known.categories] for known in (train, val))
     if ours != theirs:
         differ = sorted(set(map(str, ours)) ^ set(map(str, theirs)))
@@ -232,9 +234,9 @@ def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, 
                 raise InputError(
                     f"{known.name} has objects without an outline; expected `segmentation`s for mask-rcnn, or --model faster-rcnn"
                 )
-    if protocol.batch_size % place.world_size:
+    if protocol.batch_size % process.world_size:
         raise UsageError(
-            f"a batch of {protocol.batch_size} does not split over {place.world_size} ranks; expected a multiple"
+            f"a batch of {protocol.batch_size} does not split over {process.world_size} ranks; expected a multiple"
         )
     if not any(len(known) for known in train.annotations):
         raise InputError(f"{train.name} has no object to learn from")
@@ -257,9 +259,9 @@ def _stop_if_hopeless(failed: dict[int, Failure], known: DetectionSet, max_failu
 
 
 class _Images(Dataset[Any]):
-    """An item is an image with its target, and why images before it in the order could not be read; where nothing is learnt
-    (`masks` None), its number and pixels, or its number and why it cannot be read. An InputError is an item too, because
-    DataLoader would lay a worker's traceback over its words."""
+    """Items for training: an image, its target, and the failures of unreadable images that it replaces. Items for scoring
+    (`masks` is None): an image's number with its pixels or its Failure. Errors are items, because DataLoader would replace
+    their message by a worker's traceback."""
 
     def __init__(self, known: DetectionSet, *, masks: bool | None) -> None:
         self.known, self.masks = known, masks
@@ -302,17 +304,17 @@ class _Images(Dataset[Any]):
 
 
 class _Order:
-    """Batches of (image, flipped or not) without end, for one rank: a pure function of seed and iteration."""
+    """Batches of (number of an image, whether it is flipped) for one rank: a pure function of seed and iteration."""
 
-    def __init__(self, count: int, protocol: DetectionProtocol, first: int, place: Place) -> None:
-        self.count, self.protocol, self.first, self.place = count, protocol, first, place
+    def __init__(self, count: int, protocol: DetectionProtocol, first: int, process: Process) -> None:
+        self.count, self.protocol, self.first, self.process = count, protocol, first, process
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
         protocol, epoch, order = self.protocol, -1, np.empty(0, np.int64)
         flips = np.empty(0)
         for iteration in range(self.first, protocol.iterations):
             batch = []
-            for at in range(self.place.rank, protocol.batch_size, self.place.world_size):
+            for at in range(self.process.rank, protocol.batch_size, self.process.world_size):
                 turn, where = divmod(iteration * protocol.batch_size + at, self.count)
                 if turn != epoch:
                     rng = np.random.Generator(np.random.Philox(key=[protocol.seed, turn]))
@@ -325,14 +327,16 @@ class _Order:
 
 
 def _batches(
-    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, place: Place, *, masks: bool
+    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, process: Process, *, masks: bool
 ) -> Iterator[Any]:
-    order: Any = _Order(len(known), protocol, first, place)
-    for images, targets, met in loaded(_Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_apart):
+    order: Any = _Order(len(known), protocol, first, process)
+    for images, targets, met in loaded(
+        _Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_transposed
+    ):
         yield images, targets, {number: failure for one in met for number, failure in one.items()}
 
 
-def _apart(items: list[Any]) -> Any:
+def _transposed(items: list[Any]) -> Any:
     for item in items:
         if isinstance(item, InputError):
             return item
@@ -340,19 +344,19 @@ def _apart(items: list[Any]) -> Any:
 
 
 @torch.inference_mode()
-def _found(
+def _detect_all(
     network: nn.Module,
     known: DetectionSet,
     protocol: DetectionProtocol,
     workers: int,
     device: torch.device,
-    place: Place,
+    process: Process,
     max_failures: str,
 ) -> tuple[list[dict[str, Any]], dict[int, Failure]]:
-    """Detections on all images, of all ranks; and the images of this rank that cannot be read."""
+    """Return the detections of all ranks on all images, and the images of this rank that cannot be read."""
     network.eval()
-    numbers = [[(number, False)] for number in range(place.rank, len(known), place.world_size)]
-    loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_apart)
+    numbers = [[(number, False)] for number in range(process.rank, len(known), process.world_size)]
+    loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_transposed)
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
     bad: dict[int, Failure] = {}
@@ -363,8 +367,8 @@ def _found(
             continue
         (found,) = network([image.to(device).float() / 255])
         rows += detections(known, number, {**found, "labels": found["labels"] - label})
-    if place.world_size == 1:
+    if process.world_size == 1:
         return rows, bad
-    everyones: list[Any] = [None] * place.world_size
+    everyones: list[Any] = [None] * process.world_size
     dist.all_gather_object(everyones, rows)
     return [row for theirs in everyones for row in theirs], bad

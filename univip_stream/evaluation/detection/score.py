@@ -1,4 +1,4 @@
-"""Average precision by pycocotools, the papers' own scorer."""
+"""Compute average precision with pycocotools, the papers' own scorer."""
 
 from collections.abc import Collection, Iterable
 from contextlib import redirect_stdout
@@ -15,11 +15,11 @@ _NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 def detections(known: DetectionSet, number: int, found: dict[str, Tensor]) -> Iterable[dict[str, Any]]:
-    """What a detector found on an image, as COCO's result files have it.
+    """Yield a detector's results on an image in the form of COCO's result files.
 
     Args:
-        known: the set.
-        number: of the image.
+        known: set of the image.
+        number: number of the image.
         found: torchvision's `boxes` (x1, y1, x2, y2), `scores`, `labels` from 0, and perhaps `masks` N x 1 x height x width.
 
     """
@@ -39,13 +39,13 @@ def detections(known: DetectionSet, number: int, found: dict[str, Tensor]) -> It
 def average_precision(
     known: DetectionSet, found: list[dict[str, Any]], kind: str, *, without: Collection[int] = ()
 ) -> dict[str, float]:
-    """COCO's AP over IoU .50 to .95, at .50 and .75, and by size, 0 to 1; a size that has no object is -1.
+    """Return COCO's AP over IoU .50 to .95, at .50 and .75, and by size, 0 to 1; a size without objects is -1.
 
     Args:
-        known: what is there.
+        known: annotated images.
         found: results of `detections`.
         kind: "bbox" or "segm".
-        without: numbers of images that could not be looked at: neither they nor their objects count.
+        without: numbers of images that could not be read: neither they nor their objects count.
 
     """
     from pycocotools.cocoeval import COCOeval
@@ -63,7 +63,7 @@ def average_precision(
 
 
 def _encoded(masks: Tensor) -> list[dict[str, Any]]:
-    """Run lengths of the pixels that are rather mask than not."""
+    """Return the run lengths of each mask, thresholded at 0.5."""
     from pycocotools import mask as rle
 
     found: list[dict[str, Any]] = []

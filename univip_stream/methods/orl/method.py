@@ -1,10 +1,10 @@
-"""ORL (Xie et al. 2021, arXiv:2106.11952), stage 3: BYOL on the image, within a region, and between regions that look alike.
+"""ORL (Xie et al. 2021, arXiv:2106.11952), stage 3: BYOL on the image, within a region, and between similar regions.
 
 Stage 1 is `--method byol`, stage 2 `univip-stream embed` and `univip-stream retrieve` (`evaluation.retrieval`). Stage 3, here,
-begins from scratch and adds up three losses. Each is BYOL's of two pictures, both ways round (`regression.symmetric_loss`); they
-share backbone, projector and target, and have a predictor each:
+starts from random weights and adds three losses. Each is BYOL's symmetric loss of two pictures (`regression.symmetric_loss`);
+they share backbone, projector and target, but each has its own predictor:
 
-    L = L_global(two views of the image) + L_intra(a region, one near it) + L_inter(a region, its like in another image)
+    L = L_global(two views of the image) + L_intra(a region, one near it) + L_inter(a region, its match in another image)
 
 Defaults, from its code (Jiahao000/ORL @ 2ad64f7): the three weigh the same; BYOL's views; a region at random, one near it by
 `boxes.nearby_box`, then a neighbour and one of its pairs at random (`pairs`); patches of 96 px, not cropped further; BYOL's
@@ -12,9 +12,9 @@ augmentations, the first picture of each two with the first view's, the second w
 momentum 0.99 to 1. Its optimizer on COCO is what the recipe `coco` has, 800 epochs. Its loss is
 2 - 2 cos each way, as ours.
 
-Difference: regions are the shards' boxes, the whole image where there is none. ORL's have sides of at least 96 px and are at
-most 100 an image, of which it falls back on the first candidate: `univip-stream refilter SHARDS --min-scale 96 --max-boxes 100`,
-before `embed` and `retrieve`.
+Difference: regions are the shards' boxes, or the whole image if there are none. ORL's have sides of at least 96 px and number at
+most 100 per image; if none passes, ORL uses the first candidate. For ORL's boxes, run
+`univip-stream refilter SHARDS --min-scale 96 --max-boxes 100` before `embed` and `retrieve`.
 
 Letters: B images, H side of a picture, D width.
 """
@@ -36,12 +36,12 @@ from univip_stream.methods.scenes import ScenePlan
 from univip_stream.networks import per_view_batchnorm, projector
 from univip_stream.plan import Cut, Drawn, Look, Plan
 from univip_stream.shapes import Float
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.views import ViewConfig, Views
 
 
 class ORLPlan(ScenePlan):
-    """The scene views, and `patches`: a region, one near it, a region of a pair, and its like in another image."""
+    """A plan with the scene views, and `patches`: a region, one near it, a region of a pair, and its match in another image."""
 
     all_shards = True
 
@@ -55,9 +55,9 @@ class ORLPlan(ScenePlan):
         self.cuts["patches"] = Cut(count=4, size=views.instance_size, setting="views.instance_size")
         self.pairs: Pairs | None = None
 
-    def opened(self, index: ShardIndex) -> "ORLPlan":
+    def opened(self, index: ShardSet) -> "ORLPlan":
         plan = copy(self)
-        plan.pairs = Pairs(str(self.views.pairs), index)
+        plan.pairs = Pairs(str(self.views.pairs), index.whole())
         plan.fingerprint = plan.pairs.fingerprint
         return plan
 
@@ -105,7 +105,7 @@ class ORL(Bootstrap):
     def _pair(
         self, pictures: Float[Tensor, "2 B 3 H H"], projections: Float[Tensor, "2 B D"], predictor: nn.Module
     ) -> Tensor:
-        """BYOL's loss of two pictures."""
+        """Return BYOL's loss of two pictures."""
         with torch.no_grad():
             targets_2BD = self.encode(self.target, pictures)
         return symmetric_loss(*self._per_view(predictor, projections), *targets_2BD)

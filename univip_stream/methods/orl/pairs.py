@@ -1,8 +1,8 @@
-"""Pairs of regions that look alike in different images: what `univip-stream retrieve` writes and ORL trains on.
+"""Pairs of similar regions in different images, which `univip-stream retrieve` writes and ORL trains on.
 
-The file is described in shards/README.md: a row an image and neighbour, `sample`, `other` and `pairs`, with the fingerprint of the
-shards in its metadata. Samples are named by their place, as keys may repeat where several folders are joined. Boxes are x, y, w, h
-in pixels.
+The file is described in shards/README.md: one row per image and neighbour, with `sample`, `other` and `pairs`, and the fingerprint
+of the shards in its metadata. Samples are named by their number, because keys may repeat if several folders are joined. Boxes are
+x, y, w, h in pixels.
 
 Letters: N samples, R rows, P pairs.
 """
@@ -25,18 +25,18 @@ _COLUMNS = {"sample": pa.int32(), "other": pa.int32(), "pairs": pa.list_(pa.list
 
 
 def regions_of(index: ShardIndex, sample: int) -> np.ndarray:
-    """int32, at least 1 x 4: the boxes of a sample; the whole image where it has none."""
+    """Return the boxes of a sample, int32, at least 1 x 4; the whole image if it has none."""
     boxes = index.boxes_of(sample)
     return boxes if len(boxes) else np.array([[0, 0, index.width[sample], index.height[sample]]], np.int32)
 
 
 def pairs_table(index: ShardIndex, rows: list[tuple[int, int, np.ndarray]], facts: Mapping[str, str]) -> pa.Table:
-    """Rows of a file of pairs.
+    """Return rows of a file of pairs as a table.
 
     Args:
-        index: of the shards that they are of.
+        index: index of the shards.
         rows: (sample, the other sample, P x 8: the boxes in the one and in the other).
-        facts: more for the metadata.
+        facts: further metadata.
 
     """
     metadata = {_SHARDS: index.fingerprint.encode(), **{name.encode(): value.encode() for name, value in facts.items()}}
@@ -51,10 +51,10 @@ def pairs_table(index: ShardIndex, rows: list[tuple[int, int, np.ndarray]], fact
 
 
 class Pairs:
-    """The pairs of an index's samples, in memory: 16 bytes a pair.
+    """The pairs of an index's samples, in memory: 16 bytes per pair.
 
     Raises:
-        InputError: no such file, one of other shards, or one that a person has spoilt.
+        InputError: the file does not exist, is of other shards, or was damaged.
 
     """
 
@@ -63,7 +63,7 @@ class Pairs:
         self.fingerprint = sha256_of(Path(path))
         """SHA-256 of the file."""
         self.index = index
-        own, self._other = (_places(table.column(name), index, path) for name in ("sample", "other"))
+        own, self._other = (_sample_numbers(table.column(name), index, path) for name in ("sample", "other"))
         if len(missing := np.setdiff1d(np.arange(len(index)), own)):
             raise InputError(f"{path} has no row for {len(missing)} samples, such as {index.text('key', int(missing[0]))}")
         self._rows = np.argsort(own, kind="stable")
@@ -82,11 +82,11 @@ class Pairs:
                 raise InputError(f"{path} has {bad.sum()} boxes outside their images, the first in sample {key}")
 
     def draw(self, sample: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
-        """What ORL looks at beside two views of an image (Jiahao000/ORL @ 2ad64f7, `COCOORLJson` and `ORLDataset`).
+        """Draw the regions that ORL uses beside two views of an image (Jiahao000/ORL @ 2ad64f7, `COCOORLJson`, `ORLDataset`).
 
         Returns:
             (one of the sample's neighbours; int32 4 x 4: a region of the sample at random, one near it (`boxes.nearby_box`),
-            and one of the pairs at random: a region of the sample, and its like in the neighbour).
+            and one of the pairs at random: a region of the sample, and its match in the neighbour).
 
         """
         regions = regions_of(self.index, sample)
@@ -100,7 +100,7 @@ class Pairs:
 def _read(path: str | Path, index: ShardIndex) -> pa.Table:
     try:
         table = pq.read_table(path)
-    except FileNotFoundError as error:  # Arrow's error says the name alone
+    except FileNotFoundError as error:  # Arrow's error only gives the name
         raise InputError(f"{path}: there is no such file of pairs; `univip-stream retrieve` makes one") from error
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
@@ -113,15 +113,15 @@ def _read(path: str | Path, index: ShardIndex) -> pa.Table:
     try:
         table = table.select(list(_COLUMNS)).cast(pa.schema(_COLUMNS))
     except (KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path} is no file of pairs ({why(error)}); expected the columns of shards/README.md") from error
+        raise InputError(f"{path} is not a file of pairs ({why(error)}); expected the columns of shards/README.md") from error
     flat = table.column("pairs").combine_chunks().flatten()
     if any(table.column(name).null_count for name in _COLUMNS) or flat.null_count or flat.flatten().null_count:
         raise InputError(f"{path} has rows that lack something; expected sample, other and pairs in each")
     return table
 
 
-def _places(column: pa.ChunkedArray, index: ShardIndex, path: str | Path) -> np.ndarray:
-    """int64: places of samples in the index."""
+def _sample_numbers(column: pa.ChunkedArray, index: ShardIndex, path: str | Path) -> np.ndarray:
+    """Return sample numbers as int64, checked against the index."""
     found: np.ndarray = column.to_numpy().astype(np.int64)
     wrong = (found < 0) | (found >= len(index))
     if wrong.any():

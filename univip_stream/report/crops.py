@@ -1,4 +1,4 @@
-"""One image as a run sees it: Algorithm 1's views and instances, cut and augmented by the stream's own code.
+"""Crops of one image as a run sees them: Algorithm 1's views and instances, cropped and augmented by the stream's own code.
 
 Letters: K instances, S side of a picture in pixels.
 """
@@ -24,13 +24,14 @@ LONGEST = 512
 
 
 class RangeReader(Reader):
-    """Reads single images from wherever they lie, also from several threads; of a remote shard only their bytes come."""
+    """Reads single images of local or remote shards, also from several threads; of a remote shard only their bytes are read."""
 
     def _bytes(self, sample: int) -> bytes:
         index = self.index
-        size, offset = int(index.size[sample]), int(index.offset[sample])
+        rows, at = index.at(sample)
+        size, offset = int(rows.size[at]), int(rows.offset[at])
         try:
-            data = storage.read(index.shards[int(index.shard[sample])], offset, size)
+            data = storage.read(index.shards[index.shard_of(sample)], offset, size)
         except OSError as error:
             raise InputError(f"{self.name(sample)}: {error}") from error
         if len(data) != size:
@@ -42,38 +43,38 @@ class RangeReader(Reader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What a network gets of one window of the image, before and after augmentation."""
+class Crop:
+    """One window of an image, before and after augmentation."""
 
     before: np.ndarray
-    """uint8, S x S x 3, RGB: cut and resized."""
+    """uint8, S x S x 3, RGB: cropped and resized."""
     after: np.ndarray
-    """uint8, S x S x 3, RGB: augmented, without the normalising that comes last."""
+    """uint8, S x S x 3, RGB: augmented, without the final normalisation."""
     flipped: bool
     """Whether `after` is mirrored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """An image and all that is cut out of it."""
+class ImageCrops:
+    """An image with its views and instances."""
 
     image: np.ndarray
-    """uint8, RGB, as large as fits LONGEST."""
+    """uint8, RGB, with the longest side at most LONGEST."""
     views: Views
-    """The windows."""
-    scenes: list[Cut]
+    """Windows of the views and instances."""
+    scenes: list[Crop]
     """The two views."""
-    instances: list[Cut]
-    """K."""
+    instances: list[Crop]
+    """The K instances."""
     ranks: list[int | None]
-    """K: which of the image's boxes an instance is, 0 the best; None for a random box."""
+    """For each of the K instances, the rank of its box among the image's, 0 the best; None for a random box."""
 
 
-def show(reader: Reader, epoch: FirstEpoch, augment: AugmentConfig, sample: int) -> Shown:
-    """Draw, cut and augment one image as the stream does at its place of the first epoch, from the same numbers.
+def crop_image(reader: Reader, epoch: FirstEpoch, augment: AugmentConfig, sample: int) -> ImageCrops:
+    """Crop and augment one image as the stream does at its position in the first epoch, with the same random numbers.
 
     Raises:
-        InputError: its bytes are not those that were mined.
+        InputError: the image's bytes are not those that were mined.
 
     """
     image = reader.image(sample)
@@ -82,20 +83,20 @@ def show(reader: Reader, epoch: FirstEpoch, augment: AugmentConfig, sample: int)
     scenes = []
     for view, box in enumerate(views.scenes):
         numbers = augmentation.draw(rng, augment, view)
-        scenes.append(_cut(image, box, config.scene_size, numbers, augment, config))
+        scenes.append(_crop(image, box, config.scene_size, numbers, augment, config))
     instances = []
     for box in views.instances:
-        # An instance may have two augmentations: all are drawn, as the stream does, and the first is shown.
+        # An instance may have two augmentations: all are drawn, as in the stream, and the first is shown.
         drawn = [augmentation.draw(rng, augment, which) for which in range(config.instance_augmentations)]
-        instances.append(_cut(image, box, config.instance_size, drawn[0], augment, config))
+        instances.append(_crop(image, box, config.instance_size, drawn[0], augment, config))
     rank = {tuple(box): at for at, box in reversed(list(enumerate(reader.index.boxes_of(sample).tolist())))}
     mined = len(views.instances) - views.filled
     ranks = [rank.get(tuple(box)) if k < mined else None for k, box in enumerate(views.instances.tolist())]
-    return Shown(image=fitted(image, LONGEST), views=views, scenes=scenes, instances=instances, ranks=ranks)
+    return ImageCrops(image=fitted(image, LONGEST), views=views, scenes=scenes, instances=instances, ranks=ranks)
 
 
 def fitted(image: np.ndarray, longest: int) -> np.ndarray:
-    """The image with its longest side at most `longest` pixels; smaller ones stay as they are."""
+    """Return the image with its longest side at most `longest` pixels; smaller ones stay as they are."""
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     if scale >= 1:
@@ -104,11 +105,11 @@ def fitted(image: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _cut(
+def _crop(
     image: np.ndarray, box: np.ndarray, side: int, numbers: np.ndarray, augment: AugmentConfig, config: ViewConfig
-) -> Cut:
+) -> Crop:
     before = np.empty((side, side, 3), np.uint8)
     cut(image, box, before, config.interpolation, antialias=True)
     pixels = torch.from_numpy(before).permute(2, 0, 1)[None]
     after = augmentation.augment(pixels, torch.from_numpy(numbers)[None], augment, keep_uint8=True)
-    return Cut(before=before, after=after[0].permute(1, 2, 0).numpy(), flipped=bool(numbers[augmentation.FLIP]))
+    return Crop(before=before, after=after[0].permute(1, 2, 0).numpy(), flipped=bool(numbers[augmentation.FLIP]))

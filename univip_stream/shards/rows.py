@@ -1,0 +1,188 @@
+"""The index of one shard, in memory: where each sample lies, and its boxes.
+
+Letters: N samples, M boxes in all.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from univip_stream.errors import InputError, why
+from univip_stream.files import sha256_of
+from univip_stream.parquet import one_array, table_of, whole_numbers
+from univip_stream.shards.cache import Cache, Remote
+from univip_stream.shards.entry import ShardEntry
+from univip_stream.shards.format import FORMATS, HELD_VALUES, INDEX_COLUMNS, STAGED, as_index, index_name
+from univip_stream.storage import is_remote, size_of
+
+
+class ShardError(InputError):
+    """A shard or its index is not as its manifest says. No other sample stands in for one of it: the next would fail alike."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Samples of a shard, or of several one after the other, in the order of their keys."""
+
+    offset: np.ndarray
+    """int64 N: first byte of the image in its tar."""
+    size: np.ndarray
+    """int64 N: bytes of the image."""
+    width: np.ndarray
+    """int32 N: pixels, upright."""
+    height: np.ndarray
+    """int32 N."""
+    boxes: np.ndarray
+    """int16 M x 4: all boxes, sample after sample."""
+    box_start: np.ndarray
+    """int64 N + 1: sample i has boxes[box_start[i] : box_start[i + 1]]."""
+    key: pa.ChunkedArray
+    """string N."""
+    source: pa.ChunkedArray
+    """string N."""
+    label: pa.ChunkedArray
+    """string N, null where there is none."""
+    sha256: pa.ChunkedArray
+    """string N: of the image's bytes."""
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def boxes_of(self, at: int) -> np.ndarray:
+        """int32, boxes of a sample x 4 xywh, best first."""
+        return self.boxes[self.box_start[at] : self.box_start[at + 1]].astype(np.int32)
+
+    def text(self, column: str, at: int) -> Any:
+        """`key`, `source`, `label` or `sha256` of a sample."""
+        return getattr(self, column)[at].as_py()
+
+
+def rows_of(tables: Sequence[pa.Table]) -> Rows:
+    """The samples of some indexes, as `samples_of` gives them, one after the other."""
+    rows = pa.concat_tables(tables)
+    boxes = one_array(rows.column("boxes"))
+    return Rows(
+        offset=_numbers(rows, "offset", np.int64),
+        size=_numbers(rows, "size", np.int64),
+        width=_numbers(rows, "width", np.int32),
+        height=_numbers(rows, "height", np.int32),
+        boxes=_flat(boxes),
+        box_start=_starts(boxes),
+        **{name: rows.column(name) for name in ("key", "source", "label", "sha256")},
+    )
+
+
+def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
+    """The samples of a shard's index: it holds the boxes, so it must be the one that the manifest was written for.
+
+    Args:
+        shard: location of the tar.
+        entry: what the manifest says of it.
+        cache: where a remote index comes to.
+
+    Raises:
+        InputError: an index or tar that is missing or another, by name.
+
+    """
+    path = index_name(shard)
+    if is_remote(path):
+        remote = Remote(location=path, size=entry.index.bytes, sha256=entry.index.sha256)
+        with _fetched(remote, cache) as file:
+            table = _read_table(path, file)
+    else:
+        if not Path(path).is_file():
+            raise ShardError(
+                f"{shard} has no index {Path(path).name} beside it; `univip-stream mine` writes both: copy it, or mine again"
+            )
+        if sha256_of(Path(path)) != entry.index.sha256:
+            if Path(path + STAGED).exists():
+                raise ShardError(
+                    f"{path} is not the index its manifest was written for: an `upgrade` of this folder was stopped or is under "
+                    "way; run `univip-stream upgrade` on it again"
+                )
+            raise ShardError(
+                f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
+                "`univip-stream verify` lists what differs, mining again mends it"
+            )
+        with open(path, "rb") as file:
+            table = _read_table(path, file)
+    facts = {k: v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
+    if facts.get(b"format") not in FORMATS:
+        raise ShardError(
+            f"{path} has format {facts.get(b'format')!r}; this version reads {' and '.join(map(repr, FORMATS))}: use the one that "
+            "made it, or mine again"
+        )
+    found = entry.bytes if is_remote(shard) else size_of(shard)  # a remote one is looked at as it is fetched
+    if facts.get(b"tar_bytes") != str(found) or entry.bytes != found:
+        raise ShardError(
+            f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
+            "`univip-stream verify` lists every such shard, mining again mends them"
+        )
+    samples = samples_of(shard, table)
+    if len(samples) != entry.samples:
+        raise ShardError(
+            f"the index of {shard} has {len(samples)} samples, its manifest says {entry.samples}: one of the two was changed; "
+            "`univip-stream verify` says more"
+        )
+    return samples
+
+
+def samples_of(shard: str, table: pa.Table) -> pa.Table:
+    """The rows that are samples; their numbers are looked at here, because everything after relies on them."""
+    held = pc.is_in(table.column("status"), HELD_VALUES)
+    rows = table if pc.all(held).as_py() else table.filter(held)
+    for name in ("key", "width", "height", "offset", "size", "sha256"):
+        if rows.column(name).null_count:
+            raise ShardError(f"the index of {shard} has samples without {name}; mine this shard again")
+    boxes = one_array(rows.column("boxes"))
+    x, y, w, h = _flat(boxes).astype(np.int32).T
+    counts = np.diff(_starts(boxes))
+    width, height = (np.repeat(_numbers(rows, name, np.int32), counts) for name in ("width", "height"))
+    bad = np.flatnonzero((x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height))
+    if len(bad):
+        sample = int(np.searchsorted(_starts(boxes), bad[0], side="right")) - 1
+        raise ShardError(
+            f"the index of {shard} has {len(bad)} boxes outside their images, the first in sample "
+            f"{rows.column('key')[sample].as_py()}; mine this shard again"
+        )
+    return rows.select([name for name in INDEX_COLUMNS if name != "status"])
+
+
+def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
+    """A remote index. Its boxes have no hashes of their own, so a copy that lay in the cache is hashed again."""
+    for last in (False, True):
+        file = os.fdopen(cache.open(remote), "rb")
+        if hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256:
+            file.seek(0)
+            return file
+        file.close()
+        if not last:
+            cache.forget(remote)
+    raise ShardError(f"{remote.location}: its copy in {cache.folder} changes while it is read; use another stream.cache")
+
+
+def _read_table(path: str, file: BinaryIO) -> pa.Table:
+    try:
+        return as_index(table_of(file.read(), INDEX_COLUMNS), INDEX_COLUMNS)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ShardError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
+
+
+def _starts(boxes: pa.Array) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(whole_numbers(boxes.value_lengths()), dtype=np.int64)])
+
+
+def _flat(boxes: pa.Array) -> np.ndarray:
+    """int16, boxes of all rows x 4."""
+    return whole_numbers(boxes.flatten().flatten()).reshape(-1, 4)
+
+
+def _numbers(rows: pa.Table, name: str, kind: Any) -> np.ndarray:
+    return np.asarray(whole_numbers(one_array(rows.column(name))), kind)
