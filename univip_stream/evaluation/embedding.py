@@ -243,6 +243,7 @@ def features(
     )  # fmt: skip
     wait_for_all(process)
     tables = list(chunks(folder, wanted))
+    wait_for_all(process)  # before whoever is ready first may remove a folder that was made for this run alone
     failed = _failed(source, tables)
     _stop_if_hopeless(list(failed.values()), source, len(source), max_failures)
     return StoredFeatures(vectors_ND=np.concatenate([_matrix(table) for table in tables]), failed=failed)
