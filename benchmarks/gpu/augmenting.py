@@ -6,16 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from part import Part, running
-from steps import config_of, fitting, memory_batch, rate, small
+from steps import config_of, fitting, rate, small
 
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.inputs import inputs_on
+from univip_stream.pretrain.pace import random_batch
 
 
 def alone(part: Part, config: PretrainConfig, *, compiled: bool) -> dict[str, Any]:
     """Milliseconds of a batch's augmentation on the device, the copy there included."""
     part.forget()
-    batch = memory_batch(config, part.device)
+    batch = random_batch(config, part.device)
     taken = []
     for _ in range(2 if part.rehearse else 20):
         part.wait()

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from part import Part, running
-from steps import config_of, fitting, memory_batch, rate, small, step_of, updates_of
+from steps import config_of, fitting, rate, small, step_of, updates_of
 
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.pace import random_batch
 
 UNIVIP_512, UNIVIP_256 = "stream.batch_size=512", "stream.batch_size=256"
 BYOL_18 = (
@@ -41,7 +42,7 @@ def profile(part: Part, config: PretrainConfig) -> dict[str, Any]:
 
     part.forget()
     updates = updates_of(config, part.device)
-    batches = itertools.repeat(memory_batch(config, part.device))
+    batches = itertools.repeat(random_batch(config, part.device))
     for _ in range(3):
         step_of(updates, batches)
     part.wait()
@@ -83,7 +84,7 @@ def captured(part: Part, config: PretrainConfig) -> dict[str, Any]:
 
     part.forget()
     updates = updates_of(config, part.device)
-    batches = itertools.repeat(memory_batch(config, part.device).to(part.device))
+    batches = itertools.repeat(random_batch(config, part.device).to(part.device))
     if part.device.type != "cuda":
         step_of(updates, batches)
         return {"left_out": "graphs are CUDA's; the step from the device's memory ran"}

@@ -13,11 +13,11 @@ import torch
 from part import Part
 
 from univip_stream import transport
-from univip_stream.augment import draw
 from univip_stream.distributed import ALONE
 from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.optim import build_optimizer
+from univip_stream.pretrain.pace import random_batch
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
 from univip_stream.pretrain.train import pick_precision
@@ -34,38 +34,6 @@ GOALS = {"univip": 2000, "byol": 4000}
 def config_of(*settings: str) -> PretrainConfig:
     """The recipe `coco` with settings over it."""
     return with_settings(recipe("coco"), list(settings))
-
-
-def memory_batch(config: PretrainConfig, device: torch.device) -> Batch:
-    """A batch as the stream gives it, of smooth random pictures, pinned where there is a GPU."""
-    import numpy as np
-
-    B, plan = config.stream.batch_size, build_plan(config.method, config.views, config.augment)
-    rng, gen = np.random.default_rng(0), torch.Generator().manual_seed(0)
-
-    def pixels(*shape: int) -> torch.Tensor:
-        count, side = int(np.prod(shape[:-1])), shape[-1]
-        coarse = torch.rand(min(count, 64), 3, 8, 8, generator=gen) * 255
-        fine = torch.nn.functional.interpolate(coarse, size=side, mode="bilinear").to(torch.uint8).permute(0, 2, 3, 1)
-        return (
-            fine.repeat(-(-count // 64) if count else 0, 1, 1, 1)[:count].reshape(*shape[:-1], side, side, 3).movedim(-1, -3)
-        )
-
-    def draws(*shape: int) -> torch.Tensor:
-        rows = [draw(rng, config.augment, number % 2) for number in range(int(np.prod(shape)))]
-        return torch.from_numpy(np.stack(rows).reshape(*shape, -1)) if rows else torch.empty(*shape, 12)
-
-    own = {name: cut for name, cut in plan.cuts.items() if not cut.again}
-    batch = Batch(
-        cuts=plan.cuts,
-        pixels={name: pixels(*cut.layout(B), cut.size) for name, cut in own.items()},
-        draws={name: draws(*cut.layout(B)) for name, cut in plan.cuts.items()},
-        windows={name: torch.zeros(*cut.layout(B), 4, dtype=torch.int32) for name, cut in own.items()},
-        facts={name: torch.zeros(B, *shape) for name, shape in plan.facts.items()},
-        filled=torch.zeros(B, dtype=torch.int32), positions=torch.arange(B), keys=["key"] * B, sources=["source"] * B,
-        labels=[None] * B, skipped=[],
-    )  # fmt: skip
-    return batch.pin_memory() if device.type == "cuda" else batch
 
 
 def updates_of(config: PretrainConfig, device: torch.device, compiled: str = "") -> Updates:
@@ -107,7 +75,7 @@ def rate(part: Part, config: PretrainConfig, compiled: str = "", *, steps: int =
     """Images a second of a step fed from pinned memory, median of three rounds, and seconds of the first step."""
     part.forget()
     updates = updates_of(config, part.device, compiled)
-    batches = itertools.repeat(memory_batch(config, part.device))
+    batches = itertools.repeat(random_batch(config, part.device))
     start = time.perf_counter()
     step_of(updates, batches)
     part.wait()

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from part import Part, running
 from pictures import shards_for_speed
-from steps import config_of, fitting, memory_batch, small, step_of, updates_of
+from steps import config_of, fitting, small, step_of, updates_of
 
 from univip_stream.methods import build_plan
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.pace import random_batch
 from univip_stream.stream import Stream
 
 
 def from_memory(part: Part, config: PretrainConfig) -> dict[str, Any]:
     """Images a second from pinned memory."""
     part.forget()
-    updates, batches = updates_of(config, part.device), itertools.repeat(memory_batch(config, part.device))
+    updates, batches = updates_of(config, part.device), itertools.repeat(random_batch(config, part.device))
     return {"images_per_second": _rate(part, updates, batches, config, 8)}
 
 
