@@ -73,7 +73,7 @@ def test_totals_that_do_not_add_up_are_found(shards):
         (lambda manifest: manifest.pop("parameters"), "parameters is missing"),
         (lambda manifest: manifest.update(totals=[]), "totals: found list"),
         (lambda manifest: manifest["totals"].update(images="12"), "images is '12', expected a whole number"),
-        (lambda manifest: manifest["totals"].update(ok="12"), "totals holds something that is no number"),
+        (lambda manifest: manifest["totals"].update(ok="12"), "totals holds something that is not a number"),
         (lambda manifest: manifest["shards"][1].pop("index"), "shard 1: index is missing"),
         (lambda manifest: manifest["shards"][2].update(bytes=-1), "shard 2: bytes is '-1'"),
         (lambda manifest: manifest["shards"].append(7), "shard 3: found int"),

@@ -315,5 +315,5 @@ def test_a_hash_that_is_a_path_is_refused(bucket, tmp_path, drawn_shards):
     manifest["shards"][0]["sha256"] = "../../owned"
     storage.write(f"{bucket}-hostile/manifest.json", json.dumps(manifest).encode())
     storage.copy_out(drawn_shards / "000.tar", f"{bucket}-hostile/000.tar")
-    with pytest.raises(InputError, match=r"entry of .*000\.tar cannot be used .*is no SHA-256"):
+    with pytest.raises(InputError, match=r"entry of .*000\.tar cannot be used .*is not a SHA-256"):
         open_index(expand_shards(f"{bucket}-hostile/000.tar"), Cache(tmp_path))

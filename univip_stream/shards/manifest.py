@@ -12,14 +12,16 @@ from typing import Any
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
-from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_odd_name, numbers, tar_names, wrong
+from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_bad_name, numbers, tar_names, wrong
 from univip_stream.shards.format import FORMAT_1, FORMAT_2, FORMATS
 
 MANIFEST = "manifest.json"
 JOB = ".mining.json"
-"""The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there, or is the new one."""
+"""The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there, or is the new
+one."""
 LISTED = re.compile(r"manifest-[0-9a-f]{16}\.parquet")
-"""Names of files that list very many shards; the digits are of the file's hash, so a new list never takes the place of an old."""
+"""Names of files that list very many shards; the digits are of the file's hash, so a new list never takes the place of an
+old."""
 _MOST_SHARDS = 1_000_000
 MOST_BYTES = 1 << 28
 """A manifest has about 500 bytes a shard; a larger file than this is none."""
@@ -264,7 +266,7 @@ def _listed(folder: str | Path, path: str, said: dict[str, Any]) -> EntryTable:
 
 
 def _check_names(path: str, entries: Sequence[ShardEntry]) -> None:
-    if (name := first_odd_name(entries)) is not None:
+    if (name := first_bad_name(entries)) is not None:
         raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
 
 
