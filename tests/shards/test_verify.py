@@ -49,7 +49,7 @@ def test_missing_and_extra_shards_are_named(shards):
     found = problems(shards)
     assert "001.tar: 001.tar is missing" in found
     assert "002.tar: 002.parquet is missing" in found
-    assert "007.tar: is there, but the manifest does not name it" in found
+    assert "007.tar: exists, but the manifest does not name it" in found
 
 
 def test_shards_that_changed_places_are_found(shards):
