@@ -59,8 +59,8 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"the library's weights of {name} cannot be had ({why[0]}). They are downloaded once, and kept below $TORCH_HOME "
-            "(torchvision) or $HF_HOME (timm): download them on a machine with a network and copy that folder, or turn "
-            "method.pretrained off to begin with random weights"
+            "(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or leave method.pretrained "
+            "off to begin with random weights"
         ) from error
     if small_stem:
         _make_stem_small(trunk, name)
