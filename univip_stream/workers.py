@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from univip_stream.errors import InputError
-from univip_stream.files import said_size
+from univip_stream.files import readable_size
 
 _PR_SET_PDEATHSIG = 1
 """Option of prctl for the signal that a process gets when the thread that forked it ends. Source: linux/prctl.h."""
@@ -255,7 +255,7 @@ def _known_as_input_errors() -> Iterator[None]:
 
 
 def _send_error(queue: Any, error: Exception, lost: Any) -> None:
-    """In a worker, send the reason in place of a batch that could not be handed over."""
+    """Send the reason in place of a batch that this worker could not hand over."""
     if isinstance(lost, tuple) and len(lost) == 2:
         queue.put((lost[0], InputError(explained(error) or _unknown_error(error))))
     else:  # it was being sent already, and half of it may be in the pipe
@@ -263,7 +263,7 @@ def _send_error(queue: Any, error: Exception, lost: Any) -> None:
 
 
 def _die(error: BaseException | None) -> None:
-    """In a worker, write down the reason and end. A parent that waits notices the death."""
+    """Write down the reason and end this worker. A parent that waits notices the death."""
     if error is None or isinstance(error, (ConnectionError, EOFError, SystemExit)):
         return  # the parent has closed the connection, and does not wait
     reason = (explained(error) or _unknown_error(error)).encode()[: len(_reported_reason) - 1]
@@ -287,7 +287,7 @@ def _shared_memory_left() -> str:
     if not Path("/dev/shm").is_dir():
         return f". {advice}"
     shared = shutil.disk_usage("/dev/shm")
-    return f": /dev/shm has {said_size(shared.free)} of {said_size(shared.total)} free. {advice}"
+    return f": /dev/shm has {readable_size(shared.free)} of {readable_size(shared.total)} free. {advice}"
 
 
 def _short_temporary_folder() -> None:

@@ -111,7 +111,7 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
         if job.added_to is None:
             _refuse_other_shards(job)
         else:
-            _refuse_other_adding(job, job.added_to)
+            _refuse_other_addition(job, job.added_to)
         out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
         entries: dict[str, ShardEntry] = {}
         todo: dict[int, bool] = {}
@@ -215,7 +215,7 @@ def _refuse_other_shards(job: Job) -> None:
     taken = [name for name in there if name in ours or name.endswith(".tar")]
     if not taken:
         return
-    found = parameters_there(out)
+    found = stored_parameters(out)
     if found is None and not any(_finished(job, name) for name in job.names):
         raise InputError(
             f"{out.location} holds {len(taken)} files that no job of ours wrote ({', '.join(taken[:3])}); choose another --out"
@@ -243,14 +243,14 @@ def _refuse_other_shards(job: Job) -> None:
         )
 
 
-def _refuse_other_adding(job: Job, there: Manifest) -> None:
+def _refuse_other_addition(job: Job, there: Manifest) -> None:
     """Raise InputError unless the folder holds the set that this job adds to, and no other unfinished addition."""
     out = job.out
     if read_manifest(out.location).fingerprint != there.fingerprint:
         raise InputError(
             f"{out.location}: another job changed the set while this one was planned; run the same command again"
         )
-    wanted, found = json.loads(json.dumps(job.parameters)), unfinished_adding(out, there)
+    wanted, found = json.loads(json.dumps(job.parameters)), unfinished_addition(out, there)
     if found is not None and found != wanted:
         names = being_added(out.location)
         files = f"{names[0]} to {names[-1]} with their .parquet" if names else "its shards"
@@ -269,7 +269,7 @@ def _refuse_other_adding(job: Job, there: Manifest) -> None:
         )
 
 
-def unfinished_adding(out: Output, there: Manifest) -> dict[str, Any] | None:
+def unfinished_addition(out: Output, there: Manifest) -> dict[str, Any] | None:
     """Return the parameters of an unfinished addition to a set; None if there is none."""
     try:
         found = json.loads(out.read(JOB) or b"null")
@@ -280,14 +280,14 @@ def unfinished_adding(out: Output, there: Manifest) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found not in (last, there.parameters) else None
 
 
-def settle(out: Output, there: Manifest) -> None:
+def remove_leftover_job(out: Output, there: Manifest) -> None:
     """Remove the parameters that a finished job left behind, because it was killed after it wrote its manifest."""
-    if out.read(JOB) is not None and unfinished_adding(out, there) is None:
+    if out.read(JOB) is not None and unfinished_addition(out, there) is None:
         with out.held():
             out.remove(JOB)
 
 
-def parameters_there(out: Output) -> dict[str, Any] | None:
+def stored_parameters(out: Output) -> dict[str, Any] | None:
     """Return the parameters of the job, finished or not, that wrote into a folder; None if no job of ours did."""
     for name in (MANIFEST, JOB):
         data = out.read(name)

@@ -20,7 +20,7 @@ from univip_stream.images import MAX_PIXELS
 from univip_stream.images import VERSION as IMAGES_VERSION
 from univip_stream.machine import usable_cpus
 from univip_stream.mining.adding import Addition, addition
-from univip_stream.mining.job import IMPLIED, Job, carry_out, digest, failures, parameters_there, settle
+from univip_stream.mining.job import IMPLIED, Job, carry_out, digest, failures, remove_leftover_job, stored_parameters
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
@@ -241,7 +241,7 @@ def mine(
     plan = plan_job(config)
     added = plan.addition
     if added is not None and not len(plan.listing):
-        settle(plan.job.out, added.manifest)
+        remove_leftover_job(plan.job.out, added.manifest)
         return MiningReport(manifest=added.manifest, mined=0, failures=[], ignored=plan.listing.ignored, addition=added)
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
@@ -269,7 +269,7 @@ def _with_or_without_absent(listing: Listing, config: MiningConfig, out: Output)
     if not listing.absent:
         return listing
     few = len(listing.absent) <= allowed_failures(config.max_failures, len(listing))
-    begun = (parameters_there(out) or {}).get("listing")
+    begun = (stored_parameters(out) or {}).get("listing")
     if begun == listing.digest or (begun is None and few):
         return listing
     present = listing.present()
@@ -294,7 +294,7 @@ def _boxes_are_upright(config: MiningConfig, proposals: str, out: Output) -> boo
                 f"--box-frame states the frame of a COCO file's boxes, which the boxes of {proposals} do not need; leave it out"
             )
         return None
-    begun = parameters_there(out) if config.box_frame is None else None
+    begun = stored_parameters(out) if config.box_frame is None else None
     if begun is not None and begun.get("proposals") == proposals:
         return bool(begun.get("box_frame", IMPLIED["box_frame"]) == UPRIGHT)
     return config.box_frame != STORED

@@ -110,7 +110,9 @@ class ShardEntry:
             ValueError: it is not an entry; the message says why.
 
         """
-        if problem := wrong(fields, _ENTRY) or wrong(fields, {n: kind for n, kind in _MAY_HAVE.items() if n in fields}):
+        if problem := problem_in(fields, _ENTRY) or problem_in(
+            fields, {n: kind for n, kind in _MAY_HAVE.items() if n in fields}
+        ):
             raise ValueError(problem)
         if not fields["samples"] <= fields["images"] <= MOST_IMAGES:
             raise ValueError(_too_many(fields["samples"], fields["images"]))
@@ -132,7 +134,7 @@ def _facts(fields: Mapping[str, Any]) -> FileFacts:
     return FileFacts(bytes=fields["bytes"], sha256=fields["sha256"])
 
 
-def wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
+def problem_in(fields: Any, expected: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the fields of a JSON object; None if nothing is.
 
     Args:
@@ -147,7 +149,7 @@ def wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
             return f"{name} is missing"
         value: Any = fields[name]
         if isinstance(kind, dict):
-            if problem := wrong(value, kind):
+            if problem := problem_in(value, kind):
                 return f"{name}: {problem}"
         elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < _MOST):
             return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"

@@ -12,7 +12,7 @@ from typing import Any
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
-from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_bad_name, numbers, tar_names, wrong
+from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_bad_name, numbers, problem_in, tar_names
 from univip_stream.shards.format import FORMAT_1, FORMAT_2, FORMATS
 
 MANIFEST = "manifest.json"
@@ -149,15 +149,15 @@ def manifest_files(manifest: Manifest) -> dict[str, bytes]:
 
     The last is JSON in UTF-8, with a line for each field. Before it comes the Parquet file that lists very many shards.
     """
-    said = manifest.as_json()
+    content = manifest.as_json()
     listed: dict[str, bytes] = {}
     if len(manifest.shards) > MOST_IN_JSON:
         data = EntryTable.from_entries(manifest.shards).as_bytes()
         digest = hashlib.sha256(data).hexdigest()
         name = f"manifest-{digest[:16]}.parquet"
         listed[name] = data
-        said["shards"] = {"file": name, "count": len(manifest.shards), "bytes": len(data), "sha256": digest}
-    return listed | {MANIFEST: (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode()}
+        content["shards"] = {"file": name, "count": len(manifest.shards), "bytes": len(data), "sha256": digest}
+    return listed | {MANIFEST: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -177,8 +177,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes; a manifest of {MOST_BYTES} is the largest that is read")
     try:
-        said = json.loads(storage.read(path))
-        found = said["format"]
+        content = json.loads(storage.read(path))
+        found = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a manifest of shards ({why(error)}); mine again") from error
     except OSError as error:
@@ -189,15 +189,15 @@ def read_manifest(folder: str | Path) -> Manifest:
             "mine again"
         )
     try:
-        if problem := wrong(said, _FIELDS):
+        if problem := problem_in(content, _FIELDS):
             raise ValueError(problem)
-        if "shards" not in said:
+        if "shards" not in content:
             raise ValueError("shards is missing")
-        listed = isinstance(said["shards"], dict)
-        entries = _listed(folder, path, said["shards"]) if listed else _entries(said["shards"])
+        listed = isinstance(content["shards"], dict)
+        entries = _listed(folder, path, content["shards"]) if listed else _entries(content["shards"])
         _check_names(path, entries)
-        parts = tuple(_parts(said["parts"], tar_names(entries))) if "parts" in said else ()
-        return Manifest(**_made_by(said), format=found, shards=entries, totals=dict(said["totals"]), parts=parts)
+        parts = tuple(_parts(content["parts"], tar_names(entries))) if "parts" in content else ()
+        return Manifest(**_made_by(content), format=found, shards=entries, totals=dict(content["totals"]), parts=parts)
     except InputError:
         raise
     except ValueError as error:
@@ -216,24 +216,24 @@ def being_added(folder: str | Path) -> list[str]:
         return []
 
 
-def _made_by(said: Mapping[str, Any]) -> dict[str, Any]:
+def _made_by(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `MadeBy` from JSON. A field that only people read is left out if it has another type."""
-    found: dict[str, Any] = {"parameters": said["parameters"], "fingerprint": said["fingerprint"]}
-    classes = said.get("classes")
+    found: dict[str, Any] = {"parameters": content["parameters"], "fingerprint": content["fingerprint"]}
+    classes = content.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError(f"classes is {str(classes)[:40]!r}, expected a list of names")
     found["classes"] = classes
     for name in ("created_by", "ignored", "absent", "boxes_left_out", "imported"):
-        if isinstance(said.get(name), dict):
-            found[name] = said[name]
+        if isinstance(content.get(name), dict):
+            found[name] = content[name]
     return found
 
 
-def _entries(said: Any) -> tuple[ShardEntry, ...]:
-    if not isinstance(said, list):
-        raise ValueError(f"shards is {str(said)[:40]!r}, expected a list")
+def _entries(content: Any) -> tuple[ShardEntry, ...]:
+    if not isinstance(content, list):
+        raise ValueError(f"shards is {str(content)[:40]!r}, expected a list")
     entries = []
-    for at, fields_ in enumerate(said):
+    for at, fields_ in enumerate(content):
         try:
             entries.append(ShardEntry.of(fields_))
         except ValueError as error:
@@ -241,25 +241,25 @@ def _entries(said: Any) -> tuple[ShardEntry, ...]:
     return tuple(entries)
 
 
-def _listed(folder: str | Path, path: str, said: dict[str, Any]) -> EntryTable:
+def _listed(folder: str | Path, path: str, content: dict[str, Any]) -> EntryTable:
     """Return the entries that are listed in a separate file."""
-    if problem := wrong(said, _LIST):
+    if problem := problem_in(content, _LIST):
         raise ValueError(f"shards: {problem}")
-    if not LISTED.fullmatch(said["file"]):
-        raise InputError(f"{path} names {said['file']!r} as the list of its shards; expected a name that `mine` gives")
-    place = storage.join(folder, said["file"])
+    if not LISTED.fullmatch(content["file"]):
+        raise InputError(f"{path} names {content['file']!r} as the list of its shards; expected a name that `mine` gives")
+    place = storage.join(folder, content["file"])
     try:
         size = _size_of(place)
-        data = storage.read(place) if size == said["bytes"] else b""
+        data = storage.read(place) if size == content["bytes"] else b""
     except OSError as error:
         raise InputError(f"{place} cannot be read: {why(error)}") from error
     if size is None:
         raise InputError(f"{place}, which lists the shards of {path}, is missing; copy it, or mine again")
-    if size != said["bytes"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
+    if size != content["bytes"] or hashlib.sha256(data).hexdigest() != content["sha256"]:
         raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it anew, or mine again")
     entries = EntryTable.of(data)
-    if len(entries) != said["count"]:
-        raise ValueError(f"{said['file']} lists {len(entries)} shards, expected {said['count']}")
+    if len(entries) != content["count"]:
+        raise ValueError(f"{content['file']} lists {len(entries)} shards, expected {content['count']}")
     return entries
 
 
@@ -268,15 +268,15 @@ def _check_names(path: str, entries: Sequence[ShardEntry]) -> None:
         raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
 
 
-def _parts(said: Any, shards: list[str]) -> list[Part]:
-    if not isinstance(said, list):
-        raise ValueError(f"parts is {str(said)[:40]!r}, expected a list")
-    for at, part in enumerate(said):
-        if problem := wrong(part, _PART):
+def _parts(content: Any, shards: list[str]) -> list[Part]:
+    if not isinstance(content, list):
+        raise ValueError(f"parts is {str(content)[:40]!r}, expected a list")
+    for at, part in enumerate(content):
+        if problem := problem_in(part, _PART):
             raise ValueError(f"part {at}: {problem}")
-    if [name for part in said for name in part["shards"]] != shards:
+    if [name for part in content for name in part["shards"]] != shards:
         raise ValueError("its parts do not name its shards, each once and in their order")
-    return [Part(**_made_by(part), shards=list(part["shards"])) for part in said]
+    return [Part(**_made_by(part), shards=list(part["shards"])) for part in content]
 
 
 def has_manifest(folder: str | Path) -> bool:

@@ -60,23 +60,23 @@ def open_shards(shards: list[str], cache: Cache | None = None, *, max_pixels: in
             read_manifest(folder)
         else:
             strangers.add(folder)
-    place, tables = _placed(shards, folders, names, manifests), {}
+    place, tables = _layout_of(shards, folders, names, manifests), {}
     known = list(manifests.values())
     ignored: dict[int, dict[str, int]] = {}
-    sizes = _gathered(place, known, "bytes")
-    tar_sha256 = _in_order(place, [hashes(manifest.shards) for manifest in known])
+    sizes = _numbers_of(place, known, "bytes")
+    tar_sha256 = _values_of(place, [hashes(manifest.shards) for manifest in known])
     if strangers:
 
         def indexed(number: int) -> None:
             found = foreign_index(shards[number], cache, max_pixels)
-            table, ignored[number] = _within(found.table, max_pixels, found.ignored)
+            table, ignored[number] = _without_large_images(found.table, max_pixels, found.ignored)
             tables[number] = samples_of(shards[number], table)
             sizes[number], tar_sha256[number] = found.size, found.sha256
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(indexed, np.flatnonzero(place.manifest < 0).tolist()))
         place.foreign.update(sorted(tables.items()))
-    counts, pixels, boxes = (_gathered(place, known, name) for name in ("samples", "pixels", "boxes"))
+    counts, pixels, boxes = (_numbers_of(place, known, name) for name in ("samples", "pixels", "boxes"))
     for number, table in place.foreign.items():
         rows = rows_of([table])
         counts[number], boxes[number] = len(rows), len(rows.boxes)
@@ -128,7 +128,7 @@ def _named(folders: list[str], names: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _placed(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Layout:
+def _layout_of(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Layout:
     """Return which entry of which manifest each shard is."""
     known = list(manifests.values())
     if len(known) == 1 and len(set(folders)) == 1 and names == tar_names(known[0].shards):  # a whole set, the usual case
@@ -164,7 +164,7 @@ def _with_checked_hashes(place: Layout, shards: list[str]) -> Layout:
     return place
 
 
-def _in_order(place: Layout, values: list[list[str]]) -> list[str]:
+def _values_of(place: Layout, values: list[list[str]]) -> list[str]:
     """Return the value for each shard's entry; the empty text for shards of other programs."""
     if len(values) == 1 and len(values[0]) == len(place.entry) and (place.entry == np.arange(len(place.entry))).all():
         return values[0]
@@ -179,7 +179,7 @@ def _check_hashes(shard: str, entry: ShardEntry) -> None:
         raise InputError(f"the manifest's entry of {shard} cannot be used ({why(error)})") from error
 
 
-def _gathered(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray:
+def _numbers_of(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray:
     """Return a number of each shard's entry, int64 S; 0 for shards of other programs."""
     found = np.zeros(len(place.manifest), np.int64)
     for number, manifest in enumerate(manifests):
@@ -223,7 +223,7 @@ def _is_ours(path: str) -> bool:
     return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
 
 
-def _within(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
+def _without_large_images(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
     """Return the rows of a foreign shard without images beyond the limit, and the ignored things with these images counted."""
     pixels = pc.multiply(pc.cast(table.column("width"), pa.int64()), pc.cast(table.column("height"), pa.int64()))
     large = pc.fill_null(pc.greater(pixels, max_pixels), False)

@@ -105,29 +105,29 @@ def _expand(spec: str) -> Iterator[str]:
                 f"{spec}: {scheme[1]}: is not supported; expected shards such as 'shards/<000..127>.tar' or "
                 "'s3://bucket/shards/<000..127>.tar'"
             )
-    for name in _braces(spec):
-        yield from _remote(name, spec) if storage.is_remote(name) else _one(name, spec)
+    for name in _expand_braces(spec):
+        yield from _expand_remote(name, spec) if storage.is_remote(name) else _expand_local(name, spec)
 
 
-def _one(name: str, spec: str) -> Iterator[str]:
+def _expand_local(name: str, spec: str) -> Iterator[str]:
     path = Path(name)
     if path.is_dir():
-        yield from _folder(path)
+        yield from _expand_folder(path)
     elif path.name == MANIFEST:
-        yield from _within(path.parent, read_manifest(path.parent))
+        yield from _shards_in(path.parent, read_manifest(path.parent))
     elif glob.has_magic(name) and not path.exists():
         found = sorted(glob.glob(name))
         if not found:
             raise InputError(f"{spec!r} matches nothing; expected shards such as 'shards/<000..127>.tar' or a folder of them")
         for match in found:
-            yield from _one(match, spec)
+            yield from _expand_local(match, spec)
     else:
         yield name
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def _expand_folder(folder: Path) -> Iterator[str]:
     if (folder / MANIFEST).exists():
-        yield from _within(folder, read_manifest(folder))
+        yield from _shards_in(folder, read_manifest(folder))
         return
     found = sorted(path for path in folder.glob("*.tar") if system_file(path.name) is None)
     if not found:
@@ -135,12 +135,12 @@ def _folder(folder: Path) -> Iterator[str]:
     yield from map(str, found)
 
 
-def _within(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _shards_in(folder: Path, manifest: Manifest) -> Iterator[str]:
     before = str(folder / "x")[:-1]  # empty for the folder `.`
     return (before + name for name in tar_names(manifest.shards))
 
 
-def _remote(name: str, spec: str) -> Iterator[str]:
+def _expand_remote(name: str, spec: str) -> Iterator[str]:
     web = storage.scheme_of(name) in storage.WEB
     if storage.name_of(name) == MANIFEST or (not storage.name_of(name).endswith(".tar") and has_manifest(name)):
         folder = storage.parent(name) if storage.name_of(name) == MANIFEST else name
@@ -158,14 +158,14 @@ def _remote(name: str, spec: str) -> Iterator[str]:
             )
         yield name
     elif glob.has_magic(name):
-        yield from _listed(name, spec)
+        yield from _expand_remote_glob(name, spec)
     elif name.endswith(".tar"):
         yield name
     else:
-        yield from _listed(f"{name.rstrip('/')}/*.tar", spec)
+        yield from _expand_remote_glob(f"{name.rstrip('/')}/*.tar", spec)
 
 
-def _listed(pattern: str, spec: str) -> Iterator[str]:
+def _expand_remote_glob(pattern: str, spec: str) -> Iterator[str]:
     """Yield what a glob matches in an object store; as on a disk, `*` does not cross folders."""
     magic = re.search(r"[*?[]", pattern)
     folder = pattern[: magic.start() if magic else None].rpartition("/")[0]
@@ -186,7 +186,7 @@ def _listed(pattern: str, spec: str) -> Iterator[str]:
     yield from found
 
 
-def _braces(spec: str) -> Iterator[str]:
+def _expand_braces(spec: str) -> Iterator[str]:
     """Yield every name that a spec with ranges and choices stands for; the leftmost range changes slowest."""
     parts: list[list[str]] = []
     rest, many = spec, 1
@@ -196,7 +196,7 @@ def _braces(spec: str) -> Iterator[str]:
             parts.append([rest])
             break
         parts.append([rest[: found.start()]])
-        parts.append(_values(found, spec))
+        parts.append(_choices(found, spec))
         many *= len(parts[-1])
         if many > MOST_SHARDS:
             raise InputError(f"{spec!r} names more than {MOST_SHARDS} shards; check its ranges")
@@ -204,7 +204,7 @@ def _braces(spec: str) -> Iterator[str]:
     yield from ("".join(choice) for choice in itertools.product(*parts))
 
 
-def _values(found: re.Match[str], spec: str) -> list[str]:
+def _choices(found: re.Match[str], spec: str) -> list[str]:
     if found.re is _CHOICE:
         return found[1].split(",")
     low, high = (found[1], found[2]) if found[1] is not None else (found[3], found[4])
