@@ -126,8 +126,8 @@ def death(error: BaseException) -> str | None:
     if isinstance(error, WorkerDied):
         return text
     if "Pin memory thread" in text:
-        reason = _reason_of_death() or "the thread that receives them is gone"
-        return f"batches of loader workers can no longer be received: {reason}"
+        gone = "the thread that receives them is gone"
+        return f"batches of loader workers can no longer be received: {_reason_of_death() or gone}"
     if "DataLoader worker" not in text or text.startswith("Caught"):  # an error that the worker survived
         return None
     if reason := _reason_of_death() or (explained(text) if "Bus error" in text else None):
