@@ -313,5 +313,5 @@ def test_boxes_of_added_images_are_compared_with_those_images(photos, tmp_path):
     assert report.mined == 1
     assert [note for note in report.notes if "another size" in note] == [
         "1 image is of another size than the annotations say, such as photos/scene03.jpg (999 x 240 there, 320 x 240 upright); "
-        "its boxes may not fit: expected the annotations of these very images"
+        "its boxes may not fit: expected the annotations of exactly these images"
     ]

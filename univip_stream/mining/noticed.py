@@ -86,7 +86,7 @@ def notes(
     if other:
         sentences.append(
             f"{counted(len(other), 'image is', 'images are')} of another size than the annotations say, such as {other[0]}; "
-            f"{'its' if len(other) == 1 else 'their'} boxes may not fit: expected the annotations of these very images"
+            f"{'its' if len(other) == 1 else 'their'} boxes may not fit: expected the annotations of exactly these images"
         )
     return sentences
 

@@ -346,4 +346,4 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise InputError(f"the header at byte {end} is damaged")
     while piece := file.read(_MOST_HEADER_BYTES):
         if piece.count(0) != len(piece):
-            raise InputError("it goes on after its end mark: two tars in one, or damaged; unpack and pack it anew")
+            raise InputError("it goes on after its end mark: two tars in one, or damaged; unpack it and pack it again")

@@ -256,7 +256,7 @@ def _listed(folder: str | Path, path: str, content: dict[str, Any]) -> EntryTabl
     if size is None:
         raise InputError(f"{place}, which lists the shards of {path}, is missing; copy it, or mine again")
     if size != content["bytes"] or hashlib.sha256(data).hexdigest() != content["sha256"]:
-        raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it anew, or mine again")
+        raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it again, or mine again")
     entries = EntryTable.of(data)
     if len(entries) != content["count"]:
         raise ValueError(f"{content['file']} lists {len(entries)} shards, expected {content['count']}")

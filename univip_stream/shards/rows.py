@@ -109,7 +109,7 @@ def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
                 )
             raise ShardError(
                 f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
-                "`univip-stream verify` lists what differs, mining again mends it"
+                "`univip-stream verify` lists what differs, mining again repairs it"
             )
         with open(path, "rb") as file:
             table = _read_table(path, file)
@@ -123,7 +123,7 @@ def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
     if facts.get(b"tar_bytes") != str(found) or entry.bytes != found:
         raise ShardError(
             f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
-            "`univip-stream verify` lists every such shard, mining again mends them"
+            "`univip-stream verify` lists every such shard, mining again repairs them"
         )
     samples = samples_of(shard, table)
     if len(samples) != entry.samples:

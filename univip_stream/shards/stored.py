@@ -67,7 +67,7 @@ def _sample(
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise InputError(
                 f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "
-                "`univip-stream verify` lists what differs, mining again mends it"
+                "`univip-stream verify` lists what differs, mining again repairs it"
             )
     return StoredImage(
         key=row["key"],

@@ -30,7 +30,7 @@ def upgraded(index: bytes, entry: ShardEntry) -> tuple[bytes, bytes, ShardEntry]
     name = index_name(entry.name)
     if sha256_of_bytes(index) != entry.index.sha256:
         raise InputError(
-            f"{name} is not the index that its manifest names; `univip-stream verify` says more, mining again mends it"
+            f"{name} is not the index that its manifest names; `univip-stream verify` says more, mining again repairs it"
         )
     try:
         metadata = metadata_of(index)
