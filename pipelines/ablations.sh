@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train rows of the paper's ablation tables (7, 8 and 9) one after the other on the same shards, and print a table of results.
-# Run again, it continues where it stopped: finished runs are kept.
+# If run again, it continues where it stopped: finished runs are kept.
 #
 #   bash pipelines/ablations.sh SHARDS OUT [TRAIN OPTIONS...]
 #   ROWS="7a 7b 7c 7d 7e" SEEDS="0 1 2" PROBE=imagenet bash pipelines/ablations.sh shards/ runs/ablations --recipe coco

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All stages on a laptop: draw and collect images, mine them on a local Ray, check the shards, train UniVIP, evaluate it.
-# It needs two cores, no GPU and a few minutes; run again, it continues where it stopped. `make demo` runs it.
+# It needs two cores, no GPU and a few minutes. If run again, it continues where it stopped. `make demo` runs it.
 #
 #   bash pipelines/demo.sh [OUT]        OUT defaults to out/demo
 set -euo pipefail

@@ -34,7 +34,7 @@ from univip_stream.files import readable_size
 _PR_SET_PDEATHSIG = 1
 """Option of prctl for the signal that a process gets when the thread that forked it ends. Source: linux/prctl.h."""
 _CHECK_EVERY = 0.5
-"""Seconds between two checks of a worker whether its parent lives, in case the kernel has not ended it already."""
+"""Seconds between two checks of a worker that its parent is alive, in case the kernel has not ended the worker already."""
 _LEAVE_AFTER = 2.0
 """Seconds that workers have to end by themselves once nobody needs their batches."""
 _SOCKET_NAME = 107

@@ -21,7 +21,7 @@ def upgrade(
     planned: Callable[[Manifest, int], None] = lambda manifest, shards: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Manifest:
-    """Move the candidates of a set of version 1 out of its indexes, and return the new manifest. Run again, it continues.
+    """Move the candidates of a set of version 1 out of its indexes, and return the new manifest. If run again, it continues.
 
     Until the new manifest is written, the set stays as it was: the new indexes wait beside the old ones, and replace them
     afterwards. While they are replaced, a reader gets the error that an index is not the expected one.
