@@ -332,7 +332,7 @@ class _Trainer:
         return step
 
     def close(self) -> None:
-        """Close the files, and release the run folder."""
+        """Let go of the files, and of the run folder."""
         self.recorder.close()
         if self.lock is not None:
             os.close(self.lock)
