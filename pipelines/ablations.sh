@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Rows of the paper's ablation tables (7, 8 and 9) one after the other from the same shards, and a table of what came out.
-# Run it again and it continues where it was: finished runs are kept.
+# Train rows of the paper's ablation tables (7, 8 and 9) one after the other on the same shards, and print a table of results.
+# If run again, it continues where it stopped: finished runs are kept.
 #
 #   bash pipelines/ablations.sh SHARDS OUT [TRAIN OPTIONS...]
 #   ROWS="7a 7b 7c 7d 7e" SEEDS="0 1 2" PROBE=imagenet bash pipelines/ablations.sh shards/ runs/ablations --recipe coco
 #
-# ROWS   rows by name (`univip-stream train --help` lists them); default: Table 7
-# SEEDS  a run for each; default: 0
-# PROBE  folder with train/<class> and val/<class>: judges every run by kNN; default: no judging
-# Rows of Table 8 (b) differ in their shards: "8b-ground-truth" takes SHARDS-ground-truth where that folder exists.
+# ROWS   names of rows (`univip-stream train --help` lists them); default: Table 7
+# SEEDS  seeds, with a run for each; default: 0
+# PROBE  folder with train/<class> and val/<class>, to evaluate every run by kNN; default: no evaluation
+# Rows of Table 8 (b) differ in their shards: "8b-ground-truth" is trained on the shards in SHARDS-ground-truth.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
@@ -23,7 +23,7 @@ for row in $rows; do
     from=$shards
     if [ "$row" = 8b-ground-truth ]; then
         from=${shards%/}-ground-truth
-        [ -e "$from" ] || { echo "error: $row trains from shards mined with --proposals ground-truth; expected them in $from" >&2; exit 1; }
+        [ -e "$from" ] || { echo "error: $row is trained on shards mined with --proposals ground-truth; expected them in $from" >&2; exit 1; }
     fi
     for seed in $seeds; do
         run=$out/$row-seed$seed

@@ -1,16 +1,15 @@
-"""The demo's images: photographs that scikit-image ships, and multi-object scenes drawn here with known classes.
+"""The demo's images: photographs that scikit-image ships, and scenes of several objects of a known class, drawn here.
 
-Run as a script it writes both:
+Run as a script, it writes both:
 
     python pipelines/demo_images.py OUT
 
-    OUT/mine/photos/*.png|jpg          about a dozen photographs
-    OUT/mine/scenes/NNNN.jpg           drawn scenes to pre-train on, all classes mixed
-    OUT/probe/{train,val}/<class>/*.jpg   other scenes with their class, to judge the representation on
+    OUT/mine/photos/*.png|jpg          sixteen photographs
+    OUT/mine/scenes/NNNN.jpg           drawn scenes of all classes to pre-train on
+    OUT/probe/{train,val}/<class>/*.jpg   other scenes by class, to evaluate the representation on
 
-A scene's class is the kind of its objects, a shape with its own surface (a disc is plain, a square striped, and so on, as
-animals have their coats). Colours, size, number, place, direction and background are drawn at random, so neither colour nor
-layout tells the class.
+The class of a scene is the kind of its objects, a shape with a surface of its own: a disc is plain, a square is striped, and
+so on. Colours, size, number, place, direction and background are random, so neither colour nor layout reveals the class.
 """
 
 import sys
@@ -21,14 +20,14 @@ import numpy as np
 
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring")
 
-# scikit-image carries these in its wheel; the others of skimage.data would need a download.
+# These are in scikit-image's wheel; the other images of skimage.data would have to be downloaded.
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
                "motorcycle_right.png", "retina.jpg", "rocket.jpg", "brick.png", "camera.png", "coins.png", "grass.png",
                "gravel.png", "page.png", "text.png")  # fmt: skip
 
 
 def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: int = 240) -> np.ndarray:
-    """One scene of 4 to 7 objects of one shape on a textured background: uint8, height x width x 3, RGB."""
+    """Draw a scene of 4 to 7 objects of one shape on a textured background: uint8, height x width x 3, RGB."""
     image = background(rng, width, height)
     for _ in range(int(rng.integers(4, 8))):
         radius = int(rng.integers(min(width, height) // 9, min(width, height) // 4))
@@ -44,7 +43,7 @@ def draw_scene(shape: str, rng: np.random.Generator, width: int = 320, height: i
 
 
 def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A smooth random texture in two random colours: float64, height x width x 3."""
+    """Draw a smooth random texture in two random colours: float64, height x width x 3."""
     coarse = rng.random((int(rng.integers(3, 9)), int(rng.integers(3, 9)))).astype(np.float32)
     blend = np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
     first, second = _two_colours(rng)
@@ -52,13 +51,13 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A darker and a lighter muted colour, in either order: float64, 3 each. Loud ones would be all that features see."""
+    """Draw a darker and a lighter muted colour, in either order: float64, 3 each. Bright ones would dominate the features."""
     dark, light = rng.uniform(20, 110) + rng.normal(0, 18, 3), rng.uniform(140, 235) + rng.normal(0, 18, 3)
     return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
 def _surface(shape: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """How a shape's two colours mix over the image, 0 to 1: float64, height x width."""
+    """Return the share of a shape's first colour at each pixel of the image, 0 to 1: float64, height x width."""
     turn, period = rng.uniform(0, 2 * np.pi), rng.uniform(7, 11)
     y, x = np.mgrid[:height, :width]
     along = (x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi / period
@@ -102,7 +101,7 @@ def _fill_shape(mask: np.ndarray, shape: str, centre: np.ndarray, radius: int, a
 
 
 def write_scenes(folder: Path, per_class: int, seed: int, *, by_class: bool) -> int:
-    """Write `per_class` scenes of every shape as JPEG, in a folder a class or mixed in one; return how many."""
+    """Write `per_class` scenes of every shape as JPEG, in one folder for each class or all in one; return their number."""
     rng = np.random.default_rng(seed)
     for index in range(per_class * len(SHAPES)):
         shape = SHAPES[index % len(SHAPES)]
@@ -116,7 +115,7 @@ def write_scenes(folder: Path, per_class: int, seed: int, *, by_class: bool) -> 
 
 
 def write_photographs(folder: Path) -> int:
-    """Copy the photographs that the installed scikit-image carries into `folder`; return how many."""
+    """Copy the photographs that the installed scikit-image contains into `folder`; return their number."""
     import skimage
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +127,7 @@ def write_photographs(folder: Path) -> int:
 
 
 def main(out: Path) -> None:
-    """Write everything the demo needs below `out`."""
+    """Write all images of the demo below `out`."""
     photographs = write_photographs(out / "mine" / "photos")
     scenes = write_scenes(out / "mine" / "scenes", per_class=40, seed=0, by_class=False)
     probe = write_scenes(out / "probe" / "train", per_class=20, seed=1, by_class=True)

@@ -1,8 +1,8 @@
-"""The end of the demo: did the loss fall, does the representation know the classes, and where to look.
+"""Report of the demo: whether the loss fell, whether the representation separates the classes, and which files to look at.
 
     python pipelines/demo_report.py OUT
 
-Exits 1 if the loss did not fall or kNN is not above chance: the demo is also a check.
+The exit status is 1 if the loss did not fall or kNN is not above chance, so that the demo is also a check.
 """
 
 import json
@@ -16,7 +16,7 @@ TERMS = ("loss", "loss_scene", "loss_scene_instance", "loss_instance")
 
 
 def loss_table(metrics: Path) -> tuple[list[str], bool]:
-    """Lines that show each loss term at the start and the end of a run, and whether the sum fell."""
+    """Return lines that show each term of the loss at the start and the end of a run, and whether their sum fell."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     window = max(1, len(rows) // 10)
     lines = [f"{'':22}{'first':>10}{'last':>10}   (means of {window} records, {rows[-1]['step']} steps)"]
@@ -55,11 +55,11 @@ def main(out: Path) -> int:
     contact_sheet(out / "shards", out / "boxes.png")
     above = knn["top1"] > knn["chance"]
 
-    print("\n== the demo in short")
+    print("\n== results of the demo")
     print("\n".join(lines))
     print(f"{'kNN on unseen scenes':22}{knn['top1']:10.3f}   chance {knn['chance']:.3f}, "
           f"the same network untrained {knn['untrained']['top1']:.3f}")  # fmt: skip
-    print(f"\nlook at   {out / 'boxes.png'}               what was mined")
+    print(f"\nlook at   {out / 'boxes.png'}               boxes that were mined")
     print(f"          {out / 'shards'}                  the shards: 000.tar, 000.parquet, ..., manifest.json")
     print(f"          {out / 'run' / 'metrics.jsonl'}       every recorded step")
     print(f"          {out / 'run' / 'backbone.safetensors'}   the trained backbone")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Training on several machines under Slurm: one torchrun a node, all GPUs of each. The run folder and the shards must lie where
-# every node sees them. A job that was preempted or lost a node is put back in the queue and continues from its checkpoint; one
-# that ran out of time continues when the same command is given again.
+# Train on several machines under Slurm, with one torchrun on each node, which uses all its GPUs.
+# Every node must reach the run folder and the shards under the same path. A job that was preempted or lost a node is queued again
+# and continues from its checkpoint; a job that ran out of time continues when the same command is given again.
 #
 #   sbatch --nodes 4 --gpus-per-node 8 pipelines/slurm.sh --shards shards/ --out runs/coco --recipe coco
 #SBATCH --job-name=univip-stream

@@ -1,4 +1,4 @@
-"""What the tests share: the development images where they are there, drawn images everywhere."""
+"""Fixtures that the tests share: the development images, if they exist, and drawn images."""
 
 import fcntl
 import importlib
@@ -16,20 +16,20 @@ import pytest
 from demo_images import SHAPES, draw_scene
 from warm import Warm
 
-# One thread a process, as `make test` says it before numpy is there: it runs a process for each core, and networks as small as
-# these compute no faster with more. Tests about threads set their own.
+# One thread in each process, as `make test` sets before numpy is imported: it runs a process for each core, and networks as
+# small as these are no faster with more threads. Tests about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# The tests' own servers are asked directly, also behind a proxy.
+# The tests reach their own servers directly, even behind a proxy.
 os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy"), "127.0.0.1,localhost")))
 
 
 class _LibrariesFirst(MetaPathFinder):
-    """Loads torch and its kin before the first module that jaxtyping checks and that needs them.
+    """Imports torch, torchvision and timm before the first module that jaxtyping checks and that needs them.
 
-    Within jaxtyping's loader Python looks for compiled files of another name, also for what the module imports: all of torch
-    would be compiled anew, five seconds of each start.
+    Inside jaxtyping's loader Python looks for compiled files with another name, also for modules that are imported there: all
+    of torch would be compiled again, which takes five seconds of each start.
     """
 
     names = tuple(f"univip_stream.{name}" for name in ("losses", "transport", "networks", "methods", "augment"))
@@ -49,7 +49,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real development images beside the repository; the test is skipped by name without it."""
+    """The folder of real development images beside the repository; without it, the test is skipped with a message."""
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the development images in ../shared/data, which are not here")
     return SHARED_DATA
@@ -63,7 +63,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A flat folder of twelve drawn scenes, 320 x 240 JPEG. Read only: copy it before changing it."""
+    """A flat folder of twelve drawn scenes, JPEG of 320 x 240 pixels. It is read-only: copy it before changing it."""
     folder = tmp_path_factory.mktemp("drawn")
     rng = np.random.default_rng(7)
     for index in range(12):
@@ -74,7 +74,7 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn_shards(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
-    """The drawn scenes mined into three shards with random boxes. Read only: copy them before changing them."""
+    """The drawn scenes mined into three shards with random boxes. They are read-only: copy them before changing them."""
     from univip_stream.mining import MiningConfig, mine
 
     out = tmp_path_factory.mktemp("shards") / "drawn"
@@ -84,7 +84,7 @@ def drawn_shards(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -
 
 @pytest.fixture(scope="session")
 def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
-    """Pairs of regions of the drawn shards: each image with the next and the third after it, two or three pairs each."""
+    """Pairs of regions of the drawn shards: two pairs of each image with the next, three with the third after it."""
     import pyarrow.parquet as pq
 
     from univip_stream.methods.orl.pairs import pairs_table
@@ -104,7 +104,7 @@ def drawn_pairs(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) ->
 
 @pytest.fixture(scope="session")
 def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of eight drawn scenes each, a folder a class."""
+    """Drawn scenes of three classes, eight of each in a folder of its own."""
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(11)
     for shape in SHAPES[:3]:
@@ -117,7 +117,7 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Our selective search, compiled: half a minute in a fresh checkout, by one process of those that share the suite."""
+    """Compile our selective search once for all processes that share the suite; in a fresh checkout it takes half a minute."""
     from univip_stream.proposals import propose
 
     with open(tmp_path_factory.getbasetemp().parent / "kernels.lock", "w") as lock:
@@ -128,14 +128,14 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
     """A process that has imported everything: `warm.start` and `warm.run` fork commands from it."""
-    made = Warm(Path(tempfile.mkdtemp(prefix="warm-")))  # a name short enough for a socket
+    made = Warm(Path(tempfile.mkdtemp(prefix="warm-")))  # the name is short enough for a socket
     yield made
     made.close()
     shutil.rmtree(made.bin.parent)
 
 
 def _trained(folder: Path, backbone: str, shards: Path) -> Path:
-    """A run of two steps on 32-pixel views."""
+    """Train a run of two steps on views of 32 pixels, and return its folder."""
     from univip_stream.pretrain import pretrain
     from univip_stream.pretrain.recipes import recipe
     from univip_stream.pretrain.settings import with_settings
@@ -150,11 +150,11 @@ def _trained(folder: Path, backbone: str, shards: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
-    """A run with timm's ResNet for tests, a thirtieth of a ResNet-18. Read only: copy it before changing it."""
+    """A run with timm's ResNet for tests, a thirtieth of a ResNet-18. It is read-only: copy it before changing it."""
     return _trained(tmp_path_factory.mktemp("runs") / "run", "test_resnet", drawn_shards)
 
 
 @pytest.fixture(scope="session")
 def resnet_folder(tmp_path_factory: pytest.TempPathFactory, drawn_shards: Path) -> Path:
-    """A run with torchvision's ResNet-18, which detectors and other libraries' formats want. Read only."""
+    """A run with torchvision's ResNet-18, which detectors and formats of other libraries need. It is read-only."""
     return _trained(tmp_path_factory.mktemp("resnets") / "run", "resnet18", drawn_shards)

@@ -1,7 +1,8 @@
-"""Which tests are long: they begin first where several processes share the suite, and `make test-fast` leaves them out.
+"""Find slow tests. They run first if several processes share the suite, and `make test-fast` leaves them out.
 
-Left out are those that start or train something, by what they and their fixtures and helpers name. Nobody has to mark them. A test
-that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such tests.
+A test counts as slow if it starts or trains something, which is found from the names that it, its fixtures and its helpers
+use, so nobody has to mark it. A test that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such
+tests.
 """
 
 import inspect
@@ -19,7 +20,7 @@ STARTS = frozenset(
     }
 )  # fmt: skip
 LONG = 3
-"""Seconds from which a test that is not slow is named at the end of a run."""
+"""Seconds above which a test that is not marked slow is named at the end of a run."""
 FIRST = (
     "test_documentation",
     "test_walk",
@@ -29,12 +30,12 @@ FIRST = (
     "test_strange_shards",
     "test_train",
 )
-"""Files that take longest, so that none of them is what everybody waits for at the end."""
+"""Files that take longest. They run first, so that none of them is left for the end."""
 TESTS = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if hasattr(config, "workerinput"):  # of pytest-xdist, which deals files out in this order
+    if hasattr(config, "workerinput"):  # set by pytest-xdist, which distributes files in this order
         items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     known: dict[FunctionType, bool] = {}
     for item in items:
@@ -50,7 +51,7 @@ def _starts(function: object, known: dict[FunctionType, bool]) -> bool:
     if not isinstance(function, FunctionType) or TESTS not in Path(function.__code__.co_filename).parents:
         return False
     if function not in known:
-        known[function] = False  # until it is known, for those that call each other
+        known[function] = False  # a preliminary answer, for functions that call each other
         names = set(_names(function.__code__))
         known[function] = not STARTS.isdisjoint(names) or any(
             _starts(function.__globals__.get(name), known) for name in names
@@ -59,7 +60,7 @@ def _starts(function: object, known: dict[FunctionType, bool]) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """What a function's code and those within it name: globals, attributes, parameters."""
+    """Yield the names that a function's code, and code inside it, uses: globals, attributes, parameters."""
     yield from (*code.co_names, *code.co_varnames)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -72,6 +73,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if isinstance(report, pytest.TestReport) and "slow" not in report.keywords:
             seconds[report.nodeid] = seconds.get(report.nodeid, 0) + report.duration
     if long := sorted((took, name) for name, took in seconds.items() if took > LONG):
-        terminalreporter.section("not marked slow, and slow")
+        terminalreporter.section("slow tests that are not marked slow")
         for took, name in reversed(long):
             terminalreporter.write_line(f"{took:5.1f} s  {name}")

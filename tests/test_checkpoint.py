@@ -72,7 +72,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path, monkeypatch):
 
 def test_other_files_are_no_checkpoints(tmp_path):
     torch.save({"weights": 1}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="is no checkpoint of a run"):
+    with pytest.raises(InputError, match="is not a checkpoint of a run"):
         load_checkpoint(tmp_path / "other.pt")
     with pytest.raises(InputError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")

@@ -33,7 +33,7 @@ def test_a_dry_run_prints_the_road_of_its_recipe_and_the_papers_number(script, r
     variables = {"COCO": str(tmp_path), "IMAGENET": str(tmp_path), "EPOCHS": "300", "DRY_RUN": "1", "GPUS": "8"}
     missing = run(script, **variables)
     assert missing.returncode == 1
-    assert f"error: {tmp_path}/{folders[0]} is no folder" in missing.stderr
+    assert f"error: {tmp_path}/{folders[0]} is not a folder" in missing.stderr
     for folder in folders:
         (tmp_path / folder).mkdir()
     done = run(script, OUT="out/x", **variables)

@@ -1,9 +1,10 @@
-"""Commands as forks of a process that has imported everything: without the four seconds that importing torch takes each.
+"""Run commands as forks of a process that has imported everything, which saves the four seconds that importing torch takes.
 
-They are processes like any other, which can be signalled, killed and waited for. What a test says of the start itself
-(closed streams, variables, limits, launchers) starts an interpreter of its own.
+They are ordinary processes, which can be signalled, killed and waited for. A test of the start itself (closed streams,
+variables, limits, launchers) starts its own interpreter instead.
 
-`python warm.py SOCKET` is that process. It computes nothing, so that no thread is lost in a fork, and ends with whoever began it.
+`python warm.py SOCKET` is the process that is forked. It computes nothing, so that no thread is lost in a fork, and ends with
+the process that started it.
 """
 
 import array
@@ -26,7 +27,7 @@ from pathlib import Path
 
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 LARGEST = 1 << 20
-"""Bytes of a request: words, and the variables of the environment."""
+"""The most bytes of a request, which holds the words of the command and the environment's variables."""
 
 SHIM = """#!{python} -IS
 import array, json, os, socket, sys
@@ -38,11 +39,11 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     status = int(server.recv(100))
 sys.exit(status if status >= 0 else 128 - status)
 """
-"""`univip-stream` for shells: what it is called with begins as a fork, and it leaves as that leaves."""
+"""Script `univip-stream` for shells: it runs the command as a fork, and exits with the fork's status."""
 
 
 class Warm:
-    """The process that commands are forked from, and how they are begun. Made by the fixture `warm`."""
+    """The process that commands are forked from, and methods that start them. The fixture `warm` makes it."""
 
     def __init__(self, folder: Path) -> None:
         self.place = str(folder / "socket")
@@ -54,17 +55,20 @@ class Warm:
         shim.write_text(SHIM.format(python=sys.executable, place=self.place))
         shim.chmod(0o755)
         self.bin = shim.parent
-        """To be put into PATH: holds a `univip-stream` that begins warm."""
+        """Folder for PATH with a `univip-stream` that runs as a fork."""
 
     def close(self) -> None:
         self._process.communicate()
 
     def start(self, words, *, stdout=None, stderr=None, cwd=None, env=None, start_new_session=False):
-        """As `subprocess.Popen([sys.executable, *words], text=True, ...)`; words begin with -m univip_stream or -c CODE."""
+        """Start a command like `subprocess.Popen([sys.executable, *words], text=True, ...)`.
+
+        `words` must begin with -m univip_stream or -c CODE.
+        """
         return Started(self.place, [*map(str, words)], stdout, stderr, cwd, env, start_new_session)
 
     def run(self, words, *, timeout=250, **more):
-        """As `subprocess.run([sys.executable, *words], capture_output=True, text=True, ...)`."""
+        """Run a command like `subprocess.run([sys.executable, *words], capture_output=True, text=True, ...)`."""
         with contextlib.ExitStack() as files:
             out, err = (files.enter_context(open(os.memfd_create(name), "w+", errors="replace")) for name in ("out", "err"))
             process = self.start(words, stdout=out, stderr=err, **more)
@@ -78,7 +82,7 @@ class Warm:
             return subprocess.CompletedProcess(words, process.returncode, out.read(), err.read())
 
     def ranks(self, count, words, *, timeout=120):
-        """(statuses, what all said on stderr) of so many ranks that find each other as under torchrun."""
+        """Run a command in `count` ranks that find each other as under torchrun; return (statuses, everything on stderr)."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         said = open(os.memfd_create("said"), "w+", errors="replace")  # noqa: SIM115
@@ -99,7 +103,7 @@ class Warm:
 
 
 class Started:
-    """A command that runs: what the tests use of `subprocess.Popen`."""
+    """A running command, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(self, place, words, stdout, stderr, cwd, env, start_new_session):
         self.args, self.returncode, self.stderr = words, None, None
@@ -124,21 +128,21 @@ class Started:
         self.pid = int(self._server.recv(100))
 
     def poll(self):
-        return self._left(0)
+        return self._wait_for_status(0)
 
     def wait(self, timeout=None):
-        if self._left(timeout) is None:
+        if self._wait_for_status(timeout) is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
-    def _left(self, timeout):
+    def _wait_for_status(self, timeout):
         if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
             self.returncode = int(self._server.recv(100))
             self._server.close()
         return self.returncode
 
     def communicate(self, timeout=None):
-        """(None, what it said on a piped stderr)."""
+        """Wait for the end, and return (None, everything on a piped stderr)."""
         said, until = [], None if timeout is None else time.monotonic() + timeout
         while self.stderr is not None:
             left = None if until is None else max(0.0, until - time.monotonic())
@@ -161,9 +165,9 @@ class Started:
 
 
 def serve(place):
-    """Begin a fork for each request and tell its process and then its status; returns the words within the fork.
+    """Start a fork for each request and send back its process id and then its status. In a fork, return the command's words.
 
-    A command whose asker has gone, such as a test that failed, is killed.
+    A command is killed if the process that asked for it has gone, such as a test that failed.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(place)
@@ -175,13 +179,13 @@ def serve(place):
         for child in list(running):
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
-                with running.pop(child) as asker, contextlib.suppress(OSError):  # it may have left
+                with running.pop(child) as asker, contextlib.suppress(OSError):  # it may have gone
                     asker.send(str(os.waitstatus_to_exitcode(status)).encode())
         for child in [child for child, asker in running.items() if 0 in readable or asker in readable]:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             running.pop(child).close()
-        if 0 in readable:  # closed: whoever began this has ended
+        if 0 in readable:  # standard input is closed: the process that started this one has ended
             os._exit(0)
         if listener in readable:
             asker, _ = listener.accept()
@@ -197,7 +201,7 @@ def serve(place):
                     os.close(file)
                 if session:
                     os.setsid()
-                # Those of this process remember what it was begun with, and would seek in what cannot.
+                # The parent's stream objects keep the state of its own files, and would seek in files that cannot.
                 sys.stdin = open(0, closefd=False)  # noqa: SIM115
                 sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
                 sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -218,9 +222,9 @@ if __name__ == "__main__":
     imported()
     importlib.import_module("timm")
     gc.collect()
-    gc.freeze()  # what is here stays, and is not copied into each fork by a look at it
+    gc.freeze()  # the collector no longer visits these objects, which would copy their pages into each fork
     words = serve(sys.argv[1])
-    # From here on this is the command: it finds modules where it would.
+    # From here on this is the command, which must find modules where an interpreter of its own would.
     here = [] if words[0] == "univip-stream" else [os.getcwd()]
     sys.path[:] = [*here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path[2:]]
     try:
@@ -242,7 +246,7 @@ if __name__ == "__main__":
     except BaseException:
         traceback.print_exc()
         status = 1
-    # As an interpreter leaves, but that it takes all modules apart, which costs as much as the rest.
+    # End as an interpreter does, but without destroying all modules, which takes as long as the rest.
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

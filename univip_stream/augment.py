@@ -44,7 +44,8 @@ class AugmentConfig:
     brightness: float = 0.4
     """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source: BYOL."""
+    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source:
+    BYOL."""
     saturation: float = 0.2
     """s: saturation, the distance from the grey image, is multiplied by a factor drawn from 1 - s to 1 + s. Source: BYOL."""
     hue: float = 0.1
@@ -97,8 +98,8 @@ def draw(rng: np.random.Generator, config: AugmentConfig, view: int) -> Float32[
     Args:
         rng: generator of the sample.
         config: settings of the augmentations.
-        view: 0 or 1; the two scene views differ in blur and solarization. An instance is drawn like the first view, its second
-            augmentation (if it has one) like the second.
+        view: 0 or 1; the two scene views differ in blur and solarization. An instance is drawn like the first view, its
+            second augmentation (if it has one) like the second.
 
     """
     chance = rng.random(10)
@@ -137,7 +138,8 @@ def augment(
         draws_NP: results of `draw`, on the same device.
         config: provides the blur's width, the threshold, mean and standard deviation.
         keep_uint8: whether to return the augmented pictures as uint8, not normalised, for display.
-        compiled: whether torch.compile may join the many passes over a batch into few; each shape is compiled once. Not on a CPU.
+        compiled: whether torch.compile may join the many passes over a batch into few; each shape is compiled once. Not on a
+            CPU.
 
     Returns:
         float32, normalised; or uint8. On a CPU contiguous, elsewhere in the input's memory layout.
@@ -193,12 +195,12 @@ def _change_one(x: Tensor, row: list[float], config: AugmentConfig) -> Tensor:
 
 
 class _Tables(NamedTuple):
-    """What is the same for all images, on the device. Made beforehand: sending it there makes the host wait."""
+    """Tensors on the device that are the same for all images, made beforehand: sending them makes the host wait."""
 
     hues: Float[Tensor, "1 3 1 1"]
-    """Where red, green and blue are on the circle of six."""
+    """Positions of red, green and blue on a hue circle of length six."""
     shifts: Float[Tensor, "R Q"]
-    """Of the blur."""
+    """Matrices of the blur, as `_shifts` returns them."""
     mean: Float[Tensor, "1 3 1 1"]
     scale: Float[Tensor, "1 3 1 1"]
 
@@ -228,9 +230,9 @@ def _augment_all(images_NCSS: Tensor, draws_NP: Tensor, tables: _Tables, thresho
 
 
 def _change_all(images_NCSS: Tensor, draws_NP: Tensor, tables: _Tables, threshold: float) -> Tensor:
-    """The operations of all draws on images of 0 to 255: contiguous floats of 0 to 1.
+    """Apply the operations of all draws to images of 0 to 255, and return contiguous floats of 0 to 1.
 
-    What counts here is how often memory is gone through: a step of UniVIP would spend an eighth of its traffic on it.
+    Its time is that of the passes over memory: a step of UniVIP would spend an eighth of its memory traffic here.
     """
 
     def where(flags_N: Tensor, changed: Tensor, same: Tensor) -> Tensor:
@@ -348,7 +350,7 @@ def _blur_one(x: Tensor, sigma: float, kernel: int) -> Tensor:
 
 
 def _blur(x_NCSS: Tensor, sigma_N: Tensor, shifts: Float[Tensor, "R Q"]) -> Tensor:
-    """The same with each image's own sigma as two matrix products, which is best on a GPU."""
+    """Blur as `_blur_one` does, each image with its own sigma, by two matrix products, which is fastest on a GPU."""
     side, radius = x_NCSS.shape[-1], len(shifts) // 2
     steps_R = torch.arange(-radius, radius + 1, device=x_NCSS.device, dtype=torch.float32)
     weights_NR = torch.exp(-(steps_R**2) / (2 * sigma_N.clamp_min(1e-3).view(-1, 1) ** 2))

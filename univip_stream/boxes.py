@@ -95,7 +95,7 @@ def iou(boxes: BoxesLike, others: BoxesLike) -> Float[np.ndarray, "N M"]:
 
 
 def inside(boxes: BoxesLike, region: BoxesLike) -> Bool[np.ndarray, "N"]:
-    """Whether each box lies wholly inside the region x, y, w, h; touching its border counts as inside.
+    """Return whether each box lies wholly inside the region x, y, w, h; touching its border counts as inside.
 
     This is the test of UniVIP's Algorithm 1 with its erratum corrected: as printed, it asks whether the region is in the box.
     """
@@ -105,6 +105,7 @@ def inside(boxes: BoxesLike, region: BoxesLike) -> Bool[np.ndarray, "N"]:
 
 
 _AT_ONCE = 32
+"""Number of boxes that are compared with all others at the same time."""
 
 
 def filter_boxes(
@@ -165,7 +166,7 @@ class BoxFilter:
     max_aspect: float = 3.0
     """Longest side over shortest; longer boxes are mostly borders and poles."""
     max_iou: float = 0.5
-    """Of two boxes overlapping more than this, the earlier stays."""
+    """Greatest intersection over union of two kept boxes; of two that overlap more, the later one is dropped."""
     max_boxes: int | None = None
     """Maximal number of boxes kept; None keeps all."""
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, the last few kept, read without running code.
+"""Checkpoints of a run. Each is written as a whole or not at all; the last few are kept; reading them runs no code.
 
 A file holds plain tensors, numbers and text; it is loaded with `weights_only=True`.
 """
@@ -99,5 +99,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int) or state["step"] < 0:
-        raise InputError(f"{path} is no checkpoint of a run; expected a file that `univip-stream train` saved")
+        raise InputError(f"{path} is not a checkpoint of a run; expected a file that `univip-stream train` saved")
     return state

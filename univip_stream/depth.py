@@ -17,7 +17,7 @@ brightened by a factor of four at most, and usually not at all."""
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether samples have more than 8 bits in the file; False for decoders that return 8 (HEIC, AVIF, JPEG 2000 in colour)."""
+    """Return whether the file has samples of more than 8 bits; False if its decoder returns 8 (HEIC, AVIF, JPEG 2000 in colour)."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "PNG":

@@ -1,4 +1,4 @@
-"""Which process this is among those that train together: torchrun's environment variables, or alone."""
+"""The processes that train together, from torchrun's environment variables; without them, a process trains alone."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from univip_stream.errors import InputError, UsageError
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up: a dead rank ends the job, it does not hang it."""
+"""Time that a rank waits for the others before it gives up, so that a dead rank ends the job instead of blocking it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class Process:
     """One process of a job."""
 
     rank: int = 0
-    """Among all processes."""
+    """Number of this process among all, from 0."""
     world_size: int = 1
-    """How many there are."""
+    """Number of processes."""
     local_rank: int = 0
-    """On this machine."""
+    """Number of this process among those on this machine, from 0."""
 
     @property
     def is_first(self) -> bool:
@@ -37,11 +37,11 @@ class Process:
 
 
 ALONE = Process()
-"""The one process of a job without others."""
+"""The process of a job that has only one."""
 
 
 def process_from_environment() -> Process:
-    """What torchrun (or any launcher that sets the same variables) says; alone if it says nothing.
+    """Return the process that torchrun's environment variables describe; `ALONE` if they are not set.
 
     Raises:
         InputError: the variables contradict each other.
@@ -66,11 +66,11 @@ def process_from_environment() -> Process:
 
 
 def pick_device(name: str, process: Process) -> torch.device:
-    """`auto` is this process's GPU where there is one, else the CPU.
+    """Return a device by name; `auto` is this process's GPU if there is one, otherwise the CPU.
 
     Raises:
-        UsageError: a name of no device.
-        InputError: a GPU is asked for and there is none.
+        UsageError: the name is not that of a device.
+        InputError: the name is that of a GPU that this machine does not have.
 
     """
     if name == "auto":
@@ -85,16 +85,16 @@ def pick_device(name: str, process: Process) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise InputError(f"--device {name}: this machine has {found} GPUs that torch can use; --device cpu trains without")
+        raise InputError(f"--device {name}: this machine has {found} GPUs that torch can use; --device cpu uses none")
     return device
 
 
 @contextmanager
 def joined(process: Process, device: torch.device) -> Iterator[None]:
-    """Within: the processes of the job can talk to each other.
+    """While inside: the processes of the job can communicate.
 
     Raises:
-        InputError: another process is gone, so that this one cannot go on.
+        InputError: another process is gone, so that this one cannot continue.
 
     """
     if process.world_size == 1:
@@ -118,12 +118,12 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
 
 
 def mean_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
-    """The mean of a tensor over all processes; the tensor itself where there is one."""
+    """Return the mean of a tensor over all processes; the tensor itself if there is only one."""
     return summed_over_ranks(values, process) / process.world_size
 
 
 def summed_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
-    """The sum of a tensor over all processes; the tensor itself where there is one."""
+    """Return the sum of a tensor over all processes; the tensor itself if there is only one."""
     if process.world_size == 1:
         return values
     summed = values.clone()
@@ -132,26 +132,26 @@ def summed_over_ranks(values: torch.Tensor, process: Process) -> torch.Tensor:
 
 
 def in_parallel(module: nn.Module, process: Process, device: torch.device) -> nn.Module:
-    """The module, its gradients averaged over all processes; the module itself where there is one.
+    """Return the module with its gradients averaged over all processes; the module itself if there is only one.
 
-    Buffers are left alone: batch statistics over all ranks are equal anyway, and those of one rank are its own.
+    Buffers are not synchronised: batch statistics over all ranks are equal anyway, and those of a single rank belong to it.
     """
     if process.world_size == 1:
         return module
     with warnings.catch_warnings():
-        # Its successor, forward_sync_buffers, is missing from the older versions of torch that we support.
+        # Its successor, forward_sync_buffers, does not exist in the older versions of torch that we support.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
 def ended_by_others(error: RuntimeError, process: Process) -> str | None:
-    """What to tell a person if the error means that another process of the job is gone; None if it means something else."""
+    """Return the message for an error that means that another process of the job is gone; None for other errors."""
     text = str(error)
     if process.world_size == 1:
         return None
     silent = isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "Connection closed", "NCCL"))
-    # torchrun that sees a rank die sends SIGTERM to the others, their loader workers included, which do not outlive it.
+    # When a rank dies, torchrun sends SIGTERM to the others and their loader workers, which die of it.
     told = "DataLoader worker" in text and "Terminated" in text
     if not silent and not told:
         return None
@@ -160,16 +160,16 @@ def ended_by_others(error: RuntimeError, process: Process) -> str | None:
     )
     return (
         f"rank {process.rank} of {process.world_size} {what}: a rank died or was stopped, and the log of the first that did "
-        f"says why. ({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again, it "
+        f"says why. ({text.splitlines()[0].split(' This is typically')[0]}) Run the same command again: it "
         "continues from the last checkpoint"
     )
 
 
 @contextmanager
 def after_the_first(process: Process) -> Iterator[None]:
-    """Within: rank 0 alone, and only when it is through the others, so that they find what it wrote.
+    """Run the block in rank 0 first, and in the other ranks when it is done, so that they find what it wrote.
 
-    An InputError of rank 0 is raised by all: nobody waits for one that has left.
+    An InputError of rank 0 is raised by all ranks, so that none waits for a rank that has left.
     """
     if process.world_size == 1:
         yield
@@ -182,16 +182,16 @@ def after_the_first(process: Process) -> Iterator[None]:
             raise
         _from_the_first("")
         return
-    if said := _from_the_first(None):
-        raise InputError(said)
+    if message := _from_the_first(None):
+        raise InputError(message)
     yield
 
 
 def agree(number: int, process: Process, what: str) -> None:
-    """Make sure that all processes have the same number.
+    """Check that all processes have the same number; `what` names it in the message.
 
     Raises:
-        InputError: this process has another than rank 0.
+        InputError: this process has another number than rank 0.
 
     """
     if process.world_size == 1:
@@ -205,18 +205,18 @@ def agree(number: int, process: Process, what: str) -> None:
 
 
 def said_by_the_first(text: str, process: Process) -> str:
-    """Rank 0's text, for every process."""
+    """Return the text of rank 0 in every process."""
     return text if process.world_size == 1 else _from_the_first(text if process.is_first else None)
 
 
 def _from_the_first(text: str | None) -> str:
-    """What rank 0 says, told to every process."""
-    said = [text]
-    dist.broadcast_object_list(said, src=0)
-    return said[0] or ""
+    """Return the text that rank 0 passes, in every process."""
+    texts = [text]
+    dist.broadcast_object_list(texts, src=0)
+    return texts[0] or ""
 
 
 def wait_for_all(process: Process) -> None:
-    """Return when every process is here."""
+    """Return when every process has called this."""
     if process.world_size > 1:
         dist.barrier()

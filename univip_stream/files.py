@@ -46,10 +46,10 @@ def no_room_in_words(path: Path, wanted: int | None = None) -> Iterator[None]:
         full = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _FULL), None)
         if full is None:
             raise
-        takes = "" if wanted is None else f"; it takes about {said_size(wanted)}"
+        takes = "" if wanted is None else f"; it takes about {readable_size(wanted)}"
         free = "; the limit is the file system's, or `ulimit -f`" if full.errno == errno.EFBIG else ""
         with contextlib.suppress(OSError):
-            free += f", and the disk of {path.parent} has {said_size(shutil.disk_usage(path.parent).free)} free"
+            free += f", and the disk of {path.parent} has {readable_size(shutil.disk_usage(path.parent).free)} free"
         raise NoRoomError(
             f"no room to write {path} ({full.strerror}){takes}{free}. Make room, then run the same command again: nothing half "
             "written is left, and what was there before is whole"
@@ -99,7 +99,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def said_size(size: int) -> str:
+def readable_size(size: int) -> str:
     """Return a size in readable form, such as `26.6 MB`."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:

@@ -49,7 +49,8 @@ __all__ = [
 ]
 
 VERSION = "2"
-"""Version of the decoding. Shards made by another version are not continued. Version 1 took all 16-bit samples as full range."""
+"""Version of the decoding. Shards made by another version are not continued. Version 1 took all 16-bit samples as full
+range."""
 
 # Formats whose bytes may go into a shard untouched, with the member's suffix.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -157,7 +158,8 @@ def stored_size_of(path: Path) -> tuple[int, int, int]:
                 image = opened(file.read(), max_pixels=1 << 62)
                 return (*image.size, turned_by(image))
             image = Image.open(file, formats=FORMATS)
-            # Pillow decodes a whole PNG to find EXIF behind the pixels; few have it there, and the list of chunks shows which.
+            # Pillow decodes a whole PNG to find EXIF behind the pixels; few have it there, and the list of chunks shows
+            # which.
             late = image.format == "PNG" and _has_late_metadata(file)
             found = (image.getexif() if late or image.format != "PNG" else Image.Image.getexif(image)).get(0x0112, 1)
             return (*image.size, int(found) if found in range(2, 9) else 1)
@@ -166,7 +168,7 @@ def stored_size_of(path: Path) -> tuple[int, int, int]:
 
 
 def _has_late_metadata(file: BinaryIO) -> bool:
-    """Whether a PNG has text or EXIF behind its first pixels; the position in the file is restored."""
+    """Return whether a PNG has text or EXIF after its first pixels; the position in the file is restored."""
     place = file.tell()
     file.seek(8)
     pixels = found = False

@@ -54,7 +54,7 @@ def available_memory(cgroups: Path = _CGROUPS, own: Path = _OWN, meminfo: Path =
 
 
 def _memory_of(folder: Path) -> Iterator[tuple[int, int]]:
-    """A group's limit and use of memory, bytes; nothing without a limit. Page cache counts as used, so it may be more."""
+    """Yield (limit, use) of a group's memory in bytes; nothing without a limit. The page cache counts as used."""
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         try:
             yield int((folder / limit).read_text()), int((folder / used).read_text())

@@ -1,4 +1,4 @@
-"""The networks around the losses: backbones by name, the two heads, the moving average, normalisation kept per view.
+"""The networks around the losses: backbones by name, the two heads, the moving average, and batch normalisation per view.
 
 Letters: B images, V views in one batch, D width of a vector.
 """
@@ -22,7 +22,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Backbone(nn.Module):
-    """A trunk that turns images (B, 3, H, W) into pooled features (B, D), D being `.width`."""
+    """A trunk that turns images (B, 3, H, W) into pooled features (B, D), where D is `.width`."""
 
     def __init__(self, trunk: nn.Module, width: int) -> None:
         super().__init__()
@@ -36,16 +36,24 @@ class Backbone(nn.Module):
 def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = False) -> Backbone:
     """Build a backbone by name: a torchvision ResNet (resnet18, resnet50, wide_resnet50_2 ...) or any timm model.
 
-    A name that both have is torchvision's, the paper's; `timm/NAME` asks for timm's. `pretrained` downloads the library's
-    weights. `small_stem` gives a ResNet a 3 x 3 stride-1 first convolution and no max-pooling, for images of some 32 to
-    96 px. Raises UsageError for a name that neither has, and for a small stem on another architecture; InputError for weights
-    that cannot be had.
+    If both have a name, it means torchvision's, as in the paper; `timm/NAME` asks for timm's.
+
+    Args:
+        name: name of the backbone.
+        pretrained: download the weights of the library.
+        small_stem: give a ResNet a first convolution of 3 x 3 with stride 1 and no max-pooling, for images of 32 to 96
+            pixels.
+
+    Raises:
+        UsageError: neither library has the name, or a small stem is asked for on another architecture.
+        InputError: the weights cannot be downloaded.
+
     """
     try:
         trunk, width = _trunk(name, pretrained)
     except UsageError:
         raise
-    except Exception as error:  # of urllib, requests or httpx, of a hub that has none, of a disk: whatever the library uses
+    except Exception as error:  # from urllib, requests, httpx, a hub or a disk: whatever the library uses
         if not pretrained:
             raise
         why = str(error).strip().splitlines() or [type(error).__name__]
@@ -60,7 +68,7 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
 
 
 def _trunk(name: str, pretrained: bool) -> tuple[Any, int]:
-    """(network without its classifier, width of its features)."""
+    """Return (the network without its classifier, the width of its features)."""
     import torchvision.models as zoo
 
     if name in _torchvision_resnets():
@@ -73,7 +81,7 @@ def _trunk(name: str, pretrained: bool) -> tuple[Any, int]:
         bare = name.removeprefix("timm/")
         if not timm.is_model(bare):
             raise UsageError(_unknown_backbone(name, timm.list_models()))
-        try:  # Vision transformers meet two image sizes here (scenes and instances); they must be told.
+        try:  # Vision transformers get two image sizes here (scenes and instances), and must be prepared for that.
             trunk = timm.create_model(bare, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
         except TypeError:
             trunk = timm.create_model(bare, pretrained=pretrained, num_classes=0)
@@ -82,16 +90,17 @@ def _trunk(name: str, pretrained: bool) -> tuple[Any, int]:
 
 
 def projector(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """BYOL's head, projector and predictor alike: linear, BN, ReLU, and a last linear plain (no bias, no BN)."""
+    """Return BYOL's head, for projector and predictor alike: linear, BN, ReLU, and a last linear layer without bias or BN."""
     return nn.Sequential(
         nn.Linear(in_width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_width, bias=False)
     )
 
 
 def initialise_kaiming(module: nn.Module) -> None:
-    """Draw every convolution and linear layer's weights Kaiming normal, fan-in, gain of a ReLU, biases 0.
+    """Draw the weights of every convolution and linear layer: Kaiming normal, fan-in, gain of a ReLU; biases become 0.
 
-    So ORL's code begins, backbone and heads alike; torchvision's ResNets have fan-out, torch's linear layers uniform weights.
+    ORL's code begins this way, backbone and heads alike; torchvision's ResNets use fan-out, torch's linear layers uniform
+    weights.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -101,13 +110,13 @@ def initialise_kaiming(module: nn.Module) -> None:
 
 
 def frozen_copy(module: AnyModule) -> AnyModule:
-    """A deep copy that no gradient reaches: the start of a target network."""
+    """Return a deep copy that no gradient reaches, with which a target network starts."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
 def update_ema(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Eq. 1, for every parameter in place: target = momentum * target + (1 - momentum) * online.
+    """Update every parameter in place by Eq. 1: target = momentum * target + (1 - momentum) * online.
 
     Buffers stay as they are: a target network in train mode keeps its own batch statistics.
     """
@@ -115,10 +124,10 @@ def update_ema(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
 
 class ViewBatchNorm:
-    """Mixed into a batch normalisation: its batch is `views` equal groups, one after another, normalised one by one.
+    """Mixin for a batch normalisation whose batch consists of `views` equal groups, each with its own statistics.
 
-    The same, to the bit, as one call for each group in turn, running statistics included. With `over_ranks` the statistics
-    of a group are those of all processes together; torch's SyncBatchNorm does that on GPUs, and refuses CPU tensors.
+    The result is the same, to the bit, as one call for each group in turn, including running statistics. With `over_ranks`
+    the statistics of a group are those of all processes together, as in torch's SyncBatchNorm, which refuses CPU tensors.
     """
 
     views: int = 1
@@ -137,25 +146,25 @@ class ViewBatchNorm:
         return torch.cat([one_view(view) for view in batch.chunk(self.views)])
 
     def _can_write_views(self) -> bool:
-        """Whether this is PyTorch's own normalisation as it mostly is. A compiler writes each view where it belongs by itself."""
+        """Return whether this is PyTorch's own normalisation with its usual settings, and not being compiled."""
         norm = cast(Any, self)
         own = type(self).__bases__[1] in (nn.BatchNorm1d, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
         return bool(own and norm.momentum is not None and not torch.compiler.is_compiling())
 
     def _write_views(self, batch: Tensor) -> Tensor:
-        """As torch.cat of the views normalised one by one, but for rounding where weights' gradients are added up."""
+        """Normalise each view into its place of the output. Only sums of weight gradients are rounded differently."""
         norm = cast(Any, self)
         norm.num_batches_tracked.add_(self.views)
         given = (batch, norm.weight, norm.bias, norm.running_mean, norm.running_var, self.views, norm.momentum, norm.eps)
         return cast(Tensor, _NormalisedViews.apply(*given))  # type: ignore[no-untyped-call]
 
     def _over_ranks(self, batch: Tensor) -> Tensor:
-        """Normalise with mean and variance over all processes; the gradient passes through both, as in one big batch."""
+        """Normalise with the mean and variance over all processes. The gradient passes through both, as in one big batch."""
         norm = cast(Any, self)
         axes = [0, *range(2, batch.ndim)]
         full = torch.promote_types(batch.dtype, torch.float32)
         variance_C, mean_C = torch.var_mean(batch.to(full), axes, correction=0)
-        # On in float64: the difference of two squares below would cost float32 its digits.
+        # From here on in float64: in float32 the difference of two squares below would lose digits.
         mean_C, variance_C = mean_C.double(), variance_C.double()
         count = batch.numel() / batch.shape[1]
         sums = torch.cat([count * mean_C, count * (variance_C + mean_C.square()), mean_C.new_tensor([count])])
@@ -175,14 +184,14 @@ class ViewBatchNorm:
             scale_C, shift_C = scale_C * norm.weight, shift_C * norm.weight + norm.bias
         shape = [1, -1] + [1] * (batch.ndim - 2)
         out = (batch * scale_C.to(full).view(shape) + shift_C.to(full).view(shape)).to(batch.dtype)
-        # timm's normalisations bring these two with them.
+        # timm's normalisations contain these two.
         for name in ("drop", "act"):
             out = getattr(norm, name)(out) if hasattr(norm, name) else out
         return cast(Tensor, out)
 
 
 class _NormalisedViews(torch.autograd.Function):
-    """Batch normalisation of each view, written where it belongs: torch.cat would copy all of them once more."""
+    """Batch normalisation of each view, written into the output directly; torch.cat would copy all views once more."""
 
     @staticmethod
     def forward(
@@ -212,7 +221,7 @@ class _NormalisedViews(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:3])
         of_batch = torch.empty_like(batch) if wanted[0] else None
         of_weight = of_bias = None
-        for number in reversed(range(ctx.views)):  # as autograd would add up
+        for number in reversed(range(ctx.views)):  # in the order in which autograd would add up
             given, view = gradient.chunk(ctx.views)[number], batch.chunk(ctx.views)[number]
             here = torch.ops.aten.native_batch_norm_backward(
                 given, view, weight, None, None, *saved[2 * number : 2 * number + 2], True, ctx.eps, wanted
@@ -227,7 +236,7 @@ class _NormalisedViews(torch.autograd.Function):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all processes, and of its gradient on the way back."""
+    """Sums a tensor over all processes, and its gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -243,10 +252,10 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def per_view_batchnorm(module: nn.Module) -> nn.Module:
-    """Give every batch normalisation inside the module a `views` count (1 to begin with), in place; return the module.
+    """Give every batch normalisation in a module a `views` count, at first 1, in place, and return the module.
 
-    Works for BatchNorm, SyncBatchNorm and timm's variants, and again after a conversion between them, which forgets it.
-    Parameters, buffers and state names stay. Set the count with `views_in_batch`.
+    It works for BatchNorm, SyncBatchNorm and timm's variants. Call it again after a conversion between them, which drops the
+    count. Parameters, buffers and names of the state stay the same. Set the count with `views_in_batch`.
     """
     for child in module.modules():
         if isinstance(child, _BatchNorm) and not isinstance(child, ViewBatchNorm):
@@ -255,10 +264,14 @@ def per_view_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def synchronise_batchnorm(module: nn.Module, device: str = "cuda") -> nn.Module:
-    """Turn every batch normalisation into one over all processes, statistics still kept per view; return the module.
+    """Make every batch normalisation use the statistics of all processes, still separately for each view.
 
-    On "cpu" ours, elsewhere torch's SyncBatchNorm, which refuses CPU tensors where there are several processes. Call it
-    before the optimizer and DDP are built. Use the module returned: one that is itself a batch normalisation is replaced.
+    On "cpu" it is our own, elsewhere torch's SyncBatchNorm, which refuses CPU tensors if there are several processes. Call it
+    before the optimizer and DDP are built.
+
+    Returns:
+        The module to use from now on: a module that is itself a batch normalisation is replaced.
+
     """
     if device == "cpu":
         for child in per_view_batchnorm(module).modules():
@@ -273,7 +286,7 @@ def synchronise_batchnorm(module: nn.Module, device: str = "cuda") -> nn.Module:
 
 @contextmanager
 def views_in_batch(module: nn.Module, views: int) -> Iterator[None]:
-    """Within: the batches that the module is given are `views` equal groups, each normalised with its own statistics."""
+    """While inside: a batch given to the module consists of `views` equal groups, each normalised with its own statistics."""
     norms = [child for child in module.modules() if isinstance(child, ViewBatchNorm)]
     for norm in norms:
         norm.views = views
@@ -285,7 +298,7 @@ def views_in_batch(module: nn.Module, views: int) -> Iterator[None]:
 
 
 class _Tally:
-    """Takes the place of a batch normalisation's counter: counts on the host."""
+    """Replaces the counter of a batch normalisation, and counts on the host."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -296,11 +309,11 @@ class _Tally:
 
 @contextmanager
 def counted_together(norms: list[nn.Module]) -> Iterator[None]:
-    """Within: `num_batches_tracked` of these normalisations stands still; afterwards it is what it would have been.
+    """While inside: `num_batches_tracked` of these normalisations does not change; afterwards it has its usual value.
 
-    It is a number on the device, and each forward pass of each normalisation launches a kernel to add 1: three hundred a step
-    of UniVIP with ResNet-50. Here those with the same count are added to at once. Not for `compile`, which would see a Python
-    object change, nor for normalisations without `momentum`, which compute with the counter.
+    The counter is on the device, and each forward pass of each normalisation launches a kernel to add 1: three hundred in a
+    step of UniVIP with ResNet-50. Here counters with the same count are increased together. Do not use it with `compile`,
+    which would see a Python object change, nor for normalisations without `momentum`, which compute with the counter.
     """
     counters = [norm._buffers["num_batches_tracked"] for norm in norms]
     tallies = [_Tally() for _ in norms]
@@ -320,7 +333,7 @@ def counted_together(norms: list[nn.Module]) -> Iterator[None]:
 
 
 def countable_together(module: nn.Module) -> list[nn.Module]:
-    """The normalisations of a module whose counters are on an accelerator, for `counted_together`; none of a compiled module."""
+    """Return the normalisations whose counters are on an accelerator, for `counted_together`; none of a compiled module."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
     compiled = any(getattr(child, "_compiled_call_impl", None) is not None for child in module.modules())
     away = [norm for norm in norms if norm.num_batches_tracked is not None and norm.num_batches_tracked.device.type != "cpu"]
@@ -329,7 +342,7 @@ def countable_together(module: nn.Module) -> list[nn.Module]:
 
 @functools.cache
 def _view_class(base: type[nn.Module]) -> Any:
-    """`base` with ViewBatchNorm mixed in; one class for each base, so that copies and guards see the same type."""
+    """Return `base` with ViewBatchNorm mixed in, always the same class for a base, so that copies and guards see one type."""
     return type(f"View{base.__name__}", (ViewBatchNorm, base), {"__doc__": ViewBatchNorm.__doc__})
 
 
@@ -337,7 +350,7 @@ def _view_class(base: type[nn.Module]) -> Any:
 def _torchvision_resnets() -> frozenset[str]:
     import torchvision.models as zoo
 
-    # ResNet, ResNeXt and Wide ResNet: all the same class, with the pooled features before `.fc`.
+    # ResNet, ResNeXt and Wide ResNet are all the same class, with the pooled features before `.fc`.
     return frozenset(name for name in zoo.list_models(module=zoo) if "resne" in name)
 
 
@@ -350,7 +363,7 @@ def _unknown_backbone(name: str, timm_names: list[str]) -> str:
 def _make_stem_small(trunk: nn.Module, name: str) -> None:
     stem = getattr(trunk, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(trunk, "maxpool"):
-        raise UsageError(f"small_stem is for ResNets, and {name} is none: leave it off, or choose resnet18 or resnet50.")
+        raise UsageError(f"small_stem is for ResNets, and {name} is not one: turn it off, or choose resnet18 or resnet50.")
     trunk.conv1 = nn.Conv2d(3, stem.out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     trunk.maxpool = nn.Identity()

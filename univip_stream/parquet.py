@@ -1,8 +1,8 @@
 """Read Parquet from memory, in this thread alone.
 
-`pq.read_table` reads in Arrow's threads, which may release their input late: even after the call has returned, while Python ends.
-If the input is Python's memory (a BytesIO, bytes in a BufferReader), the process is then aborted with status 134, after all work
-is done. A path is opened and closed by Arrow itself, and is safe to give to `pq.read_table`.
+`pq.read_table` reads in Arrow's threads, which may release their input late: even after the call has returned, while Python
+ends. If the input is Python's memory (a BytesIO, bytes in a BufferReader), the process is then aborted with status 134, after
+all work is done. A path is opened and closed by Arrow itself, and is safe to give to `pq.read_table`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,17 +33,17 @@ def table_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
+    """Return a column as one array."""
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
 
 
 def whole_numbers(array: pa.Array, null: int = 0) -> np.ndarray:
-    """Whole numbers as numpy has them, and `null` for nulls.
+    """Return whole numbers as a numpy array, with `null` in place of nulls.
 
-    From the bytes themselves: Arrow's `to_numpy` imports pandas where that is installed, half a second and 40 MB of every process
-    that reads an index.
+    They are read from the bytes, because Arrow's `to_numpy` imports pandas if that is installed, which costs every process
+    that reads an index half a second and 40 MB.
     """
     kind, (valid, values) = np.dtype(str(array.type)), array.buffers()
     if values is None:
@@ -56,10 +56,10 @@ def whole_numbers(array: pa.Array, null: int = 0) -> np.ndarray:
 
 
 def metadata_of(data: bytes) -> dict[str, str]:
-    """What a file of Parquet says of itself beside its columns.
+    """Return the metadata of a Parquet file.
 
     Raises:
-        pa.ArrowException: no Parquet.
+        pa.ArrowException: the bytes are not Parquet.
 
     """
     with _opened(data, None) as file:

@@ -193,7 +193,7 @@ def test_another_image_of_a_known_name_is_not_passed_over(photos, out, drawn_fol
     other = tmp_path / "other" / "photos"
     other.mkdir(parents=True)
     shutil.copy(drawn_folder / "scene11.jpg", other / "scene00-old.jpg")
-    with pytest.raises(InputError, match="in another folder of that name"):
+    with pytest.raises(InputError, match="in another folder of the same name"):
         add(out, other)
     with pytest.raises(InputError, match="may be photos of the set"):
         add(out, photos, other)

@@ -179,8 +179,8 @@ def test_two_trainings_do_not_share_a_folder(drawn_shards, tmp_path, warm):
     ("change", "words"),
     [
         (lambda state: {"step": 1}, "does not fit this run: 'method' is missing in it"),
-        (lambda state: state | {"step": "1"}, "no checkpoint of a run"),
-        (lambda state: state | {"step": -1}, "no checkpoint of a run"),
+        (lambda state: state | {"step": "1"}, "not a checkpoint of a run"),
+        (lambda state: state | {"step": -1}, "not a checkpoint of a run"),
         (lambda state: state | {"step": 10**9}, "does not fit this run"),
         (lambda state: state | {"rng": torch.zeros(3)}, "does not fit this run"),
         (lambda state: state | {"method": {k: v.flatten()[:1] for k, v in state["method"].items()}}, "does not fit this run"),

@@ -41,8 +41,8 @@ def flipped(shards, *_):
 
 WRONG = {
     "missing": (lambda shards, *_: (shards / "001.candidates.parquet").unlink(), "001.candidates.parquet is missing"),
-    "half written": (half, "is no file of candidates, expected one of"),
-    "empty": (lambda shards, *_: (shards / "001.candidates.parquet").write_bytes(b""), "has 0 bytes and is no file of"),
+    "half written": (half, "is not a file of candidates; expected one of"),
+    "empty": (lambda shards, *_: (shards / "001.candidates.parquet").write_bytes(b""), "has 0 bytes and is not a file of"),
     "another run's": (other_run, "candidates of another run or shard than 001.parquet"),
     "another shard's": (
         lambda shards, *_: shutil.copy(shards / "000.candidates.parquet", shards / "001.candidates.parquet"),

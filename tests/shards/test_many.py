@@ -72,7 +72,7 @@ def test_a_long_list_lies_in_a_file_beside_the_manifest_and_says_the_same(many, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda list_: list_.unlink(), "is missing, which lists the shards of"),
+        (lambda list_: list_.unlink(), ", which lists the shards of"),
         (lambda list_: list_.write_bytes(list_.read_bytes()[:-1]), "is not the list that"),
         (lambda list_: list_.write_bytes(list_.read_bytes()[:-1] + b"x"), "is not the list that"),
     ],
@@ -139,7 +139,7 @@ def test_memory_and_start_do_not_grow_with_the_number_of_shards(many, drawn_shar
         "def rss():\n    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
         "before = rss()\ndataset = ShardDataset(sys.argv[1], window=2).epoch(0, 0)\n"
         "samples = iter(dataset)\n[next(samples) for _ in range(8)]\n"
-        "print(rss() - before, len(dataset.index._opened.here()), 'pandas' in sys.modules)\nsamples.close()\n"
+        "print(rss() - before, len(dataset.index._opened.loaded()), 'pandas' in sys.modules)\nsamples.close()\n"
     )
     found = []
     for folder in (drawn_shards, many):

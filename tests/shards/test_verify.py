@@ -49,7 +49,7 @@ def test_missing_and_extra_shards_are_named(shards):
     found = problems(shards)
     assert "001.tar: 001.tar is missing" in found
     assert "002.tar: 002.parquet is missing" in found
-    assert "007.tar: is there, but the manifest does not name it" in found
+    assert "007.tar: exists, but the manifest does not name it" in found
 
 
 def test_shards_that_changed_places_are_found(shards):
@@ -73,7 +73,7 @@ def test_totals_that_do_not_add_up_are_found(shards):
         (lambda manifest: manifest.pop("parameters"), "parameters is missing"),
         (lambda manifest: manifest.update(totals=[]), "totals: found list"),
         (lambda manifest: manifest["totals"].update(images="12"), "images is '12', expected a whole number"),
-        (lambda manifest: manifest["totals"].update(ok="12"), "totals holds something that is no number"),
+        (lambda manifest: manifest["totals"].update(ok="12"), "totals holds something that is not a number"),
         (lambda manifest: manifest["shards"][1].pop("index"), "shard 1: index is missing"),
         (lambda manifest: manifest["shards"][2].update(bytes=-1), "shard 2: bytes is '-1'"),
         (lambda manifest: manifest["shards"].append(7), "shard 3: found int"),

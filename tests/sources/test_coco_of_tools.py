@@ -109,7 +109,7 @@ def test_a_part_of_what_the_json_describes_is_mined_and_the_rest_counted(photos,
     done = command("--src", folder, "--annotations", written(folder, content), "--proposals", "ground-truth", "--out",
                    tmp_path / "out")  # fmt: skip
     assert done.exit_code == 0, done.output
-    line = "30 of the 34 images that the annotations name are not there, such as photos/gone00.jpg; they are left out"
+    line = "30 of the 34 images that the annotations name are missing, such as photos/gone00.jpg; they are left out"
     assert line in done.stdout
     assert line in done.stderr  # before the work, too
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -313,5 +313,5 @@ def test_boxes_of_added_images_are_compared_with_those_images(photos, tmp_path):
     assert report.mined == 1
     assert [note for note in report.notes if "another size" in note] == [
         "1 image is of another size than the annotations say, such as photos/scene03.jpg (999 x 240 there, 320 x 240 upright); "
-        "its boxes may not fit: expected the annotations of these very images"
+        "its boxes may not fit: expected the annotations of exactly these images"
     ]

@@ -125,10 +125,10 @@ def test_what_is_no_header_is_wrong_use_and_not_repeated(text, tmp_path):
 
 
 def test_the_bound_of_a_host_is_shared_among_workers():
-    from univip_stream.mining.pipeline import _at_once
+    from univip_stream.mining.pipeline import _shards_at_once
 
     def at_once(**place):
-        return _at_once(MiningConfig(sources=(), out="x", **place), 64)
+        return _shards_at_once(MiningConfig(sources=(), out="x", **place), 64)
 
     assert at_once(inline=True) == 1
     assert at_once(workers=3) == 3

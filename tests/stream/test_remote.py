@@ -79,11 +79,11 @@ def test_remote_specs_that_mean_nothing_are_said(bucket, web):
         expand_shards(f"{web.url}/<002..003>.tar")
     with pytest.raises(InputError, match="matches nothing"):
         expand_shards(f"{bucket}/9*.tar")
-    with pytest.raises(InputError, match="lists no folder"):
+    with pytest.raises(InputError, match="does not list folders"):
         expand_shards(f"{web.url}/*.tar")
-    with pytest.raises(InputError, match="lists no folder"):
+    with pytest.raises(InputError, match="does not list folders"):
         expand_shards(f"{web.url}/elsewhere")
-    with pytest.raises(InputError, match="chains nothing"):
+    with pytest.raises(InputError, match="has no meaning here"):
         expand_shards(f"simplecache::{bucket}/000.tar")
 
 
@@ -315,5 +315,5 @@ def test_a_hash_that_is_a_path_is_refused(bucket, tmp_path, drawn_shards):
     manifest["shards"][0]["sha256"] = "../../owned"
     storage.write(f"{bucket}-hostile/manifest.json", json.dumps(manifest).encode())
     storage.copy_out(drawn_shards / "000.tar", f"{bucket}-hostile/000.tar")
-    with pytest.raises(InputError, match=r"entry of .*000\.tar cannot be used .*is no SHA-256"):
+    with pytest.raises(InputError, match=r"entry of .*000\.tar cannot be used .*is not a SHA-256"):
         open_index(expand_shards(f"{bucket}-hostile/000.tar"), Cache(tmp_path))

@@ -1,4 +1,4 @@
-"""Mining: images -> shards of images and boxes; and other boxes from the candidates of shards."""
+"""Mining turns images into shards of images and boxes. It also chooses other boxes from the candidates of shards."""
 
 from univip_stream.mining.pipeline import MiningConfig, MiningReport, mine
 from univip_stream.mining.refilter import RefilterConfig, refilter

@@ -1,7 +1,7 @@
-"""Adding to a finished set: images that it has not yet become shards after its last, and the others stay as they are.
+"""Add to a finished set: images that it lacks become new shards after its last one, and the existing shards stay as they are.
 
-The set that results is a function of the set that was there and of what the sources hold now: its parts, in their order, with the
-images that were new to each. See docs/decisions/071-adding-is-a-part.md.
+The resulting set is a function of the existing set and of the present contents of the sources: its parts, in their order,
+with the images that were new to each. See docs/decisions/071-adding-is-a-part.md.
 """
 
 import hashlib
@@ -19,52 +19,52 @@ from univip_stream.shards.format import CONTENT, FAILED, index_name
 from univip_stream.shards.manifest import JOB, MadeBy, Manifest, Part, has_manifest, read_manifest
 from univip_stream.sources import Listing, SourceImage
 
-_OF_A_PART = ("sources", "images", "listing", "num_shards", "parts", "added_to", "first_image", "first_shard")
-"""Parameters that one part of a set has otherwise than the next."""
+_MAY_DIFFER = ("sources", "images", "listing", "num_shards", "parts", "added_to", "first_image", "first_shard")
+"""Parameters that may differ between the parts of a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Addition:
-    """What a set has, and what it gets."""
+    """An existing set, and the images that are added to it."""
 
     manifest: Manifest
-    """Of the set that is added to."""
+    """Manifest of the set that is added to."""
     listing: Listing
-    """The images that it has not."""
+    """The images that the set lacks."""
     known: int
-    """Images of the sources that it has."""
+    """Number of images of the sources that the set has."""
     gone: list[str]
-    """Images that it has of these sources, by name, and the sources have no more; they stay."""
+    """Names of images that the set has from these sources, but the sources no longer have; they stay in the set."""
     failed: int
-    """Images of the sources that it has as rows with a reason; they are not tried again."""
+    """Number of images of the sources that the set has as failed rows; they are not tried again."""
 
     @property
     def first_image(self) -> int:
-        """Number of the first new image: keys go on where the set's end."""
+        """Number of the first new image; its keys continue those of the set."""
         return self.manifest.totals["images"]
 
     def names(self, count: int) -> list[str]:
-        """Of `count` new shards: numbers go on where the set's end, with as many digits at least."""
+        """Return the names of `count` new shards. Their numbers continue those of the set, with at least as many digits."""
         last = self.manifest.shards[-1].name.removesuffix(".tar")
         first = int(last) + 1
         return [f"{number:0{len(last)}d}.tar" for number in range(first, first + count)]
 
     def shards_for(self, images: int) -> int:
-        """How many shards new images make, of about as many images as the set's have."""
+        """Return into how many shards new images are divided, so that they are about as large as the set's."""
         return max(1, round(images * len(self.manifest.shards) / max(1, self.first_image)))
 
     def parameters(self, own: dict[str, Any]) -> dict[str, Any]:
-        """Of the new part.
+        """Return the parameters of the new part.
 
         Args:
-            own: as a set of its own would have them.
+            own: the parameters that it would have as a set of its own.
 
         Raises:
-            InputError: the set was made with others, by name.
+            InputError: the set was made with other parameters; the message names them.
 
         """
         there = self.manifest.parameters
-        names = [name for name in {**there, **own} if name not in _OF_A_PART and there.get(name) != own.get(name)]
+        names = [name for name in {**there, **own} if name not in _MAY_DIFFER and there.get(name) != own.get(name)]
         if names:
             raise InputError(
                 "the set that is added to was made with other parameters: "
@@ -75,11 +75,11 @@ class Addition:
         return {**own, "added_to": self.manifest.fingerprint, "first_image": self.first_image, "first_shard": first}
 
     def joined(self, made_by: MadeBy, names: list[str]) -> tuple[MadeBy, tuple[Part, ...]]:
-        """What the manifest says of all parts together, and of each.
+        """Return what the manifest states about all parts together, and about each part.
 
         Args:
             made_by: what made the new part.
-            names: of its shards.
+            names: file names of its shards.
 
         """
         own = {member.name: getattr(made_by, member.name) for member in fields(MadeBy)}
@@ -98,14 +98,14 @@ class Addition:
 
 
 def addition(out: Output, listing: Listing) -> Addition:
-    """Compare what sources hold with what a finished set has of them.
+    """Compare the images of the sources with those that a finished set has from them.
 
     Args:
         out: folder of the set.
         listing: all images of the sources.
 
     Raises:
-        InputError: no finished set there, or one that cannot be told to hold these images or others.
+        InputError: there is no finished set, or it is not certain which of these images it has.
 
     """
     if not has_manifest(out.location):
@@ -119,7 +119,7 @@ def addition(out: Output, listing: Listing) -> Addition:
         raise InputError(f"{out.location} has no shards with a number for a name; expected a set that `mine` wrote")
     _refuse_other_names(listing.sources, manifest.parameters.get("sources") or [])
     rows = {row["source"]: row for row in _rows(out, manifest)}
-    # Of a source that is listed now, what is not found again is gone; of others nothing is known.
+    # An image of a source that is listed now is gone if it is not found again; nothing is known about other sources.
     missing = {name for name in rows if any(name.startswith(f"{source}/") for source in listing.sources)}
     new = Listing(listing.sources)
     new.ignored, new.notes, new.boxes_left_out = listing.ignored, listing.notes, listing.boxes_left_out
@@ -135,13 +135,13 @@ def addition(out: Output, listing: Listing) -> Addition:
             known += 1
             missing.discard(image.source)
             failed += row["status"] in FAILED
-            if _another(image, row):
+            if _has_other_size(image, row):
                 changed.append(image.source)
         if changed:
             raise InputError(
-                f"{len(changed)} images of the sources, such as {changed[0]}, have the name of an image of the set and another "
-                "size: they changed since, or lie in another folder of that name. An image is known by its name: give changed "
-                "ones, or that folder, another"
+                f"{len(changed)} images of the sources, such as {changed[0]}, have the name of an image of the set but another "
+                "size: they changed since, or are in another folder of the same name. Images are identified by name: give the "
+                "changed images, or that folder, another name"
             )
     except BaseException:
         new.close()
@@ -150,14 +150,17 @@ def addition(out: Output, listing: Listing) -> Addition:
 
 
 def _refuse_other_names(here: list[str], there: list[str]) -> None:
-    """Sources are called by their last part, and by more of it where two share that: the same one must be called the same."""
+    """Raise InputError if a source may be known to the set under another name.
+
+    A source is named after the last part of its path, or after more of the path if two share that part.
+    """
     for mine in here:
         for theirs in there:
             if mine != theirs and (mine.endswith(f"/{theirs}") or theirs.endswith(f"/{mine}")):
                 raise InputError(
-                    f"the source {mine} here may be {theirs} of the set: sources are called by the last part of their path, with "
-                    "the part before it where two share that. Name all sources that the set was mined from that are called so, "
-                    "or give the new folder another name"
+                    f"the source {mine} here may be {theirs} of the set: a source is named after the last part of its path, with "
+                    "the part before it if two share that. Give all sources with this name that the set was mined from, or "
+                    "rename the new folder"
                 )
 
 
@@ -175,8 +178,8 @@ def _rows(out: Output, manifest: Manifest) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _another(image: SourceImage, row: dict[str, Any]) -> bool:
-    """Whether a file has another size than the image of its name that was stored as it was, as far as is known unread."""
+def _has_other_size(image: SourceImage, row: dict[str, Any]) -> bool:
+    """Return whether a file has another size than the set's unconverted image of that name, if known without reading."""
     if row["size"] is None or row["converted"] is not None:
         return False
     if image.offset is not None:
@@ -186,4 +189,4 @@ def _another(image: SourceImage, row: dict[str, Any]) -> bool:
     try:
         return os.stat(image.path).st_size != int(row["size"])
     except OSError:
-        return False  # it is in the set already; that it cannot be read now changes nothing
+        return False  # the image is in the set already, so it does not matter that it cannot be read now

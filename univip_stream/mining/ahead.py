@@ -1,4 +1,4 @@
-"""Remote images on their way while those before them are worked on."""
+"""Fetch remote images ahead while earlier ones are processed."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -10,23 +10,23 @@ from univip_stream import storage
 from univip_stream.sources import SourceImage, read_bytes
 
 _AHEAD = 16
-"""Images on their way at a time. How many of them from one web server is for `storage.WebOptions` to say."""
+"""Number of images that are fetched at the same time; `storage.WebOptions` limits how many of them from one web server."""
 _AHEAD_BYTES = 256 << 20
-"""Bytes that have come and wait for their turn, beyond which no further image is asked for."""
+"""The most bytes of fetched images that wait for their turn; above it, no further image is requested."""
 _Item = TypeVar("_Item")
 
 
 def read_ahead(
     items: Iterator[_Item], image_of: Callable[[_Item], SourceImage | None]
 ) -> Generator[tuple[_Item, Callable[[], bytes]]]:
-    """Each item, in order, with what gives its image's bytes or raises as `read_bytes` does.
+    """Yield each item, in order, with a function that returns the bytes of its image, or raises as `read_bytes` does.
 
-    Remote images are asked for ahead, several at a time; local ones are read when their turn comes. Close it when done:
-    that calls off what is on its way.
+    Remote images are requested ahead, several at a time; local ones are read when their turn comes. Close the generator when
+    done: that cancels the requests that are under way.
 
     Args:
-        items: taken a little ahead.
-        image_of: an item's image; None where it needs none.
+        items: the items, which are taken a little ahead.
+        image_of: function that returns the image of an item; None if it needs none.
 
     """
     pool: ThreadPoolExecutor | None = None

@@ -1,4 +1,4 @@
-"""A job that fills a folder with shards: keep what is finished, do the rest, write the manifest last."""
+"""Run a job that fills a folder with shards: keep finished shards, make the others, and write the manifest last."""
 
 import hashlib
 import json
@@ -36,8 +36,8 @@ from univip_stream.shards.manifest import (
 from univip_stream.shards.upgrade import upgraded
 from univip_stream.shards.write import finished_shard
 
-UNSAID = {"box_frame": STORED}
-"""What parameters mean that do not say it: those of before there was a choice."""
+IMPLIED = {"box_frame": STORED}
+"""Values of parameters that old manifests do not state, because there was no choice then."""
 _MADE_WITH = (
     "numpy",
     "numba",
@@ -48,61 +48,62 @@ _MADE_WITH = (
     "pyarrow",
     "simplejpeg",
 )
-"""What bytes can depend on: other versions may decode, encode or compress otherwise."""
+"""Packages that the bytes may depend on: other versions may decode, encode or compress differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Shards that are to be written."""
+    """Shards that are to be written, and how."""
 
     out: Output
-    """Where they go."""
+    """Folder that they are written to."""
     names: list[str]
-    """Of their tars, in order."""
+    """File names of their tars, in order."""
     counts: list[int]
-    """Images of each."""
+    """Number of images of each shard."""
     task: Callable[[int, bool], Task]
-    """How to make a shard, by its place in `names`, and whether it is there and only its failures are to be done again."""
+    """Returns the task that makes a shard, from its index in `names`, and whether only its failed images are to be mined
+    again."""
     function: runner.Function
-    """Makes it, and returns its entry for the manifest."""
+    """Carries out a task, and returns the shard's entry for the manifest."""
     parameters: dict[str, Any]
-    """Everything the result depends on beside the images' bytes."""
+    """Everything that the result depends on besides the bytes of the images."""
     fingerprint: str
-    """Of the parameters."""
+    """Fingerprint of the parameters."""
     facts: dict[str, Any]
-    """What else the manifest says."""
+    """Other fields of the manifest."""
     place: Compute
     """Where the work is done."""
     retry_failed: bool = False
-    """Do failed images again."""
+    """Whether failed images are tried again."""
     allowed: float = float("inf")
-    """Failures that are put up with."""
+    """The most failures that are accepted."""
     allowed_text: str = ""
-    """The same in the user's words."""
+    """The same as the user wrote it."""
     added_to: Manifest | None = None
     """Manifest of the set that these shards are added to; it stays in place until the new one replaces it."""
     joined: Callable[[MadeBy], tuple[MadeBy, tuple[Part, ...]]] = field(default=lambda made_by: (made_by, ()))
-    """From what made these shards to what made the set and its parts, with what they are added to."""
+    """Turns what made these shards into what made the whole set and its parts, if they are added to a set."""
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images of all shards."""
         return sum(self.counts)
 
 
 def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[int], None]) -> tuple[Manifest, int]:
-    """Write the shards that are missing and then the manifest; the bytes do not depend on how often this was interrupted.
+    """Write the missing shards and then the manifest. The bytes do not depend on how often this was interrupted.
 
     Args:
-        job: what to do.
+        job: the shards to write.
         planned: called once with the number of images in shards that are finished already.
-        progress: called as images get done, with their number.
+        progress: called with the number of images done since the last call.
 
     Returns:
-        The manifest, and how many images were done now.
+        (the manifest, the number of images that were done now).
 
     Raises:
-        InputError: a folder with other shards, more failures than allowed.
+        InputError: the folder holds other shards, or more images failed than allowed.
 
     """
     out = job.out
@@ -110,7 +111,7 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
         if job.added_to is None:
             _refuse_other_shards(job)
         else:
-            _refuse_other_adding(job, job.added_to)
+            _refuse_other_addition(job, job.added_to)
         out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
         entries: dict[str, ShardEntry] = {}
         todo: dict[int, bool] = {}
@@ -121,12 +122,12 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
             else:
                 entries[name] = entry
         if todo and job.added_to is None:
-            out.remove(MANIFEST)  # it says that all shards are there
+            out.remove(MANIFEST)  # a manifest means that all shards exist
         if job.added_to is not None or out.read(MANIFEST) is None:
-            # Finished by a version before: what no manifest names yet is brought to this one, as if it had been mined by it.
+            # Shards that an earlier version finished, and no manifest names yet, become as if this version had mined them.
             for name, entry in entries.items():
                 if entry.candidates is None:
-                    entries[name] = _upgraded(out, entry)
+                    entries[name] = _upgrade_shard(out, entry)
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
         failed = sum(map(_failed, entries.values()))
@@ -135,7 +136,7 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
             failed += _failed(entry)
             if failed > job.allowed:
                 break
-        _stop_if_hopeless(job, entries)
+        _check_failures(job, entries)
         out.remove_leftovers()
         before = () if job.added_to is None else job.added_to.shards
         made_by, parts = job.joined(_made_by(job))
@@ -156,7 +157,7 @@ def write_manifest(out: Output, manifest: Manifest) -> None:
 
 
 def failures(out: Output, entries: Iterable[ShardEntry]) -> list[tuple[str, str, str]]:
-    """(source, status, reason) of every image that is no sample, from the indexes of these shards."""
+    """Return (source, status, reason) of every image that is not a sample, from the indexes of these shards."""
     found = []
     for entry in entries:
         if entry.samples < entry.images:
@@ -167,7 +168,7 @@ def failures(out: Output, entries: Iterable[ShardEntry]) -> list[tuple[str, str,
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value that JSON can hold."""
+    """Return the SHA-256 of a value that JSON can hold, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -175,7 +176,7 @@ def _failed(entry: ShardEntry) -> int:
     return sum(count for status, count in entry.totals.items() if status in FAILED)
 
 
-def _stop_if_hopeless(job: Job, entries: dict[str, ShardEntry]) -> None:
+def _check_failures(job: Job, entries: dict[str, ShardEntry]) -> None:
     failed = sum(map(_failed, entries.values()))
     if failed <= job.allowed:
         return
@@ -185,21 +186,21 @@ def _stop_if_hopeless(job: Job, entries: dict[str, ShardEntry]) -> None:
         seen=sum(entry.images for entry in entries.values()),
         images=job.images,
         allowed=job.allowed_text,
-        advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Mend "
+        advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Repair "
         "the files and run again with --retry-failed, or accept them with a larger --max-failures.",
     )
 
 
 def _finished(job: Job, name: str) -> ShardEntry | None:
-    """The manifest entry of a shard that is there already."""
+    """Return the manifest entry of a shard that is finished already; None otherwise."""
     index = job.out.read(index_name(name))
     if index is None:
         return None
     return finished_shard(name, index, job.out.size(name), job.out.size(candidates_name(name)), job.fingerprint)
 
 
-def _upgraded(out: Output, entry: ShardEntry) -> ShardEntry:
-    """A finished shard of version 1 as version 2 has it, in its place; no manifest names it yet."""
+def _upgrade_shard(out: Output, entry: ShardEntry) -> ShardEntry:
+    """Upgrade a finished shard from version 1 to version 2 in place, and return its entry. No manifest names it yet."""
     candidates, index, made = upgraded(out.read(index_name(entry.name)) or b"", entry)
     out.write(candidates_name(entry.name), candidates)
     out.write(index_name(entry.name), index)
@@ -207,14 +208,14 @@ def _upgraded(out: Output, entry: ShardEntry) -> ShardEntry:
 
 
 def _refuse_other_shards(job: Job) -> None:
-    """An output folder may be empty, or hold this very job in any state; anything else stays untouched."""
+    """Raise InputError unless the output folder is empty or holds exactly this job, in any state."""
     out = job.out
     there = out.names()
     ours = {file for name in job.names for file in files_of(name)} | {MANIFEST}
     taken = [name for name in there if name in ours or name.endswith(".tar")]
     if not taken:
         return
-    found = parameters_there(out)
+    found = stored_parameters(out)
     if found is None and not any(_finished(job, name) for name in job.names):
         raise InputError(
             f"{out.location} holds {len(taken)} files that no job of ours wrote ({', '.join(taken[:3])}); choose another --out"
@@ -223,13 +224,13 @@ def _refuse_other_shards(job: Job) -> None:
     if found is not None and found != wanted:
         if "parts" in found:
             raise InputError(
-                f"{out.location} holds a set that was added to ({len(found['parts'])} parts); --add mines what is new into it. "
+                f"{out.location} holds a set that was added to ({len(found['parts'])} parts); --add mines new images into it. "
                 "For another set choose another --out"
             )
-        theirs, here = ({**UNSAID, **parameters} for parameters in (found, wanted))
+        theirs, here = ({**IMPLIED, **parameters} for parameters in (found, wanted))
         names = [name for name in {**wanted, **found} if name != "listing" and theirs.get(name) != here.get(name)]
         differences = [f"{name} {theirs.get(name)!r} there, {here.get(name)!r} here" for name in names]
-        more = " To mine images that it has not into it, use --add." if out.read(MANIFEST) is not None else ""
+        more = " To add images that it lacks, use --add." if out.read(MANIFEST) is not None else ""
         raise InputError(
             f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
             f"Choose another --out, or empty that folder if those shards are not needed.{more}"
@@ -242,20 +243,20 @@ def _refuse_other_shards(job: Job) -> None:
         )
 
 
-def _refuse_other_adding(job: Job, there: Manifest) -> None:
-    """The folder must hold the set that this was planned for, and perhaps this very adding in any state."""
+def _refuse_other_addition(job: Job, there: Manifest) -> None:
+    """Raise InputError unless the folder holds the set that this job adds to, and no other unfinished addition."""
     out = job.out
     if read_manifest(out.location).fingerprint != there.fingerprint:
         raise InputError(
             f"{out.location}: another job changed the set while this one was planned; run the same command again"
         )
-    wanted, found = json.loads(json.dumps(job.parameters)), unfinished_adding(out, there)
+    wanted, found = json.loads(json.dumps(job.parameters)), unfinished_addition(out, there)
     if found is not None and found != wanted:
         names = being_added(out.location)
         files = f"{names[0]} to {names[-1]} with their .parquet" if names else "its shards"
         raise InputError(
             f"{out.location}: a `mine --add` of other images ({found.get('images')} there, {job.images} here) is not finished. "
-            f"Finish it with the sources as they were, or give it up: delete {JOB} and {files}, which no manifest names yet"
+            f"Finish it with the sources as they were, or abandon it: delete {JOB} and {files}, which no manifest names yet"
         )
     known = set(tar_names(there.shards))
     ours = {file for name in job.names for file in files_of(name)}
@@ -268,26 +269,26 @@ def _refuse_other_adding(job: Job, there: Manifest) -> None:
         )
 
 
-def unfinished_adding(out: Output, there: Manifest) -> dict[str, Any] | None:
-    """The parameters of an adding to a set that began and is not in its manifest; None where there is none."""
+def unfinished_addition(out: Output, there: Manifest) -> dict[str, Any] | None:
+    """Return the parameters of an unfinished addition to a set; None if there is none."""
     try:
         found = json.loads(out.read(JOB) or b"null")
     except (ValueError, RecursionError):
         return None
     last = there.all_parts[-1].parameters
-    # A job that was killed after its manifest left its parameters: it is finished.
+    # A job that was killed after it wrote its manifest left its parameters behind, but it is finished.
     return found if isinstance(found, dict) and found not in (last, there.parameters) else None
 
 
-def settle(out: Output, there: Manifest) -> None:
-    """Where nothing is to be added: remove what a job left that was killed after its manifest."""
-    if out.read(JOB) is not None and unfinished_adding(out, there) is None:
+def remove_leftover_job(out: Output, there: Manifest) -> None:
+    """Remove the parameters that a finished job left behind, because it was killed after it wrote its manifest."""
+    if out.read(JOB) is not None and unfinished_addition(out, there) is None:
         with out.held():
             out.remove(JOB)
 
 
-def parameters_there(out: Output) -> dict[str, Any] | None:
-    """The parameters of the job whose files these are, finished or not; None if no job of ours left them."""
+def stored_parameters(out: Output) -> dict[str, Any] | None:
+    """Return the parameters of the job, finished or not, that wrote into a folder; None if no job of ours did."""
     for name in (MANIFEST, JOB):
         data = out.read(name)
         if data is not None:
@@ -295,7 +296,7 @@ def parameters_there(out: Output) -> dict[str, Any] | None:
                 found = json.loads(data)
                 found = found["parameters"] if name == MANIFEST else found
             except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # a manifest that is damaged, or somebody else's
+                continue  # the manifest is damaged, or of another program
             if isinstance(found, dict) and "listing" in found:
                 return found
     return None

@@ -1,4 +1,4 @@
-"""What a job says at its end of annotation files: what was left out, and where they contradict the images."""
+"""Notes at the end of a job about annotation files: what was left out, and where they contradict the images."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,37 +19,37 @@ _TURNED = re.compile(r"EXIF orientation [5-8]")
 
 
 def left_out(listing: Listing, published: Published | None) -> list[str]:
-    """A sentence for each kind of thing that annotation files have and that is not mined."""
-    said = []
+    """Return a sentence for each kind of thing in annotation files that is not mined."""
+    sentences = []
     if listing.absent:
         become = "each is a row with that reason" if listing.rows_of_absent else "they are left out"
-        said.append(
-            f"{len(listing.absent)} of the {listing.named} images that the annotations name are not there, such as "
+        sentences.append(
+            f"{len(listing.absent)} of the {listing.named} images that the annotations name are missing, such as "
             f"{listing.absent[0]}; {become}"
         )
     counts = dict(listing.boxes_left_out)
     for what, count in (published.boxes.left_out if published is not None else {}).items():
         counts[what] = counts.get(what, 0) + count
-    said += [f"{counted(count, 'object')} of the annotations left out: {what}" for what, count in sorted(counts.items())]
-    return said
+    sentences += [f"{counted(count, 'object')} of the annotations left out: {what}" for what, count in sorted(counts.items())]
+    return sentences
 
 
 def notes(
     listing: Listing, published: Published | None, upright: bool | None, out: Output, shards: Iterable[str]
 ) -> list[str]:
-    """What was left out, and of COCO's boxes whether the widths and heights beside them are those of the frame they are in.
+    """Return sentences about what was left out, and about COCO images of another size than their annotations state.
 
     Args:
         listing: the images, in the order of the shards' rows.
-        published: where boxes were imported.
-        upright: the frame that a COCO file's boxes were taken in; None where boxes come from elsewhere.
-        out: of the shards.
-        shards: names of theirs, and of no others.
+        published: the imported boxes; None if none were imported.
+        upright: whether a COCO file's boxes were taken as boxes of the upright image; None if boxes come from elsewhere.
+        out: folder of the shards.
+        shards: file names of the shards of these images.
 
     """
-    said = left_out(listing, published)
+    sentences = left_out(listing, published)
     if upright is None and published is None:
-        return said
+        return sentences
     images = iter(listing)
     contrary: list[str] = []
     other: list[str] = []
@@ -66,7 +66,7 @@ def notes(
                 continue
             real = (row["width"], row["height"])
             turned = _TURNED.fullmatch(row["converted"] or "") is not None
-            # Of an image that was converted for another reason too, such as a TIFF, a turn is not known of.
+            # For an image that was converted for another reason too, such as a TIFF, it is not known whether it was turned.
             expected = [real] if upright else [real[::-1]] if turned else [real, real[::-1]] if row["converted"] else [real]
             if size not in expected:
                 swapped = size == (real[::-1] if upright else real)
@@ -74,25 +74,25 @@ def notes(
                 about.append(f"{row['source']} ({size[0]} x {size[1]} there, {real[0]} x {real[1]} upright)")
     if outside:
         boxes = counted(outside, "box", "boxes")
-        said.append(f"{boxes} left out: outside their image, such as one of {whose}")
+        sentences.append(f"{boxes} left out: outside their image, such as one of {whose}")
     if contrary:
         this, that = ("upright", "stored") if upright else ("stored", "upright")
         having = counted(len(contrary), "image has", "images have")
-        said.append(
+        sentences.append(
             f"{having} the width and height of the {that} picture in the annotations, such as {contrary[0]}, and their boxes are "
             f"taken as of the {this} one; look at some with `univip-stream inspect`, and if they lie wrong, mine with --box-frame "
             f"{that} into another --out"
         )
     if other:
-        said.append(
+        sentences.append(
             f"{counted(len(other), 'image is', 'images are')} of another size than the annotations say, such as {other[0]}; "
-            f"{'its' if len(other) == 1 else 'their'} boxes may not fit: expected the annotations of these very images"
+            f"{'its' if len(other) == 1 else 'their'} boxes may not fit: expected the annotations of exactly these images"
         )
-    return said
+    return sentences
 
 
 def _rows(out: Output, name: str) -> Iterator[dict[str, Any]]:
-    """What the notes are made of, with the number of `candidates`."""
+    """Yield the columns that the notes need of each row, with the number of its `candidates`."""
     data = out.read(index_name(name))
     if data is None:
         raise InputError(f"{out.location} has no {index_name(name)} any more; was it moved while this job ran?")
@@ -106,7 +106,7 @@ def _rows(out: Output, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _with_area(image: SourceImage, published: Published | None) -> int:
-    """How many boxes were given for an image, but for those of no area, which are counted where they are read."""
+    """Return how many boxes with an area an image was given; those without are counted where they are read."""
     boxes = image.boxes if published is None else published.boxes_of(image)
     given = np.asarray([] if boxes is None else boxes, np.int64).reshape(-1, 4)
     return int((given[:, 2:] > 0).all(axis=1).sum())

@@ -1,4 +1,4 @@
-"""Mining images: list the sources, cut them into shards, find the boxes."""
+"""Mine images: list the sources, divide them into shards, find the boxes."""
 
 import os
 from collections import Counter
@@ -20,7 +20,7 @@ from univip_stream.images import MAX_PIXELS
 from univip_stream.images import VERSION as IMAGES_VERSION
 from univip_stream.machine import usable_cpus
 from univip_stream.mining.adding import Addition, addition
-from univip_stream.mining.job import UNSAID, Job, carry_out, digest, failures, parameters_there, settle
+from univip_stream.mining.job import IMPLIED, Job, carry_out, digest, failures, remove_leftover_job, stored_parameters
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
@@ -32,9 +32,9 @@ from univip_stream.shards.manifest import Manifest
 from univip_stream.sources import Listing, SourceImage, list_sources
 
 DEFAULT_SHARDS = 128
-"""000.tar to 127.tar."""
+"""Default number of shards: 000.tar to 127.tar."""
 FEWEST_IMAGES = 32
-"""Images a shard holds at least, unless the number of shards is asked for: a shard is a unit of shuffling and transfer."""
+"""The fewest images of a shard, unless the user sets the number of shards: a shard is a unit of shuffling and transfer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,75 +46,77 @@ class MiningConfig(Compute):
     out: str | Path
     """Folder of the shards: local, or in an object store (`s3://bucket/folder`)."""
     annotations: tuple[str | Path, ...] = ()
-    """COCO's annotation files, for folders that have none in `../annotations`."""
+    """COCO annotation files, for folders that have none in `../annotations`."""
     num_shards: int | None = None
-    """How many shards; None is 128, fewer where that leaves less than 32 images a shard."""
+    """Number of shards; None is 128, or fewer if that leaves less than 32 images for a shard."""
     proposals: str = "selective-search"
-    """Engine, `none`, `ground-truth`, or module:function; not read where boxes are imported."""
+    """Engine, `none`, `ground-truth`, or module:function; ignored if boxes are imported."""
     published: Published | None = None
     """Boxes to import instead of proposing any."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the engine."""
+    """Options of the engine."""
     box_frame: str | None = None
-    """Of which picture a COCO file's boxes are, where EXIF turns it: `upright` or `stored`. None goes on as the folder has begun,
-    else `upright`."""
+    """Frame of a COCO file's boxes for photographs that EXIF turns: `upright` or `stored`. None takes that of the shards
+    already in `out`, otherwise `upright`."""
     seed: int = 0
-    """Decides the random choices of engines that make any, such as `naive`."""
+    """Seed of engines that choose at random, such as `naive`."""
     filter: BoxFilter = BoxFilter()  # noqa: RUF009 - frozen
-    """Which boxes stay."""
+    """Settings of the filter that decides which boxes are kept."""
     max_pixels: int = MAX_PIXELS
-    """Larger images are not decoded."""
+    """Images with a larger width times height are not decoded."""
     max_failures: str = MAX_FAILURES
     """Share or number of images that may be unreadable or too large before the job stops."""
     retry_failed: bool = False
-    """Mine images that failed again; of an adding, those of the new shards."""
+    """Whether to mine failed images again; when adding, only those of the new shards."""
     add: bool = False
-    """Mine the images that the finished set in `out` has not, into new shards after its last."""
+    """Whether to mine only the images that the finished set in `out` lacks, into new shards after its last one."""
     web: storage.WebOptions = field(default_factory=storage.WebOptions)
-    """How web servers are asked: `per_host` by all workers together, each asks one at least. Not part of what the set is."""
+    """Limits for web servers. `per_host` is divided among all workers, at least one for each. The set does not depend on
+    it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningReport:
-    """What a job did."""
+    """The result of a job."""
 
     manifest: Manifest
-    """As written."""
+    """Manifest that was written."""
     mined: int
-    """Images mined now; the others were there."""
+    """Number of images mined now; the others were mined before."""
     failures: list[tuple[str, str, str]]
-    """(source, status, reason) of images that are no sample."""
+    """(source, status, reason) of each image that is not a sample."""
     ignored: dict[str, int]
-    """Files that are no images by their name."""
+    """Number of files that are not images according to their names, by kind."""
     match: Match | None = None
-    """How published boxes and images went together."""
+    """How imported boxes and images matched."""
     notes: list[str] = field(default_factory=list)
     """Sentences about what was left out, and where boxes and images contradict each other."""
     addition: Addition | None = None
-    """What was added to."""
+    """The set that was added to, and what it lacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiningPlan:
-    """Images cut into shards."""
+    """Images divided into shards, ready to be mined."""
 
     listing: Listing
     """The images."""
     job: Job
-    """What is to be done with them."""
+    """The job that mines them."""
     match: Match | None = None
-    """How published boxes go together with them."""
+    """How imported boxes and images match."""
     upright: bool | None = None
-    """Whether a COCO file's boxes are taken as boxes of the upright image; None where boxes come from elsewhere."""
+    """Whether a COCO file's boxes are taken as boxes of the upright image; None if boxes come from elsewhere."""
     addition: Addition | None = None
-    """The set that they are added to; they are those that it has not."""
+    """The set that the images are added to; it lacks all of them."""
 
 
 def plan_job(config: MiningConfig) -> MiningPlan:
-    """List the sources and cut them into shards; write nothing.
+    """List the sources and divide them into shards, without writing anything.
 
     Raises:
-        InputError, UsageError: sources, proposals or numbers that cannot be used.
+        InputError: sources or the output folder cannot be used.
+        UsageError: proposals or numbers cannot be used.
 
     """
     storage.use_web(config.web)
@@ -127,16 +129,16 @@ def plan_job(config: MiningConfig) -> MiningPlan:
     out = _output(config)
     added: Addition | None = None
     if config.add:
-        # What annotation files name and folders lack is no image that the set could get.
+        # Images that annotation files name and folders lack cannot be added.
         with listing, listing.present() as there:
             added = addition(out, there)
         listing = added.listing
     else:
-        listing = _counted_or_left(listing, config, out)
+        listing = _with_or_without_absent(listing, config, out)
     match = None if published is None else published.match(listing)
-    upright = _upright(config, proposals, out)
+    upright = _boxes_are_upright(config, proposals, out)
     if proposals in ENGINES:
-        # Wrong options show before any work, and compiled code is in its cache before many workers ask for it.
+        # So wrong options fail before any work, and compiled code is cached before many workers need it.
         proposer(np.zeros((64, 64, 3), np.uint8))
     count = len(listing)
     usual = added.shards_for(count) if added else min(DEFAULT_SHARDS, max(1, count // FEWEST_IMAGES))
@@ -155,7 +157,7 @@ def plan_job(config: MiningConfig) -> MiningPlan:
         "images_version": IMAGES_VERSION,
         **({} if published is None else {"imported": published.boxes.digest}),
         **({"box_frame": UPRIGHT} if upright else {}),
-        # Absent otherwise: sets that were made before there was a choice stay the same.
+        # They are absent otherwise, so that sets from before there was a choice stay the same.
         **({"ignore_opt_out": True} if config.web.ignore_opt_out else {}),
     }
     parameters = added.parameters(parameters) if added else parameters
@@ -163,15 +165,15 @@ def plan_job(config: MiningConfig) -> MiningPlan:
     cuts = [count * number // max(1, shards) for number in range(shards + 1)]
     names = added.names(shards) if added else [shard_name(number, shards) for number in range(shards)]
     before = added.first_image if added else 0
-    web = replace(config.web, per_host=max(1, config.web.per_host // max(1, _at_once(config, shards))))
+    web = replace(config.web, per_host=max(1, config.web.per_host // max(1, _shards_at_once(config, shards))))
 
     def ready(image: SourceImage) -> SourceImage:
-        # Workers of a cluster were started in other folders.
+        # Workers of a cluster have other working directories.
         there = replace(image, path=storage.absolute(image.path))
         return there if published is None else replace(there, boxes=published.boxes_of(image))
 
     def task(number: int, keep: bool) -> ShardTask:
-        # Images are looked up when their turn comes, so that waiting shards hold none.
+        # Images are looked up when their turn comes, so that waiting tasks hold none.
         first, last = cuts[number], cuts[number + 1]
         return ShardTask(
             out=out.location,
@@ -219,19 +221,19 @@ def mine(
     planned: Callable[[MiningPlan, int], None] = lambda plan, finished: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> MiningReport:
-    """Mine sources into shards; called again it keeps what is finished, and the bytes are the same.
+    """Mine sources into shards. If called again, it keeps finished shards, and the bytes are the same.
 
-    With `add`, the images that a finished set has not become shards after its last, and the set stays as it was until its new
-    manifest takes the place of the old.
+    With `add`, images that a finished set lacks become shards after its last one. The set stays as it was until the new
+    manifest replaces the old one.
 
     Args:
-        config: what and how.
+        config: settings of the job.
         planned: called once with the plan and the number of images in shards that are finished already.
-        progress: called as images get done, with their number.
+        progress: called with the number of images done since the last call.
 
     Raises:
-        InputError: sources without images, a folder with other shards, more failures than allowed.
-        ModuleNotFoundError: Ray is not installed, and not `inline`.
+        InputError: the sources hold no images, the folder holds other shards, or more images failed than allowed.
+        ModuleNotFoundError: Ray is not installed, and `inline` is False.
 
     """
     if not config.inline:
@@ -239,13 +241,13 @@ def mine(
     plan = plan_job(config)
     added = plan.addition
     if added is not None and not len(plan.listing):
-        settle(plan.job.out, added.manifest)
+        remove_leftover_job(plan.job.out, added.manifest)
         return MiningReport(manifest=added.manifest, mined=0, failures=[], ignored=plan.listing.ignored, addition=added)
     with plan.listing:
         manifest, mined = carry_out(plan.job, planned=lambda finished: planned(plan, finished), progress=progress)
-        # Those of an addition alone: the listing has no more.
+        # When adding, only the new shards, because the listing has only their images.
         own = manifest.shards[len(manifest.shards) - len(plan.job.names) :]
-        said = notes(plan.listing, config.published, plan.upright, plan.job.out, plan.job.names)
+        sentences = notes(plan.listing, config.published, plan.upright, plan.job.out, plan.job.names)
     return MiningReport(
         manifest=manifest,
         mined=mined,
@@ -253,21 +255,21 @@ def mine(
         ignored=plan.listing.ignored,
         match=plan.match,
         addition=added,
-        notes=said,
+        notes=sentences,
     )
 
 
-def _counted_or_left(listing: Listing, config: MiningConfig, out: Output) -> Listing:
-    """What becomes of images that an annotation file names and that are not there.
+def _with_or_without_absent(listing: Listing, config: MiningConfig, out: Output) -> Listing:
+    """Return the listing with or without the missing images that an annotation file names.
 
-    While they are few, as many as may fail, they are rows with that reason: a file put back is mined alone. Where more are
-    absent, the folder is a part of what the file describes: they are left out of the listing. A folder of shards that was
-    begun the one way or the other is gone on with as it was.
+    If they are few enough to be accepted as failures, they become rows with that reason: a file that is put back is then
+    mined alone. If more are missing, the folder is taken for a part of what the file describes, and they are left out. A
+    folder with shards of this job continues in the way it began.
     """
     if not listing.absent:
         return listing
     few = len(listing.absent) <= allowed_failures(config.max_failures, len(listing))
-    begun = (parameters_there(out) or {}).get("listing")
+    begun = (stored_parameters(out) or {}).get("listing")
     if begun == listing.digest or (begun is None and few):
         return listing
     present = listing.present()
@@ -277,30 +279,29 @@ def _counted_or_left(listing: Listing, config: MiningConfig, out: Output) -> Lis
     return present
 
 
-def _upright(config: MiningConfig, proposals: str, out: Output) -> bool | None:
-    """Whether a COCO file's boxes are taken as boxes of the upright image; None where boxes come from elsewhere.
+def _boxes_are_upright(config: MiningConfig, proposals: str, out: Output) -> bool | None:
+    """Return whether a COCO file's boxes are taken as boxes of the upright image; None if boxes come from elsewhere.
 
-    What people draw today is upright: browsers and viewers turn a photograph before it is drawn on (Label Studio, CVAT,
-    labelme, RectLabel, FiftyOne), and so do the loaders of Detectron2, MMDetection and Ultralytics. COCO's own images have no
-    turns. Shards of before there was a choice took the stored pixels, and are finished so.
+    Boxes that people draw today are upright: browsers and viewers turn a photograph before it is annotated (Label Studio,
+    CVAT, labelme, RectLabel, FiftyOne), and so do the loaders of Detectron2, MMDetection and Ultralytics. COCO's own images
+    are not turned. Sets from before there was a choice took the stored pixels, and are finished that way.
     """
     if config.box_frame not in (None, *FRAMES):
         raise UsageError(f"--box-frame is {config.box_frame!r}; expected one of: {', '.join(FRAMES)}")
     if proposals not in (GROUND_TRUTH, f"{IMPORTED}coco"):
         if config.box_frame is not None:
             raise UsageError(
-                f"--box-frame says of which picture a COCO file's boxes are, and the boxes of {proposals} need no such word; "
-                "leave it out"
+                f"--box-frame states the frame of a COCO file's boxes, which the boxes of {proposals} do not need; leave it out"
             )
         return None
-    begun = parameters_there(out) if config.box_frame is None else None
+    begun = stored_parameters(out) if config.box_frame is None else None
     if begun is not None and begun.get("proposals") == proposals:
-        return bool(begun.get("box_frame", UNSAID["box_frame"]) == UPRIGHT)
+        return bool(begun.get("box_frame", IMPLIED["box_frame"]) == UPRIGHT)
     return config.box_frame != STORED
 
 
 def _left_out(listing: Listing, published: Published | None) -> dict[str, Any]:
-    """What the manifest says of images and boxes that annotation files have and the shards have not."""
+    """Return the manifest's fields about images and boxes that annotation files have and the shards lack."""
     boxes = listing.boxes_left_out + Counter({} if published is None else published.boxes.left_out)
     absent = {"images": len(listing.absent), "of": listing.named, "such_as": listing.absent[:100]}
     return {
@@ -309,8 +310,8 @@ def _left_out(listing: Listing, published: Published | None) -> dict[str, Any]:
     }
 
 
-def _at_once(config: MiningConfig, shards: int) -> int:
-    """Shards that are in work at a time, as far as is known here: what a cluster has is not, so there as many as there are."""
+def _shards_at_once(config: MiningConfig, shards: int) -> int:
+    """Return how many shards are mined at the same time; on a cluster, whose CPUs are not known here, all of them."""
     if config.inline:
         return 1
     return min(shards, config.workers or (shards if config.address else usable_cpus()))

@@ -1,4 +1,4 @@
-"""Other boxes from the candidates that mining kept: no proposing, no decoding, no encoding; images are copied as bytes."""
+"""Choose other boxes from the candidates that mining kept, without decoding images, which are copied as bytes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,40 +19,40 @@ from univip_stream.shards.stored import stored_samples
 
 @dataclass(frozen=True, kw_only=True)
 class RefilterConfig(Compute):
-    """Which shards, which boxes, and where the work is done."""
+    """Which shards to read, which boxes to keep, and where the work is done."""
 
     shards: str | Path
-    """Folder of finished shards: local, or in an object store."""
+    """Folder of finished shards, local or in an object store."""
     out: str | Path
-    """Folder of the new ones."""
+    """Folder of the new shards."""
     min_scale: int | None = None
-    """As `BoxFilter`; None keeps the shards' own, here and below."""
+    """Shortest side kept, in pixels, as in `BoxFilter`; None, here and below, keeps the value of the shards."""
     max_aspect: float | None = None
     """Longest side over shortest."""
     max_iou: float | None = None
-    """Greatest overlap of two boxes."""
+    """Greatest intersection over union of two kept boxes, 0 to 1."""
     max_boxes: int | None = None
-    """Greatest number of boxes."""
+    """Maximal number of boxes kept for an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefilterTask:
-    """One shard."""
+    """One shard whose boxes are chosen again."""
 
     source: str
-    """Folder it comes from."""
+    """Folder that it is read from."""
     out: str
-    """Folder it goes to."""
+    """Folder that it is written to."""
     name: str
-    """Of its tar, in both."""
+    """File name of its tar in both folders."""
     entry: ShardEntry
-    """What the source's manifest says of it."""
+    """Its entry in the source's manifest."""
     fingerprint: str
-    """Of the new shards."""
+    """Fingerprint of the new shards."""
     proposals: str
-    """Where the candidates come from."""
+    """Name of the engine that proposed the candidates."""
     filter: BoxFilter
-    """Which boxes stay."""
+    """Settings of the filter that decides which boxes are kept."""
 
 
 def refilter(
@@ -61,15 +61,15 @@ def refilter(
     planned: Callable[[Job, int], None] = lambda job, finished: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Manifest:
-    """Write shards with the same images and other boxes; return their manifest. Called again it continues.
+    """Write shards with the same images and other boxes, and return their manifest. If called again, it continues.
 
     Args:
-        config: what and how.
+        config: settings of the job.
         planned: called once with the job and the number of images in shards that are finished already.
-        progress: called as images get done, with their number.
+        progress: called with the number of images done since the last call.
 
     Raises:
-        InputError: shards that are not complete or not as their manifest says; an output folder with other shards.
+        InputError: shards are incomplete or not as their manifest states, or the output folder holds other shards.
 
     """
     source, out = Output(config.shards, to_write=False), Output(config.out)
@@ -79,7 +79,7 @@ def refilter(
     old = manifest.parameters
     asked = {name: getattr(config, name) for name in ("min_scale", "max_aspect", "max_iou", "max_boxes")}
     chosen = BoxFilter(
-        **{name: _stored(old, name, config.shards) if value is None else value for name, value in asked.items()}
+        **{name: _parameter(old, name, config.shards) if value is None else value for name, value in asked.items()}
     )
     parameters = {**old, **asdict(chosen), "refiltered_from": manifest.fingerprint}
     fingerprint = digest([CONTENT, parameters])
@@ -92,7 +92,7 @@ def refilter(
             name=job.names[number],
             entry=entries[number],
             fingerprint=fingerprint,
-            proposals=_stored(old, "proposals", config.shards),
+            proposals=_parameter(old, "proposals", config.shards),
             filter=chosen,
         )
 
@@ -116,24 +116,24 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _stored(parameters: Mapping[str, Any], name: str, shards: str | Path) -> Any:
-    """What a manifest says the shards were made with."""
+def _parameter(parameters: Mapping[str, Any], name: str, shards: str | Path) -> Any:
+    """Return a parameter that the shards were made with, from their manifest."""
     value = parameters.get(name, ...)
     if isinstance(value, bool) or not isinstance(value, _KINDS[name]):
-        said = "nothing" if value is ... else repr(value)[:40]
-        raise InputError(f"the manifest of {shards} has {said} as {name}; it was changed or damaged: mine again")
+        found = "nothing" if value is ... else repr(value)[:40]
+        raise InputError(f"the manifest of {shards} has {found} as {name}; it was changed or damaged: mine again")
     number: Any = value
     return float(number) if _KINDS[name] == (int, float) else number
 
 
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
-    """Copy one shard with other boxes; return its entry for the manifest."""
+    """Copy one shard with other boxes, and return its entry for the manifest."""
     stored = stored_samples(task.source, task.name, task.proposals, task.entry.index.sha256)
-    samples = (_refiltered(sample, task.filter) for sample in stored)
+    samples = (_with_other_boxes(sample, task.filter) for sample in stored)
     return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
-def _refiltered(sample: StoredImage, chosen: BoxFilter) -> StoredImage:
+def _with_other_boxes(sample: StoredImage, chosen: BoxFilter) -> StoredImage:
     if sample.candidates is None:
         return sample
     boxes = chosen(sample.candidates)

@@ -1,4 +1,4 @@
-"""Run a plain function over shards: on Ray, or one after the other."""
+"""Run a plain function over shards, on Ray or one after the other."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,49 +10,49 @@ from univip_stream.errors import InputError, in_words
 from univip_stream.machine import usable_cpus
 
 _OBJECT_STORE = 100 << 20
-"""Bytes Ray's local object store gets: tasks and reports only, images never pass through it."""
-_LOOK_EVERY = 0.5
-"""Seconds between two looks at the workers' progress."""
+"""Size of a local Ray's object store in bytes. Only tasks and reports pass through it, never images."""
+_CHECK_EVERY = 0.5
+"""Seconds between two checks of the workers' progress."""
 _AHEAD = 2
-"""Tasks submitted for every one that can run: enough that no CPU waits for the driver, few enough to stop soon."""
+"""Number of tasks submitted for each that can run: enough that no CPU waits for the driver, few enough to stop soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where work is done."""
+    """Settings that say where work is done."""
 
     workers: int | None = None
-    """Shards in work at a time; None is one a CPU."""
+    """Number of shards that are processed at the same time; None is one for each CPU."""
     address: str | None = None
-    """Of a running Ray cluster; None starts a local one."""
+    """Address of a running Ray cluster; None starts a local one."""
     inline: bool = False
-    """Without Ray, one after the other, in this process."""
+    """Whether to work without Ray, one shard after the other, in this process."""
 
 
 class Task(Protocol):
-    """One shard's work."""
+    """The work on one shard."""
 
     @property
     def name(self) -> str:
-        """Of the shard, for people."""
+        """Name of the shard, for messages."""
 
 
 Progress = Callable[[int], None]
 Function = Callable[[Any, Progress], Any]
-"""(task, progress) -> result; calls progress now and then with the number of images done since the last call."""
+"""Takes (task, progress) and returns the result; it calls `progress` now and then with the number of images done since."""
 
 
 def run(function: Function, tasks: Iterable[Task], place: Compute, progress: Progress) -> Iterator[tuple[Task, Any]]:
-    """Do all tasks and yield each with its result as it is done, in any order.
+    """Carry out all tasks, and yield each with its result when it is done, in any order.
 
     Args:
-        function: what to do with a task.
-        tasks: made as they are taken; may be empty.
-        place: where.
+        function: function that carries out a task.
+        tasks: the tasks, which are taken when there is work; there may be none.
+        place: where the work is done.
         progress: called with the number of images done since the last call.
 
     Raises:
-        InputError: a task that failed as a whole, by name; the rest of its error is the worker's.
+        InputError: a task failed as a whole; the message names it and has the worker's error.
 
     """
     if place.inline:
@@ -72,7 +72,7 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
     local = {"num_cpus": place.workers or usable_cpus(), "num_gpus": 0, "object_store_memory": _OBJECT_STORE}
     with attached(ray, place.address, otherwise="--inline does without Ray, on one CPU", **local):
         counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
-        # One CPU and no GPU a task; a task whose worker or node dies is given to another.
+        # Each task has one CPU and no GPU; a task whose worker or node dies is given to another.
         remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
         at_once = place.workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD
         running: dict[Any, Task] = {}
@@ -82,19 +82,19 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
                     running[remotely.remote(function, task, counter)] = task
                 if not running:
                     break
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY)
-                progress(_taken(ray, counter))
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_CHECK_EVERY)
+                progress(_take_count(ray, counter))
                 for reference in done:
                     task = running.pop(reference)
                     yield task, _result(ray, reference, task)
-            progress(_taken(ray, counter))
+            progress(_take_count(ray, counter))
         finally:
-            for reference in running:  # stopped early, on a Ray that may outlive this
+            for reference in running:  # stopped early, while Ray may run on
                 ray.cancel(reference)
 
 
 class _Counter:
-    """Images done since the driver last asked; the workers' only word before a shard lands."""
+    """Counts images done since the driver last asked, the workers' only report before a shard is finished."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -107,10 +107,10 @@ class _Counter:
         return taken
 
 
-def _taken(ray: Any, counter: Any) -> int:
+def _take_count(ray: Any, counter: Any) -> int:
     try:
         return int(ray.get(counter.take.remote(), timeout=ANSWER_WITHIN))
-    except ray.exceptions.RayError:  # its node is gone; it starts anew elsewhere, and only the display is behind
+    except ray.exceptions.RayError:  # its node is gone; it restarts elsewhere, and only the display falls behind
         return 0
 
 
@@ -124,8 +124,8 @@ def _result(ray: Any, reference: Any, task: Task) -> Any:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, InputError | OSError):
-            told = in_words(cause) if isinstance(cause, OSError) else str(cause)
-            raise InputError(f"shard {task.name}: {told}") from error
+            message = in_words(cause) if isinstance(cause, OSError) else str(cause)
+            raise InputError(f"shard {task.name}: {message}") from error
         raise
     except ray.exceptions.RayError as error:
         raise InputError(

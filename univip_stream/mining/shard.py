@@ -1,4 +1,4 @@
-"""One shard, from source files to tar and index: a plain function, which Ray or a loop calls."""
+"""Mine one shard, from source files to tar and index, in a plain function that Ray or a loop calls."""
 
 import contextlib
 import hashlib
@@ -26,62 +26,62 @@ from univip_stream.shards.write import write_shard
 from univip_stream.sources import Boxes, SourceImage, read_bytes
 
 _REPORT_EVERY = 0.5
-"""Seconds between two words about progress."""
+"""Seconds between two reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What one shard holds, and how to make it."""
+    """The images of one shard, and how to mine them."""
 
     out: str
-    """Folder it goes to: local, or in an object store."""
+    """Folder that it is written to, local or in an object store."""
     name: str
-    """Of its tar."""
+    """File name of its tar."""
     first: int
-    """Number of its first image in the whole source order."""
+    """Number of its first image in the order of all sources."""
     images: list[SourceImage]
-    """Its images."""
+    """Images of the shard, in order."""
     fingerprint: str
-    """Of the job."""
+    """Fingerprint of the job."""
     proposals: str
-    """Engine, `none`, or a user's module:function."""
+    """Engine, `none`, `ground-truth`, `imported-` with a format, or a user's module:function."""
     options: dict[str, Any]
-    """Of the engine."""
+    """Options of the engine."""
     seed: int
-    """Of the engine."""
+    """Seed of the engine."""
     filter: BoxFilter
-    """Which boxes stay."""
+    """Settings of the filter that decides which boxes are kept."""
     max_pixels: int
-    """Larger images are rows with a reason."""
+    """Images with a larger width times height become rows with that reason."""
     upright: bool = False
-    """Whether boxes that come with the images are of the upright image; otherwise of the pixels as they are stored."""
+    """Whether boxes that come with the images are in the upright image; otherwise they are in the stored pixels."""
     web: storage.WebOptions = field(default_factory=storage.WebOptions)
-    """How web servers are asked for images."""
+    """Limits for requests to web servers."""
     keep: bool = False
-    """The shard is there, of this very job: only the images that failed are mined again."""
+    """Whether this job wrote the shard before, so that only the images that failed are mined again."""
 
 
 def mine_shard(task: ShardTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
-    """Mine and write one shard; return its entry for the manifest.
+    """Mine and write one shard, and return its entry for the manifest.
 
     Args:
-        task: what to do. The result is a function of it and the files' bytes alone.
+        task: the shard to mine. The result depends only on it and on the bytes of the files.
         progress: called now and then with the number of images finished since the last call.
 
     """
     storage.use_web(task.web)
-    # Closed however it ends: images that are on their way would hold the process's end up.
+    # It is closed in any case: requests that are under way would delay the end of the process.
     with contextlib.closing(_samples(task)) as samples:
         return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 
 
 def put_shard(samples: Iterator[StoredImage], out: str, name: str, fingerprint: str) -> ShardEntry:
-    """Write a shard to its folder, local or in an object store; return its entry for the manifest."""
+    """Write a shard to its folder, local or in an object store, and return its entry for the manifest."""
     if not storage.is_remote(out):
         return write_shard(samples, Path(out, name), fingerprint)
     with tempfile.TemporaryDirectory() as place:
         entry = write_shard(samples, Path(place, name), fingerprint)
-        for part in files_of(name):  # the index last: it is the completion mark
+        for part in files_of(name):  # the index comes last: it is the completion mark
             storage.copy_out(Path(place, part), storage.join(out, part))
     return entry
 
@@ -89,7 +89,7 @@ def put_shard(samples: Iterator[StoredImage], out: str, name: str, fingerprint: 
 def _samples(task: ShardTask) -> Generator[StoredImage]:
     proposer = load_proposer(task.proposals, seed=task.seed, options=task.options)
     stored = stored_samples(task.out, task.name, task.proposals) if task.keep else repeat(None)
-    # Not strict: a shard of this job has as many rows as images, and `repeat` has no end.
+    # Not strict, because `repeat` has no end; a shard of this job has as many rows as images.
     work = (
         (number, image, None if before is None or before.status in FAILED else before)
         for (number, image), before in zip(enumerate(task.images, task.first), stored, strict=False)
@@ -102,17 +102,17 @@ def _samples(task: ShardTask) -> Generator[StoredImage]:
 def mine_image(
     image: SourceImage, key: str, task: ShardTask, proposer: Proposer, read: Callable[[], bytes] | None = None
 ) -> StoredImage:
-    """Read, propose, filter. Whatever is wrong with the image becomes its status and reason.
+    """Read an image, propose boxes and filter them. Whatever is wrong with the image becomes its status and reason.
 
     Args:
-        image: which.
-        key: what it is called in the shard.
-        task: how.
-        proposer: of its boxes.
-        read: gives its bytes, or raises as `read_bytes` does; None to read it now.
+        image: the image.
+        key: its key in the shard.
+        task: the task of its shard.
+        proposer: function that proposes its boxes.
+        read: function that returns its bytes, or raises as `read_bytes` does; None to read it now.
 
     Raises:
-        InputError: a user's proposer gave something that is no box inside the image: that is wrong for every image.
+        InputError: a user's proposer failed or returned boxes that are not inside the image, which stops the job.
 
     """
     common: dict[str, Any] = {"key": key, "source": image.source, "label": image.label, "image_id": image.image_id}
@@ -127,7 +127,7 @@ def mine_image(
             given = () if image.boxes is None else image.boxes
             candidates = ground_truth(given, width, height, 1 if task.upright else orientation_of(data))
         else:
-            candidates = as_boxes(_proposed(proposer, picture.pixels))
+            candidates = as_boxes(_propose(proposer, picture.pixels))
         validate_boxes(candidates, width, height)
     except InputError as error:
         raise InputError(f"{image.source}: --proposals {task.proposals}: {error}") from error
@@ -152,13 +152,13 @@ def mine_image(
 
 
 def ground_truth(boxes: Boxes | np.ndarray, width: int, height: int, orientation: int) -> np.ndarray:
-    """Boxes of the stored pixels as boxes of the upright image, clipped to it; those with nothing left are left out.
+    """Return boxes of the stored pixels as boxes of the upright image, clipped to it, without those that are outside.
 
     Args:
-        boxes: xywh in the frame of the stored pixels, or, with orientation 1, of the upright image already.
-        width: of the upright image, pixels.
-        height: as `width`.
-        orientation: EXIF's, 1 to 8.
+        boxes: N x 4, xywh in the stored pixels; with orientation 1, in the upright image.
+        width: width of the upright image in pixels.
+        height: height of the upright image in pixels.
+        orientation: EXIF orientation, 1 to 8.
 
     """
     array = np.asarray(boxes, np.int64).reshape(-1, 4)
@@ -169,28 +169,28 @@ def ground_truth(boxes: Boxes | np.ndarray, width: int, height: int, orientation
     return as_boxes(np.concatenate([low, high - low], axis=1)[kept])
 
 
-def _proposed(proposer: Proposer, pixels: np.ndarray) -> np.ndarray:
+def _propose(proposer: Proposer, pixels: np.ndarray) -> np.ndarray:
     try:
         return proposer(pixels)
     except (InputError, MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a user's own function may raise anything, or leave
+    except BaseException as error:  # a user's own function may raise anything, even SystemExit
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(f"it raised {type(error).__name__}: {error} ({last.filename}, line {last.lineno})") from error
 
 
 def status_of(boxes: np.ndarray, candidates: np.ndarray) -> tuple[str, str | None]:
-    """What became of an image that is in the tar, and why."""
+    """Return (status, reason) of an image in the tar."""
     return (OK, None) if len(boxes) else (NO_BOXES, f"none of {len(candidates)} candidates passed the filter")
 
 
 def reporting(samples: Iterator[StoredImage], progress: Callable[[int], None]) -> Iterator[StoredImage]:
-    """The samples, with a word about progress now and then."""
-    done, said = 0, time.monotonic()
+    """Yield the samples, and report progress now and then."""
+    done, reported = 0, time.monotonic()
     for sample in samples:
         yield sample
         done += 1
-        if time.monotonic() - said >= _REPORT_EVERY:
+        if time.monotonic() - reported >= _REPORT_EVERY:
             progress(done)
-            done, said = 0, time.monotonic()
+            done, reported = 0, time.monotonic()
     progress(done)

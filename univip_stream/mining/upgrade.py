@@ -1,4 +1,4 @@
-"""A finished set of version 1 as version 2 lays it out, in its place and without touching its tars."""
+"""Upgrade a finished set from version 1 to version 2 in place, without touching its tars."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -21,22 +21,22 @@ def upgrade(
     planned: Callable[[Manifest, int], None] = lambda manifest, shards: None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Manifest:
-    """Move the candidates of a set of version 1 out of its indexes; return the new manifest. Called again it goes on.
+    """Move the candidates of a set of version 1 out of its indexes, and return the new manifest. If run again, it continues.
 
-    Until the new manifest is there, the set is as it was: the new indexes wait beside the old ones, and take their place after it.
-    In between, which takes as long as renaming them, a reader is told that an index is another than it expects.
+    Until the new manifest is written, the set stays as it was: the new indexes wait beside the old ones, and replace them
+    afterwards. While they are replaced, a reader gets the error that an index is not the expected one.
 
     Args:
-        shards: folder of finished shards: local, or in an object store.
-        planned: called once with the manifest there and the number of its shards that are of version 1.
-        progress: called as shards get done, with the number of their images.
+        shards: folder of finished shards, local or in an object store.
+        planned: called once with the present manifest and the number of its shards of version 1.
+        progress: called after each shard with the number of its images.
 
     Raises:
-        InputError: no finished set, an index that is not as it was mined, or a folder that cannot be written.
+        InputError: the set is not finished, an index is not as it was mined, or the folder cannot be written.
 
     """
     if storage.scheme_of(shards) in storage.WEB:
-        raise InputError(f"{shards}: a web server cannot be written; upgrade the folder that it shows")
+        raise InputError(f"{shards}: a web server cannot be written to; upgrade the folder that it serves")
     out = Output(shards)
     before = read_manifest(out.location)
     if all(entry.candidates is not None for entry in before.shards) and not any(map(_is_staged, out.names())):
@@ -48,7 +48,7 @@ def upgrade(
         planned(before, len(old))
         entries: list[ShardEntry] = []
         for entry in before.shards:
-            entries.append(entry if entry.candidates is not None else _staged(out, entry))
+            entries.append(entry if entry.candidates is not None else _stage(out, entry))
             if entry.candidates is None:
                 progress(entry.images)
         if old:
@@ -68,11 +68,11 @@ def _is_staged(name: str) -> bool:
     return name.endswith(STAGED)
 
 
-def _staged(out: Output, entry: ShardEntry) -> ShardEntry:
-    """Write a shard's candidates, and its new index where nothing reads it."""
+def _stage(out: Output, entry: ShardEntry) -> ShardEntry:
+    """Write a shard's candidates, and its new index under a name that nothing reads."""
     index = out.read(index_name(entry.name))
     if index is None:
-        raise InputError(f"{out.path_of(index_name(entry.name))} is missing; `univip-stream verify` lists what is")
+        raise InputError(f"{out.path_of(index_name(entry.name))} is missing; `univip-stream verify` lists what else is")
     candidates, new, made = upgraded(index, entry)
     out.write(candidates_name(entry.name), candidates)
     out.write(index_name(entry.name) + STAGED, new)

@@ -1,4 +1,4 @@
-"""Training with Ray Train as the launcher: `train --launcher ray`, inside a Ray cluster or on a Ray of its own."""
+"""Train with Ray Train as the launcher (`train --launcher ray`), on a running Ray cluster or a local Ray started here."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from univip_stream.pretrain.settings import from_dict, to_dict
 from univip_stream.pretrain.train import pretrain
 
 _LISTEN_EVERY = 0.5
-"""Seconds between two times that the driver asks what was said."""
+"""Seconds between two requests of the driver for messages of rank 0."""
 _LISTEN_WITHIN = 10.0
 """Seconds that an answer may take."""
 
@@ -35,26 +35,26 @@ def pretrain_on_ray(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, dict[str, Any]], None] = lambda step, steps, values: None,
 ) -> dict[str, Any]:
-    """`pretrain` on several ranks that Ray places: one CPU each, and one GPU each where the cluster has any.
+    """Run `pretrain` on several ranks that Ray places, each with one CPU, and one GPU if the cluster has any.
 
-    Every rank must reach shards and run folder under the same names. A rank that dies ends the job; called again it
-    continues from the last checkpoint.
+    Every rank must reach the shards and the run folder under the same names. If a rank dies, the job ends; if called again,
+    it continues from the last checkpoint.
 
     Args:
-        config: as for `pretrain`.
-        shards: as for `pretrain`.
+        config: as in `pretrain`.
+        shards: as in `pretrain`.
         run: folder of the run.
-        ranks: processes; None is one a GPU of the cluster, or one.
-        address: of a running Ray; None starts a local one.
+        ranks: number of processes; None is one for each GPU of the cluster, or one without GPUs.
+        address: address of a running Ray; None starts a local one.
         device: auto, cpu or cuda.
-        say: gets the lines a person wants to read.
+        say: called with each line for a person.
         progress: called for each recorded step, soon after it.
 
     Returns:
         The last recorded values.
 
     Raises:
-        InputError: what `pretrain` raises, by a rank; Ray that is not installed or cannot be reached.
+        InputError: `pretrain` raised it in a rank, or Ray is not installed or cannot be reached.
 
     """
     try:
@@ -100,7 +100,7 @@ def _each(on_gpu: bool) -> dict[str, float]:
 
 
 def _room(ray: Any, count: int, on_gpu: bool) -> None:
-    """Ray itself waits for ever for what a cluster has not."""
+    """Raise InputError if the cluster has too few CPUs or GPUs; Ray itself would wait for ever."""
     there = ray.cluster_resources()
     for name, wanted in _each(on_gpu).items():
         if count * wanted > there.get(name, 0):
@@ -111,13 +111,13 @@ def _room(ray: Any, count: int, on_gpu: bool) -> None:
 
 
 def _be_a_rank(settings: dict[str, Any]) -> None:
-    """What Ray runs on every rank."""
+    """Train on one rank; Ray calls this on each."""
     from ray import train as ray_train
 
     context = ray_train.get_context()
     process = Process(rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank())
     if os.path.isdir(settings["folder"]):
-        os.chdir(settings["folder"])  # relative paths among the settings are meant from there
+        os.chdir(settings["folder"])  # relative paths among the settings are relative to this folder
 
     def say(*words: Any) -> None:
         if process.is_first:
@@ -129,7 +129,7 @@ def _be_a_rank(settings: dict[str, Any]) -> None:
 
 
 class _Mouth:
-    """What rank 0 says, kept until the driver asks: a line, or a recorded step."""
+    """Keeps the messages of rank 0, lines and recorded steps, until the driver takes them."""
 
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
@@ -146,7 +146,7 @@ class _Mouth:
 def _heard(
     ray: Any, mouth: Any, say: Callable[[str], None], progress: Callable[[int, int, dict[str, Any]], None]
 ) -> Iterator[None]:
-    """Within: what rank 0 says is said here, by a thread, because the launcher waits in this one."""
+    """While inside: a thread passes on the messages of rank 0, because the launcher waits in this thread."""
     done = threading.Event()
 
     def listen() -> None:
@@ -170,7 +170,7 @@ def _heard(
 
 
 def _told(error: Exception) -> InputError:
-    """What the ranks said: the first reason that is not another rank's leaving."""
+    """Return the first error of the ranks that is not just another rank's end."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = [getattr(failure, "cause", None) or failure for failure in failures.values()]
     ours = [cause for cause in causes if isinstance(cause, InputError)]

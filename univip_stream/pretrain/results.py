@@ -1,4 +1,4 @@
-"""What runs came to: their settings, their last losses and their evaluations, a row each."""
+"""Results of runs: their settings, their last losses and their evaluations, a row for each run."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from univip_stream.pretrain.settings import flat_dict
 from univip_stream.record import METRICS
 
 EVALUATIONS = "eval"
-"""Folder of a run in which `results` looks for what `eval ... --out` wrote; it looks in the run folder too."""
+"""Folder of a run in which `results` looks for files that `eval ... --out` wrote; it looks in the run folder too."""
 
 TERMS = {"scene": "method.scene", "scene-instance": "method.scene_instance", "instance": "method.instance"}
 
@@ -25,29 +25,29 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("imagenet-200", "byol"): {"linear": 0.706, "detect bbox": 0.407, "detect segm": 0.369},
     ("imagenet-300", "univip"): {"linear": 0.742, "detect bbox": 0.422, "detect segm": 0.382},
 }
-"""What the paper says of a recipe and method: ImageNet top-1 of a linear probe (Table 1), COCO's box and mask AP of Mask R-CNN
-R50-FPN, 1x (Tables 2 and 4)."""
+"""The paper's results for a recipe and method: ImageNet top-1 of a linear probe (Table 1), COCO's box and mask AP of Mask
+R-CNN R50-FPN, 1x (Tables 2 and 4)."""
 
 
 def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """One row a run, in the order given; a folder of runs stands for those in it, by name.
+    """Return one row for each run, in the order given; a folder of runs stands for the runs in it, by name.
 
-    A row has name, recipe, method, backbone, batch (images a step), lr (its peak), terms, views (overlap or random), regions, K,
-    tries, seed, step, steps, loss (mean of the last tenth of the records; None before the first), feature_std, and top1 or AP by
-    protocol in `evaluations`.
+    A row has name, recipe, method, backbone, batch (images a step), lr (its peak), terms, views (overlap or random), regions,
+    K, tries, seed, step, steps, loss (mean of the last tenth of the records; None before the first), feature_std, and top1 or
+    AP by protocol in `evaluations`.
 
     Raises:
-        InputError: a folder that is no run and holds none, or a run whose files cannot be read.
+        InputError: a folder is not a run and holds none, or the files of a run cannot be read.
 
     """
     return [_row(run) for run in run_folders(paths)]
 
 
 def run_folders(paths: Iterable[Path]) -> list[Path]:
-    """The runs that are meant: a folder of runs stands for those in it, by name.
+    """Return the folders of the runs that paths name; a folder of runs stands for the runs in it, by name.
 
     Raises:
-        InputError: a folder that is no run and holds none.
+        InputError: a folder is not a run and holds none.
 
     """
     runs = []
@@ -63,10 +63,10 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
-    """What a run has recorded so far, a dict a step.
+    """Return what a run has recorded so far, a dictionary for each recorded step.
 
     Raises:
-        InputError: a line that is no JSON object with a step.
+        InputError: a line is not a JSON object with a step.
 
     """
     try:
@@ -80,7 +80,7 @@ def records_of(run: Path) -> list[dict[str, Any]]:
 
 
 def last_record(run: Path) -> dict[str, Any] | None:
-    """The last line of a run's metrics; None where there is none yet."""
+    """Return the last line of a run's metrics; None if there is none yet."""
     records = _records(run / METRICS)
     return records[-1] if records else None
 
@@ -124,12 +124,12 @@ def _row(run: Path) -> dict[str, Any]:
 
 
 def _terms(settings: dict[str, Any], K: int, records: list[dict[str, Any]]) -> list[str]:
-    """The terms of a run's loss."""
+    """Return the names of the terms of a run's loss."""
     method = settings["method.name"]
     if method not in ("univip", "byol"):
         found = [name.removeprefix("loss_") for name in (records[-1] if records else {}) if name.startswith("loss_")]
         return [name.replace("_", "-") for name in found]
-    # BYOL has the scene's term alone, whatever the switches say; without instances so has UniVIP.
+    # BYOL has only the scene's term, whatever the switches are; so has UniVIP without instances.
     scene_only = method == "byol" or K == 0
     return ["scene"] if scene_only else [name for name, key in TERMS.items() if settings[key]]
 

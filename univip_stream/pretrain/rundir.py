@@ -1,4 +1,4 @@
-"""The run folder: made once, and opened again only for the run it belongs to."""
+"""The run folder, which is made once and opened again only for the run that it belongs to."""
 
 import contextlib
 import hashlib
@@ -23,25 +23,25 @@ from univip_stream.storage import name_of
 from univip_stream.stream.order import order_version
 
 SHARDS = "shards"
-"""In the run folder: what `train --src` mined."""
+"""Name of the folder, in the run folder, of the shards that `train --src` mined."""
 LOCK = ".lock"
-"""In the run folder; held by the process that trains."""
+"""Name of the lock file in the run folder, which the training process holds."""
 _TRIES = 100
-"""To make a folder that others make and remove."""
+"""Number of attempts to make a folder that other processes make and remove at the same time."""
 _SHOWN = 6
-"""Differences that are named; the command beneath has them all."""
+"""Number of differences that a message names; the command below them has all."""
 
 
 def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> None:
-    """Look at a run folder before anything is read or built: is it free, or of a run with these settings?
+    """Check, before anything is read or built, that a run folder is free or belongs to a run with these settings.
 
     Args:
         run: the folder.
-        config: of the run that is to be.
-        shards: as the user named them, for the command that continues the run there.
+        config: settings of the run that is to be made.
+        shards: the shards as the user named them, for the command that continues an existing run.
 
     Raises:
-        InputError: the folder holds a run of other settings, or things that are no run.
+        InputError: the folder holds a run with other settings, or files that are not a run.
 
     """
     path = run / CONFIG
@@ -49,7 +49,7 @@ def check_run(run: Path, config: PretrainConfig, shards: str | list[str]) -> Non
         facts = _facts(path)
         if differences := _differences(facts, config):
             _refuse(path, facts, differences, shards)
-    # What begins with a dot is ours or Ray's; `train --src` has mined into the other.
+    # Names that begin with a dot are ours or Ray's; `train --src` mines into the folder SHARDS.
     elif run.exists() and (
         not run.is_dir() or any(entry.name[:1] != "." and entry.name != SHARDS for entry in run.iterdir())
     ):
@@ -67,26 +67,26 @@ def open_run(
     fingerprint: str | None = None,
     first_weights: str | None = None,
 ) -> int | None:
-    """Write `config.json` into a new run folder, or check that the run there is this one; keep other trainings out.
+    """Write `config.json` into a new run folder, or check that the existing run is this one, and lock the folder.
 
-    A run of other settings that was never trained (no checkpoint, no recorded step) is no run yet: it gives way.
+    A run with other settings that was never trained (no checkpoint, no recorded step) is replaced.
 
     Args:
         run: the folder.
-        config: of the run.
-        index: of its shards.
-        steps: updates of the whole run.
-        process: this process; the first writes.
-        shards: as for `check_run`.
-        fingerprint: of what the plan draws from beside the shards (`Plan.fingerprint`).
-        first_weights: hash of the weights that the run begins with, where they were read; None for random ones, and for a run
-            that goes on from its checkpoint.
+        config: settings of the run.
+        index: its shards.
+        steps: number of updates of the whole run.
+        process: this process; only the first writes.
+        shards: as in `check_run`.
+        fingerprint: `Plan.fingerprint`, of a file that the plan draws from besides the shards.
+        first_weights: hash of the file of weights that the run begins with; None for random weights, and for a run that
+            continues from its checkpoint.
 
     Returns:
-        What `hold` gives; None for a process that is not the first.
+        The descriptor that `hold` returns; None for a process that is not the first.
 
     Raises:
-        InputError: as `check_run`; other shards; another process trains here; no room on the disk.
+        InputError: as in `check_run`; or the shards are others, another process trains here, or the disk is full.
 
     """
     path = run / CONFIG
@@ -130,7 +130,7 @@ def open_run(
             with written_atomically(path, wanted=len(data)) as file:
                 file.write(data)
     except BaseException:
-        if lock is not None:  # else it is another's folder by now
+        if lock is not None:  # otherwise the folder belongs to another process by now
             if made:
                 (run / LOCK).unlink(missing_ok=True)
             os.close(lock)
@@ -142,10 +142,11 @@ def open_run(
 
 
 def hold(run: Path) -> int:
-    """A descriptor that keeps other trainings out of the run folder until it is closed or this process ends.
+    """Return a descriptor that locks the run folder until it is closed or this process ends.
 
-    The folder is made, also again where a start that failed takes its own away at this moment. The lock is the process's:
-    loader workers that it forked do not hold it on.
+    The folder is made, and made again if a failed start of another process removes it at this moment. The lock belongs to
+    this
+    process: loader workers that it forks do not keep it.
 
     Raises:
         InputError: another process trains here.
@@ -172,8 +173,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _differences(facts: dict[str, Any], config: PretrainConfig) -> list[str]:
-    """Of a run's settings and these."""
-    # A setting that came after that run was made stands there at its default.
+    """Return the differences between a run's settings and these, in words."""
+    # A setting that is newer than that run has its default there.
     ours = flat(config)
     defaults = flat(PretrainConfig(method=type(config.method)(name=config.method.name)))
     theirs = defaults | flat_dict(facts["config"])
@@ -182,7 +183,7 @@ def _differences(facts: dict[str, Any], config: PretrainConfig) -> list[str]:
 
 
 def _refuse(path: Path, facts: dict[str, Any], differences: list[str], shards: str | list[str]) -> None:
-    """Raise InputError, with the command that continues the run there; unless that run never began."""
+    """Raise InputError with the command that continues the existing run, unless that run was never trained."""
     run = path.parent
     metrics = run / METRICS
     if not Checkpoints(run / CHECKPOINTS).steps() and not (metrics.exists() and metrics.stat().st_size):
@@ -195,11 +196,11 @@ def _refuse(path: Path, facts: dict[str, Any], differences: list[str], shards: s
 
 
 def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
-    """What to type to continue a run: its recipe, and every setting that is another than the recipe's."""
+    """Return the command that continues a run: its recipe, and every setting that differs from the recipe."""
     theirs = flat_dict(facts["config"])
     name = theirs.get("recipe") if theirs.get("recipe") in RECIPES else "coco"
     known = flat(RECIPES[str(name)]())
-    # The stream's seed follows the run's, and the recipe is named. Settings that only the run's method has stand in no recipe.
+    # The stream's seed follows the run's, and the recipe is named. Settings of the run's method alone may be in no recipe.
     changed = [key for key in theirs if key not in ("recipe", "stream.seed") and theirs[key] != known.get(key, ...)]
     specs = [shards] if isinstance(shards, str) else shards
     words = ["univip-stream", "train", *(word for spec in specs for word in ("--shards", spec)), "--out", str(run)]
@@ -211,7 +212,7 @@ def _command(run: Path, facts: dict[str, Any], shards: str | list[str]) -> str:
 
 
 def _among_ours(shards: dict[str, Any], index: ShardSet) -> list[str]:
-    """The shards that a run was made with where these begin with them: a set that was added to since."""
+    """Return the names of the run's shards if these begin with them, as in a set that was added to since; otherwise []."""
     count = len(shards["paths"]) if isinstance(shards.get("paths"), list) else 0
     first = hashlib.sha256("\n".join(index.tar_sha256[:count]).encode()).hexdigest()
     return [name_of(path) for path in index.shards[:count]] if count and first == shards["fingerprint"] else []

@@ -1,4 +1,4 @@
-"""Configurations as dictionaries and as `KEY=VALUE` texts: any tree of dataclasses, checked by its types."""
+"""Convert configurations (trees of dataclasses) to dictionaries, and back from them and `KEY=VALUE` texts, checked by type."""
 
 import dataclasses
 import json
@@ -14,16 +14,16 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dictionaries and lists, for JSON."""
+    """Return a configuration as plain dictionaries and lists, for JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def from_dict(kind: type[Config], values: dict[str, Any], path: str = "") -> Config:
-    """A configuration from what `to_dict` gave.
+    """Return the configuration that `to_dict` turned into these values.
 
     Raises:
-        UsageError: a setting that does not exist (the nearest is suggested) or of another type.
+        UsageError: a setting does not exist (the message suggests the nearest) or has another type.
 
     """
     kind, values = _class_of(kind, values), dict(values)
@@ -34,10 +34,10 @@ def from_dict(kind: type[Config], values: dict[str, Any], path: str = "") -> Con
 
 
 def with_settings(config: Config, settings: Iterable[str]) -> Config:
-    """The configuration with `optim.lr=0.2`-like texts applied, in order.
+    """Return the configuration with settings changed by texts like `optim.lr=0.2`, in order.
 
     Raises:
-        UsageError: as `from_dict`, or a text that is no KEY=VALUE.
+        UsageError: as in `from_dict`, or a text is not KEY=VALUE.
 
     """
     # The method comes first: it decides which settings there are.
@@ -50,13 +50,13 @@ def with_settings(config: Config, settings: Iterable[str]) -> Config:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Every setting by its dotted name."""
+    """Return the value of every setting by its dotted name."""
 
     return dict(_leaves(to_dict(config), ""))
 
 
 def flat_dict(values: dict[str, Any]) -> dict[str, Any]:
-    """As `flat`, of what `to_dict` gave."""
+    """Return the same as `flat` from the result of `to_dict`."""
     return dict(_leaves(values, ""))
 
 
@@ -91,32 +91,32 @@ def _replaced(config: Any, names: list[str], text: str, key: str, whole: Any) ->
         changed = _with(config, name, _converted(hints[name], value, key))
     except OverflowError as error:
         raise too_large from error
-    # After the settings' own bounds, which say more.
+    # Checked after the settings' own bounds, whose messages say more.
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > most:
         raise too_large
     return changed
 
 
 def _class_of(kind: type[Config], values: Mapping[str, Any]) -> type[Config]:
-    """`kind`, or the class that it says such values are of."""
+    """Return the class for these values: `kind`, or what its `class_of` chooses."""
     choose: Callable[[Mapping[str, Any]], type[Config]] | None = getattr(kind, "class_of", None)
     return choose(values) if choose is not None else kind
 
 
 def _with(config: Any, name: str, value: Any) -> Any:
-    """The configuration with a field changed; of another class where that value says so, which keeps what both have."""
+    """Return the configuration with a field changed. If its class changes with the value, common fields are kept."""
     values = {member.name: getattr(config, member.name) for member in dataclasses.fields(config)} | {name: value}
     kind = _class_of(type(config), values)
     return kind(**{member.name: values[member.name] for member in dataclasses.fields(kind) if member.name in values})
 
 
 _MOST = (1 << 31) - 1
-"""What any setting takes: more is a typing error, and overflows where tensors are made."""
+"""Largest value of a setting; a larger one is a typing error, and would overflow where tensors are made."""
 _MOST_OF = {name: (1 << 63) - 1 for name in ("seed", "cache_bytes", "decoded_bytes", "max_pixels")} | {"workers": 1024}
 
 
 def _converted(hint: Any, value: Any, key: str) -> Any:
-    """`value` as `hint` says, or UsageError."""
+    """Return `value` as the type `hint`, or raise UsageError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value, key + ".")

@@ -45,12 +45,13 @@ from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
 
 _PATIENCE = 3.0
-"""Seconds that a run alone waits for a batch after it was asked to stop. Schedulers kill some 10 to 30 s after asking."""
+"""Seconds that a run of one process waits for a batch after a request to stop. Schedulers kill it 10 to 30 s after the
+request."""
 _PATIENCE_OF_RANKS = 20.0
-"""The same where ranks train together: who leaves early keeps the others from saving at one step."""
+"""The same for several ranks: a rank that leaves early keeps the others from saving at the same step."""
 _HUGE = 1e3
-"""A weight of this size is the sign of a run that burst: normalised networks keep finite losses with any. A sound ResNet's stay
-below some tens."""
+"""Weights of this size are a sign of divergence: with normalisation, losses stay finite for any weights. In a healthy ResNet
+they stay below some tens."""
 
 
 def pretrain(
@@ -63,23 +64,23 @@ def pretrain(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, dict[str, Any]], None] = lambda step, steps, values: None,
 ) -> dict[str, Any]:
-    """Train from shards into a run folder. Called again on the same folder, it continues.
+    """Train on shards and write a run folder. If called again with the same folder, it continues.
 
     Args:
-        config: everything the result depends on beside the shards.
+        config: all settings that the result depends on besides the shards.
         shards: any spec of `expand_shards`.
         run: folder of the run.
         device: auto, cpu, cuda or cuda:N.
-        process: this process among those that train together.
-        say: gets the lines a person wants to read at the start and the end.
-        progress: called at each recorded step with the step, how many there will be, and the values.
+        process: rank and number of the processes that train together.
+        say: called with each line for a person at the start and the end.
+        progress: called at each recorded step with the step, the number of steps of the run, and the values.
 
     Returns:
         The last recorded values, or {} when the run was finished before.
 
     Raises:
-        InputError: shards, settings or a run folder that cannot be used; a loss that is not finite.
-        Interrupted: stopped from outside, after saving.
+        InputError: shards, settings or the run folder cannot be used, or a loss is not finite.
+        Interrupted: the run was stopped from outside, after saving.
 
     """
     where = pick_device(device, process)
@@ -113,7 +114,7 @@ def _in_words(config: PretrainConfig, process: Process) -> Iterator[None]:
 
 
 class _Trainer:
-    """A run in progress: what is built once, and one step at a time."""
+    """A run in progress: it builds everything once, and then makes one step at a time."""
 
     def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process):
         self.config, self.run, self.device, self.process = config, run, device, process
@@ -135,12 +136,12 @@ class _Trainer:
         self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
         self.boxes, self.notes = stream.index.box_count, stream.notes
 
-        # Everything that can be wrong is looked at before the folder becomes this run's.
+        # Everything that can be wrong is checked before the folder becomes that of this run.
         torch.manual_seed(config.seed)
         self.method: Method = build_method(config.method, plan)
         check_sizes(self.method.backbone, config.method.backbone, plan)
         self.checkpoints = Checkpoints(run / CHECKPOINTS, keep=config.keep_checkpoints)
-        # A run that goes on has its weights in its checkpoint; where they came from may be gone by then.
+        # A run that continues has its weights in its checkpoint; the file that they came from may be gone by then.
         self.first_weights = (
             first_weights(config.init_from, self.method.backbone, config.method.backbone)
             if config.init_from is not None and not self.checkpoints.steps()
@@ -180,7 +181,7 @@ class _Trainer:
         self.recorder = Recorder(run, resumed=self.first) if process.is_first else _Silent()
 
     def arithmetic(self) -> Iterator[str]:
-        """The numbers the run will live by."""
+        """Yield lines about the run for a person: its images, batch, method, recipe, device and warnings."""
         config, process = self.config, self.process
         yield from self.notes
         if self.knn is not None:
@@ -230,7 +231,7 @@ class _Trainer:
         return f"target momentum {first:g} to {last:g}"
 
     def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
-        """Train to the end, yielding what is recorded."""
+        """Train to the end, and yield the values of each recorded step."""
         config = self.config
         patience = _PATIENCE if self.process.world_size == 1 else _PATIENCE_OF_RANKS
         with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
@@ -283,7 +284,7 @@ class _Trainer:
                     )
 
     def _leave(self, finished: int) -> Interrupted:
-        """Asked to stop, and no batch came for the next step: what was trained is saved, where nothing has touched it since."""
+        """Save and return the error of a stop while waiting for a batch; a step that is half computed is not saved."""
         if finished == self.first or self.updates.halfway:
             saved = "the last checkpoint stands" if self.checkpoints.steps() else "nothing was trained yet"
         else:
@@ -337,7 +338,7 @@ class _Trainer:
             os.close(self.lock)
 
     def doubts(self) -> Iterator[str]:
-        """What speaks against the result, though every number of it is one."""
+        """Yield warnings about a result that is doubtful although all its numbers are finite."""
         largest = max(float(parameter.detach().abs().max()) for parameter in self.method.online_parameters())
         if largest > _HUGE:
             yield (
@@ -371,7 +372,7 @@ class _Silent:
 
 
 def _shared_out(config: PretrainConfig, process: Process) -> str:
-    """How a batch is divided, in words; nothing where one process takes it whole."""
+    """Return words that say how a batch is divided; an empty text if one process takes it as a whole."""
     share = config.stream.batch_size // process.world_size
     words = f", {share} on each of {process.world_size} ranks" if process.world_size > 1 else ""
     return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")

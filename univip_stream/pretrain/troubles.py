@@ -1,4 +1,4 @@
-"""What can go wrong on the machine while a run trains, in words."""
+"""Messages for what can go wrong on the machine while a run trains."""
 
 import torch
 
@@ -11,7 +11,7 @@ AGAIN = "Run the same command again, it continues from the last checkpoint"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU's memory, or the machine's, is full."""
+    """Return whether an error means that the memory of a GPU, or of the machine, is full."""
     text = str(error)
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -21,7 +21,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def told(error: Exception, config: PretrainConfig, process: Process) -> InputError | None:
-    """What to tell a person; None if the error is another rank's end, or none of those that are known here."""
+    """Return the error for a person; None if the error is not known here, or means that another rank ended."""
     if isinstance(error, RuntimeError) and ended_by_others(error, process):
         return None
     if (died := death(error)) is not None:

@@ -1,8 +1,8 @@
-"""One update: forward, backward and step, and the look at what came out.
+"""One update: forward, backward and step, and the check of the losses.
 
-The host waits for a GPU only where it looks; between two looks it runs ahead, so that the GPU never waits for it.
+The host waits for a GPU only when it checks them; between two checks it runs ahead, so that the GPU never waits for it.
 
-Shape letters: B images, K instances an image, S and I sides, A instance augmentations.
+Shape letters: B images, K instances of an image, S and I sides, A instance augmentations.
 """
 
 import contextlib
@@ -31,36 +31,36 @@ from univip_stream.stream import Batch
 from univip_stream.workers import death
 
 LOOK_EVERY = {"cpu": 1, "cuda": 10}
-"""Steps between two looks at the losses, by device. On a CPU they are at hand; on a GPU a look makes the host wait."""
+"""Steps between two checks of the losses, by device. On a CPU a check is free; on a GPU it makes the host wait."""
 _SHOWN = 8
-"""Images of a batch whose views are kept to be looked at."""
+"""Number of images of a batch whose views are kept for people to look at."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unseen:
-    """A step that nobody has looked at."""
+    """A step whose losses have not been checked yet."""
 
     step: int
     values: Tensor
-    """The method's terms and the share of filled instances, means over the step's parts, on the device."""
+    """The method's terms and the share of filled instances, as means over the parts of the step, on the device."""
     keys: list[str]
     sources: list[str]
 
 
 class Updates:
-    """The updates of a run on this rank: `gradient`, `look` where one is due, `apply`.
+    """The updates of a run on this rank: call `gradient`, then `look` if it is due, then `apply`.
 
     Args:
-        method: what is trained.
-        model: the same as it is called: in parallel with other ranks, compiled.
-        parallel: the module whose gradients are averaged over the ranks; the method itself where there is one rank.
-        optimizer: of the method's online parameters.
-        accumulate: parts of a step.
-        precision: of the networks' arithmetic.
-        config: of the augmentations.
-        regions: that the plan draws of an image.
-        run: folder for what is left of a loss that is no number.
-        channels_last: how the networks' weights lie in memory.
+        method: the method that is trained.
+        model: the module that is called for it, which may be parallel over ranks and compiled.
+        parallel: the module whose gradients are averaged over the ranks; the method itself if there is only one rank.
+        optimizer: optimizer of the method's online parameters.
+        accumulate: number of parts of a step.
+        precision: type of the networks' arithmetic.
+        config: settings of the augmentations.
+        regions: number of regions that the plan draws for an image.
+        run: folder for a report about a loss that is not finite.
+        channels_last: whether the networks' weights have the memory layout channels-last.
 
     """
 
@@ -84,22 +84,23 @@ class Updates:
         self.accumulate, self.precision, self.config, self.regions = accumulate, precision, config, regions
         self.device, self.process, self.run, self.channels_last = device, process, run, channels_last
         self.terms = ("loss", *method.terms, "feature_std")
-        """What the method returns of a step, in this order."""
+        """Names of the values that the method returns for a step, in this order."""
         self.compiled = model is not parallel
-        # What is compiled counts as it was compiled.
+        # A compiled module counts its batches as it was compiled to.
         self._counted = [] if self.compiled else countable_together(method)
         self._unseen: list[_Unseen] = []
         self.views: dict[str, Tensor] | None = None
-        """The pictures of the last batch's first images as the networks saw them, (B, N, 3, S, S), where they were asked for."""
+        """Pictures of the last batch's first images as the networks saw them, (B, N, 3, S, S), if they were asked for."""
         self.halfway = False
-        """Whether some parts of a step have been computed and others not: running statistics and queues are of neither step."""
+        """Whether only some parts of a step have been computed, so that running statistics and queues belong to no whole
+        step."""
 
     def look_due(self, finished: int) -> bool:
-        """Whether to look before the update that makes `finished`: the same answer on every rank."""
+        """Return whether to check the losses before update number `finished`; all ranks get the same answer."""
         return finished % LOOK_EVERY[self.device.type] == 0
 
     def gradient(self, batches: Iterator[Batch], step: int, *, keep_views: bool = False) -> None:
-        """Add up the gradient of a step over its parts; `keep_views` leaves some of what the networks saw in `views`."""
+        """Add up the gradient of a step over its parts; with `keep_views`, keep some of the networks' inputs in `views`."""
         totals = torch.zeros(len(self.terms) + 1, device=self.device)
         keys: list[str] = []
         sources: list[str] = []
@@ -111,7 +112,7 @@ class Updates:
     def _parts(
         self, batches: Iterator[Batch], totals: Tensor, keys: list[str], sources: list[str], *, keep_views: bool
     ) -> None:
-        """The parts of a step: gradients, and what is told of them."""
+        """Compute the gradients of a step's parts, and collect their losses and samples."""
         for part in range(self.accumulate):
             self.halfway = part > 0
             batch = next(batches)
@@ -128,17 +129,17 @@ class Updates:
             sources += batch.sources
 
     def apply(self, rate: float, momentum: float) -> None:
-        """Follow the gradient, and let the target follow."""
+        """Make the optimizer's step, and update the target network."""
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.update_target(momentum)
 
     def look(self, asked: Asked) -> tuple[dict[str, float], bool]:
-        """The last step's terms and `filled`, means over parts and ranks; and whether any rank is asked to stop.
+        """Return the last step's terms and `filled`, as means over parts and ranks, and whether any rank is asked to stop.
 
         Raises:
-            InputError: the loss of a step since the last look is no number.
+            InputError: the loss of a step since the last call is not finite.
 
         """
         unseen, self._unseen = self._unseen, []
@@ -151,7 +152,7 @@ class Updates:
         return dict(zip([*self.terms, "filled"], values[-1].tolist(), strict=True)), bool(stops[0] > 0)
 
     def _losses(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A forward pass; what goes wrong in a method of somebody's own is told in words."""
+        """Make a forward pass; errors in a user's own method become messages."""
         try:
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 return checked_losses(self.model(inputs), self.method)
@@ -162,14 +163,14 @@ class Updates:
             raise told from error
 
     def _alone(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are summed over the ranks once a step, with its last part."""
+        """Return a context in which gradients are summed over the ranks only with the last part of a step."""
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[None] = self.parallel.no_sync()
         return context
 
     def _stop_at(self, step: _Unseen, late: int) -> None:
-        """A loss that is no number ends the run and leaves on disk what caused it."""
+        """End the run because a loss is not finite, and leave a file that names the step's samples."""
         left = self.run / f"not-finite-step-{step.step + 1}-rank-{self.process.rank}.json"
         found = dict(zip(self.terms, step.values.tolist(), strict=False))
         with written_atomically(left) as file:
@@ -190,6 +191,6 @@ class Updates:
 
 
 def _first(inputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """The pictures of a batch's first images, image by image."""
+    """Return the pictures of a batch's first images, image by image."""
     pictures = {name: inputs[name] if cut.together else inputs[name].transpose(0, 1) for name, cut in batch.cuts.items()}
     return {name: shown[:_SHOWN].cpu() for name, shown in pictures.items()}

@@ -38,7 +38,7 @@ class RangeReader(Reader):
             raise InputError(f"{self.name(sample)}: the shard ends after {len(data)} of its {size} bytes; it was cut off")
         return data
 
-    def _fetched_again(self, sample: int, data: bytes) -> bytes:
+    def _fetch_again(self, sample: int, data: bytes) -> bytes:
         return self._bytes(sample) if hashlib.sha256(data).hexdigest() != self.index.text("sha256", sample) else data
 
 

@@ -1,4 +1,4 @@
-"""The shard format: what a shard, its index and the manifest hold; writing, finding, reading and checking them.
+"""The shard format: the contents of a shard, its index and the manifest, and how they are written, found, read and checked.
 
 `shards/README.md` of the repository describes it field by field.
 """

@@ -1,8 +1,9 @@
-"""Remote files on the local disk: fetched whole, verified, bounded, and shared by all processes of a machine.
+"""A cache of remote files on the local disk. Files are fetched whole and verified; all processes of a machine share them.
 
-A file is named by its SHA-256, so what lies under a name is what the name says, wherever it came from: two sets with a
-`000.tar` each cannot meet, and a moved bucket is not fetched again. What is being fetched has another name and gets this one
-only when it is complete, verified and on disk. Locks are `flock`s: the kernel lets go of them when a process dies.
+A file is named after its SHA-256, so its name vouches for its contents, wherever they came from: the `000.tar` of one set
+cannot be taken for that of another, and a bucket that moved is not fetched again. While a file is being fetched it has
+another name; it gets this one when it is complete, verified and on disk. Locks are `flock`s, which the kernel releases when a
+process dies.
 """
 
 import contextlib
@@ -25,38 +26,38 @@ from univip_stream.storage import retry
 from univip_stream.storage.retry import PassingError, tried
 
 DEFAULT_BYTES = 32 << 30
-"""Bound of the cache where none is said: a window of 16 shards of COCO, and the next, take 5 GB."""
+"""Default limit of the cache in bytes. A window of 16 shards of COCO and the next window take 5 GB."""
 _PIECE = 8 << 20
-"""Bytes asked for at a time: an object store is asked once a piece."""
+"""Bytes per request to an object store."""
 _LOCK = ".lock"
 _OURS = re.compile(rf"(of-)?[0-9a-f]{{64}}({re.escape(TEMPORARY)})?")
-"""Names that files of the cache have; nothing else is ever deleted."""
+"""Names of the cache's own files; no other file is ever deleted."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
 class FetchError(InputError):
-    """A remote file cannot be had. No other sample stands in for it: the next would fail alike."""
+    """A remote file cannot be fetched. Its samples are not replaced by others, because the next ones would fail too."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error
-    """A fetch was given up because its process is to end."""
+class Stopped(Exception):  # noqa: N818 - it is not an error
+    """A fetch was abandoned because its process is about to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A remote file, and what it must be."""
+    """The location of a remote file, and the size and hash that it must have."""
 
     location: str
-    """Its URL."""
+    """URL of the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str | None
-    """Of its bytes, hexadecimal; None if that is not known yet."""
+    """SHA-256 of its bytes, hexadecimal; None if it is not known yet."""
 
 
 def user_folder() -> Path:
-    """Where this program keeps what can be made again: `$XDG_CACHE_HOME/univip-stream`, or `~/.cache/univip-stream`."""
+    """Return the folder of files that can be made again: `$XDG_CACHE_HOME/univip-stream` or `~/.cache/univip-stream`."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "univip-stream"
     except RuntimeError:  # a user without a home, as containers have
@@ -64,24 +65,27 @@ def user_folder() -> Path:
 
 
 def checked_hash(text: str) -> str:
-    """A SHA-256 that a manifest says, which becomes a file's name here.
+    """Return a SHA-256 from a manifest after checking it, because it becomes the name of a file here.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a SHA-256 in hexadecimal.
 
     """
     if not isinstance(text, str) or not _SHA256.fullmatch(text):
-        raise ValueError(f"{text!r} is no SHA-256")
+        raise ValueError(f"{text!r} is not a SHA-256")
     return text
 
 
 class Cache:
-    """A folder of fetched files. Any number of processes and threads may use one folder at once.
+    """A folder of fetched files. Any number of processes and threads may use it at the same time.
 
     Args:
-        folder: where; None for `shards` in the user's cache folder. A local disk: locks and speed are its point.
-        limit: bytes the files may take together. A file that someone has open stays readable when it is evicted (its room is
-            given back when it is closed); those that nobody has open go first, the least recently used before others.
+        folder: a folder on a local disk, for the sake of locks and speed; None is `shards` in the user's cache folder.
+        limit: the most bytes that the files may take together. Files that no process has open are evicted first, the least
+            recently used before others. An open file stays readable when it is evicted; its space is freed when it is closed.
+
+    Raises:
+        UsageError: `limit` is below 1.
 
     """
 
@@ -92,41 +96,42 @@ class Cache:
         self.limit = limit
 
     def open(self, remote: Remote) -> int:
-        """A descriptor of the file's verified bytes, fetched where it is not here. It holds a shared lock: close it when done.
+        """Return a descriptor of the verified file, fetched if it is not here. It holds a shared lock until it is closed.
 
         Raises:
-            FetchError: the source cannot be read, or does not hold what it should.
-            InputError: the cache cannot hold it.
+            FetchError: the source cannot be read, or holds other bytes than expected.
+            InputError: the cache cannot hold the file.
 
         """
-        if (found := self._held(remote)) is not None:
+        if (found := self._open_if_here(remote)) is not None:
             return found
         with self.locked(_name(remote)):
-            return self._fetched(remote, None)
+            return self._fetch(remote, None)
 
     def has(self, remote: Remote) -> bool:
-        """Whether it is here."""
+        """Return whether the cache holds a file."""
         return remote.sha256 is not None and (self.folder / remote.sha256).exists()
 
     def fetch_if_free(self, remote: Remote, stopped: Callable[[], bool]) -> bool:
-        """Fetch a file that is not here, unless another process is about it; return whether this call did.
+        """Fetch a file that is not here, unless another process is fetching it; return whether this call did.
 
         Raises:
-            Stopped: `stopped` said so on the way, or others' files leave no room for it now.
-            InputError: as `open`.
+            Stopped: `stopped` returned True on the way, or the files of others leave no room at present.
+            InputError: as in `open`.
 
         """
         if self.has(remote):
             with contextlib.suppress(OSError):
-                os.utime(self.folder / _name(remote))  # it is wanted soon: not the next to be evicted
+                os.utime(self.folder / _name(remote))  # it is needed soon, so it must not be the next to be evicted
             return False
         with self.locked(_name(remote), wait=False) as mine:
             if not mine or self.has(remote):
                 return False
-            os.close(self._fetched(remote, stopped))
+            os.close(self._fetch(remote, stopped))
             return True
 
-    def _held(self, remote: Remote) -> int | None:
+    def _open_if_here(self, remote: Remote) -> int | None:
+        """Return a descriptor of a file that the cache holds, with a shared lock; None if it is not here."""
         if remote.sha256 is None:
             return None
         path = self.folder / remote.sha256
@@ -141,7 +146,7 @@ class Cache:
             os.close(descriptor)
             self.forget(remote)
             return None
-        with contextlib.suppress(OSError):  # another user's file is read all the same
+        with contextlib.suppress(OSError):  # a file of another user can be read all the same
             os.utime(descriptor)
         return descriptor
 
@@ -150,9 +155,9 @@ class Cache:
         if remote.sha256 is not None:
             (self.folder / remote.sha256).unlink(missing_ok=True)
 
-    def _fetched(self, remote: Remote, stopped: Callable[[], bool] | None) -> int:
-        """Under the file's lock: what another process fetched meanwhile, or fetch it."""
-        if (found := self._held(remote)) is not None:
+    def _fetch(self, remote: Remote, stopped: Callable[[], bool] | None) -> int:
+        """While holding the file's lock, open it if another process has fetched it meanwhile, otherwise fetch it."""
+        if (found := self._open_if_here(remote)) is not None:
             return found
         temporary = self.folder / f"{_name(remote)}{TEMPORARY}"
         try:
@@ -178,7 +183,7 @@ class Cache:
         return descriptor
 
     def _copy(self, remote: Remote, temporary: Path, stopped: Callable[[], bool] | None) -> str:
-        """Write the source's bytes into the reserved file; return their SHA-256. Errors that can pass are tried again."""
+        """Write the source's bytes into the reserved file and return their SHA-256; retry errors that may pass."""
         try:
             return tried(lambda: _copied(remote, temporary, stopped))
         except _SourceError as error:
@@ -188,9 +193,9 @@ class Cache:
             ) from error
 
     def _reserve(self, temporary: Path, remote: Remote, *, ahead: bool) -> None:
-        """Make room for a file, and a file of its whole size, so that others count it too.
+        """Make room for a file, and create it with its full size, so that other processes count it too.
 
-        Where other processes' fetches take the room, wait for them to end: what is complete can be evicted.
+        If the fetches of other processes take the room, wait for them to end: complete files can be evicted.
         """
         if remote.size > self.limit:
             raise InputError(
@@ -209,15 +214,16 @@ class Cache:
             time.sleep(0.05)
 
     def _evict(self, most: int, *, in_use_too: bool) -> bool:
-        """Delete files until they take at most `most` bytes: leftovers of the dead, what nobody has open, then the rest.
+        """Delete files until they take at most `most` bytes, and return whether that was reached.
 
-        Where that cannot be reached, nothing complete is deleted; returns whether it was reached.
+        Leftovers of dead processes go first, then files that nobody has open, then the others if `in_use_too`. If that is not
+        enough, no complete file is deleted.
         """
         complete, being_fetched = [], 0
         for entry in list(os.scandir(self.folder)):
             with contextlib.suppress(FileNotFoundError):
                 if not _OURS.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
-                    continue  # whoever names a folder with other files in it keeps them
+                    continue  # the folder may hold other files of the user
                 stat = entry.stat(follow_symlinks=False)
                 if not entry.name.endswith(TEMPORARY):
                     complete.append((stat.st_mtime_ns, entry.path, stat.st_size))
@@ -242,7 +248,7 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the lock of a name among all processes and threads; without `wait`, give whether it was free."""
+        """Hold the lock of a name among all processes and threads; without `wait`, yield whether it was free."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -259,7 +265,7 @@ class Cache:
             try:
                 yield True
             finally:
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone leaves it to a process that was forked meanwhile
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # after closing alone, a process forked meanwhile would still hold it
         finally:
             os.close(descriptor)
 
@@ -273,7 +279,7 @@ class Cache:
 
 
 class _SourceError(Exception):
-    """Reading failed on the far side, not in writing here."""
+    """The source could not be read; the fault is not in writing here."""
 
 
 def _name(remote: Remote) -> str:
@@ -281,17 +287,17 @@ def _name(remote: Remote) -> str:
 
 
 def _copied(remote: Remote, path: Path, stopped: Callable[[], bool] | None) -> str:
-    """Overwrite a file with the source's bytes; return their SHA-256."""
+    """Overwrite a file with the source's bytes and return their SHA-256."""
     digest, done = hashlib.sha256(), 0
     with contextlib.ExitStack() as stack:
-        source = _far(remote.location, lambda: stack.enter_context(storage.opened(remote.location)))
+        source = _read_source(remote.location, lambda: stack.enter_context(storage.opened(remote.location)))
         target = stack.enter_context(path.open("r+b"))
-        while piece := _far(remote.location, lambda: source.read(_PIECE)):
+        while piece := _read_source(remote.location, lambda: source.read(_PIECE)):
             if stopped is not None and stopped():
                 raise Stopped
             done += len(piece)
             if done > remote.size:
-                break  # another file than was promised; its end may never come
+                break  # it is not the promised file, and may never end
             digest.update(piece)
             target.write(piece)
         if done < remote.size:
@@ -301,21 +307,21 @@ def _copied(remote: Remote, path: Path, stopped: Callable[[], bool] | None) -> s
     return digest.hexdigest() if done == remote.size else f"{'0' * 16} (longer than {remote.size} bytes)"
 
 
-def _far(location: str, read: Callable[[], _T]) -> _T:
+def _read_source(location: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
     except (MemoryError, InputError):
         raise
     except Exception as error:  # each client has its own kinds
         found = storage.explained(location, error)
-        says = str(getattr(found, "strerror", None) or f"{type(found).__name__}: {found}")
+        reason = str(getattr(found, "strerror", None) or f"{type(found).__name__}: {found}")
         if storage.may_pass(found):
-            raise PassingError from _SourceError(says)
-        raise FetchError(f"{location} cannot be fetched: {says}") from error
+            raise PassingError from _SourceError(reason)
+        raise FetchError(f"{location} cannot be fetched: {reason}") from error
 
 
 def _in_use(path: str) -> bool:
-    """Whether some process has the file open by `Cache.open`."""
+    """Return whether some process has the file open through `Cache.open`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

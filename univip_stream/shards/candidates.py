@@ -1,4 +1,4 @@
-"""All boxes that an engine proposed, for another filter or another program: in a file beside the index, or, in version 1, in it."""
+"""All boxes that an engine proposed, for another filter or program: in a file beside the index or, in version 1, in the index."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +15,25 @@ _CURE = "copy it from where these shards came, or mine this shard again"
 
 
 def candidates_beside(index: bytes, shard: str, read: Callable[[str], bytes]) -> bytes | None:
-    """The file of candidates that an index completes, checked; None where the index has them itself.
-
-    Args:
+    """Return the checked bytes of the candidates file that belongs to an index; None if the index holds the candidates
+    itself. Args:
         index: bytes of the index.
         shard: location of the tar.
-        read: gives a file's bytes by its location.
+        read: function that returns the bytes of the file at a location.
 
     Raises:
-        InputError: the file is missing, cut off, damaged, or of another run; by name.
+        InputError: the file is missing, cut off, damaged, or of another run; the message names it.
 
     """
     try:
-        said = metadata_of(index)
-        if said.get("format") not in FORMATS:
+        metadata = metadata_of(index)
+        if metadata.get("format") not in FORMATS:
             raise InputError(
-                f"{index_name(shard)} has format {said.get('format')!r}; this version reads {' and '.join(map(repr, FORMATS))}"
+                f"{index_name(shard)} has format {metadata.get('format')!r}; this version reads {' and '.join(map(repr, FORMATS))}"
             )
-        if said["format"] == FORMAT_1:
+        if metadata["format"] == FORMAT_1:
             return None
-        wanted = FileFacts(bytes=int(said["candidates_bytes"]), sha256=said["candidates_sha256"])
+        wanted = FileFacts(bytes=int(metadata["candidates_bytes"]), sha256=metadata["candidates_sha256"])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -45,19 +44,17 @@ def candidates_beside(index: bytes, shard: str, read: Callable[[str], bytes]) ->
     try:
         data = read(name)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{name} is missing, and it holds the candidates that other boxes are chosen from; {_CURE}"
-        ) from error
+        raise InputError(f"{name} is missing; it holds the candidates that other boxes are chosen from; {_CURE}") from error
     if len(data) == wanted.bytes and hashlib.sha256(data).hexdigest() == wanted.sha256:
         return data
     try:
         found = metadata_of(data)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(
-            f"{name} has {len(data)} bytes and is no file of candidates, expected one of {wanted.bytes}: it was cut off or "
+            f"{name} has {len(data)} bytes and is not a file of candidates; expected one of {wanted.bytes}: it was cut off or "
             f"damaged; {_CURE}"
         ) from error
-    if any(found.get(fact) != said.get(fact) for fact in ("fingerprint", "tar_sha256")):
+    if any(found.get(fact) != metadata.get(fact) for fact in ("fingerprint", "tar_sha256")):
         raise InputError(
             f"{name} holds the candidates of another run or shard than {storage.name_of(index_name(shard))}; {_CURE}"
         )
@@ -67,16 +64,16 @@ def candidates_beside(index: bytes, shard: str, read: Callable[[str], bytes]) ->
 def rows_with_candidates(
     index: bytes, candidates: bytes | None, size: int = 65536, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of an index with a last column `candidates`, wherever those lie.
+    """Yield the rows of an index with a last column `candidates`, whichever file holds it.
 
     Args:
         index: bytes of the index.
-        candidates: bytes of the file beside it, as `candidates_beside` gives them.
-        size: rows of a batch at most.
-        columns: of the index, `candidates` not among them; None for all.
+        candidates: bytes of the file beside it, as `candidates_beside` returns them.
+        size: the most rows of a batch.
+        columns: columns of the index to read, without `candidates`; None for all.
 
     Raises:
-        pa.ArrowException: no Parquet, or not what these files hold.
+        pa.ArrowException: the bytes are not Parquet, or not what these files hold.
 
     """
     needed = [*(SCHEMA.names if columns is None else columns), "candidates"]
@@ -94,14 +91,14 @@ def rows_with_candidates(
 
 
 class _Rows:
-    """Batches of any lengths, given in others."""
+    """Regroups batches of any lengths into batches of the lengths that are asked for."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]):
         self.batches = batches
         self.rest: pa.RecordBatch | None = None
 
     def take(self, count: int) -> pa.RecordBatch | None:
-        """The next rows; None where there are not so many."""
+        """Return the next `count` rows; None if fewer remain."""
         parts, missing = [], count
         while missing:
             batch = self.rest if self.rest is not None else next(self.batches, None)

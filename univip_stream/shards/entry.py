@@ -1,7 +1,7 @@
-"""What a manifest says of one shard; and of very many, as columns instead of an object each.
+"""The manifest's entry of a shard; and the entries of very many shards, as columns instead of one object each.
 
-A manifest of a hundred thousand shards would be 60 MB of JSON and a second of parsing: beyond `MOST_IN_JSON` they lie in a Parquet
-file beside it, which is read into columns at once.
+A manifest of a hundred thousand shards would be 60 MB of JSON and take a second to parse. So the entries of more than
+`MOST_IN_JSON` shards are in a Parquet file beside the manifest, which is read directly into columns.
 
 Letter: S shards.
 """
@@ -22,13 +22,13 @@ from univip_stream.parquet import one_array, table_of, whole_numbers
 from univip_stream.shards.format import FORMAT_1, FORMAT_2, STATUSES
 
 MOST_IN_JSON = 4096
-"""Shards that a manifest lists in its JSON; of more it names the Parquet file that does."""
+"""The most shards that a manifest lists in its JSON; for more, it names a Parquet file that lists them."""
 MOST_IMAGES = 1 << 24
-"""Images of a shard; a manifest that says more lies, and the order is made of what it says."""
+"""The most images of a shard. A manifest that states more is wrong, and the order of images would be made from its number."""
 _MOST = 1 << 62
-"""Whole numbers are below this."""
+"""Upper bound of whole numbers."""
 _NAME = r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]*\.tar"
-"""A shard's file name: of its own folder, and not hidden."""
+"""Pattern of a shard's file name: in the manifest's folder, and not hidden."""
 _NAME_WHOLE = re.compile(_NAME)
 _WORDS = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 _ENTRY: Mapping[str, Any] = {
@@ -45,50 +45,50 @@ _MAY_HAVE: Mapping[str, Any] = {"boxes": int, "pixels": int, "candidates": {"byt
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileFacts:
-    """What a file must be."""
+    """The size and hash that a file must have."""
 
     bytes: int
-    """Its size."""
+    """Size of the file in bytes."""
     sha256: str
-    """Of its bytes, hexadecimal."""
+    """SHA-256 of the file, hexadecimal."""
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Return the object of the manifest's JSON."""
         return {"bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
-    """One shard: what is in it, and what its files must be."""
+    """What a manifest states about one shard: its contents, and the sizes and hashes of its files."""
 
     name: str
-    """Of its tar."""
+    """File name of its tar."""
     images: int
-    """Rows of its index: images of the source."""
+    """Number of rows of its index, one for each image of the source."""
     samples: int
-    """Images in the tar."""
+    """Number of images in the tar."""
     bytes: int
-    """Size of the tar."""
+    """Size of the tar in bytes."""
     sha256: str
-    """Of the tar, hexadecimal."""
+    """SHA-256 of the tar, hexadecimal."""
     index: FileFacts
-    """The Parquet file beside it."""
+    """Size and hash of its index, the Parquet file beside the tar."""
     boxes: int | None = None
-    """Boxes of all its samples."""
+    """Number of boxes of all its samples; None if the manifest does not state it."""
     pixels: int | None = None
-    """Width times height of all its samples together; version 1 does not say it."""
+    """Sum of width times height of its samples; None in version 1, which does not state it."""
     candidates: FileFacts | None = None
-    """The file of candidates; None in version 1, where the index has them."""
+    """Size and hash of the file of candidates; None in version 1, where the index holds them."""
     totals: Mapping[str, int] = field(default_factory=dict)
-    """Images by what became of them."""
+    """Number of images by status."""
 
     @property
     def format(self) -> str:
-        """Version of the layout of its files."""
+        """Version of the layout of its files: FORMAT_1 or FORMAT_2."""
         return FORMAT_1 if self.candidates is None else FORMAT_2
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Return the object of the manifest's JSON."""
         return {
             "name": self.name,
             "images": self.images,
@@ -104,13 +104,15 @@ class ShardEntry:
 
     @classmethod
     def of(cls, fields: Any) -> "ShardEntry":
-        """From JSON.
+        """Make an entry from the object of a manifest's JSON.
 
         Raises:
-            ValueError: it is no entry; why, in words.
+            ValueError: it is not an entry; the message says why.
 
         """
-        if problem := wrong(fields, _ENTRY) or wrong(fields, {n: kind for n, kind in _MAY_HAVE.items() if n in fields}):
+        if problem := problem_in(fields, _ENTRY) or problem_in(
+            fields, {n: kind for n, kind in _MAY_HAVE.items() if n in fields}
+        ):
             raise ValueError(problem)
         if not fields["samples"] <= fields["images"] <= MOST_IMAGES:
             raise ValueError(_too_many(fields["samples"], fields["images"]))
@@ -132,8 +134,14 @@ def _facts(fields: Mapping[str, Any]) -> FileFacts:
     return FileFacts(bytes=fields["bytes"], sha256=fields["sha256"])
 
 
-def wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
-    """What is not as `expected` says: a type, or for an object its fields' types; None if all is."""
+def problem_in(fields: Any, expected: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the fields of a JSON object; None if nothing is.
+
+    Args:
+        fields: the object.
+        expected: the type of each field; for a field that is an object, the types of its fields.
+
+    """
     if not isinstance(fields, dict):
         return f"found {type(fields).__name__}, expected an object"
     for name, kind in expected.items():
@@ -141,12 +149,12 @@ def wrong(fields: Any, expected: Mapping[str, Any]) -> str | None:
             return f"{name} is missing"
         value: Any = fields[name]
         if isinstance(kind, dict):
-            if problem := wrong(value, kind):
+            if problem := problem_in(value, kind):
                 return f"{name}: {problem}"
         elif not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < _MOST):
             return f"{name} is {str(value)[:40]!r}, expected {_WORDS[kind]}"
         if name == "totals" and not all(isinstance(count, int) for count in dict(value).values()):
-            return "totals holds something that is no number"
+            return "totals holds something that is not a number"
     return None
 
 
@@ -163,21 +171,21 @@ _COLUMNS = pa.schema(
         *(pa.field(status, pa.int64()) for status in STATUSES),
     ]
 )
-"""Of the Parquet file: hashes as their 32 bytes, the totals a column a status."""
+"""Columns of the Parquet file: a hash is its 32 bytes, and each status of the totals has a column."""
 
 
 class EntryTable(Sequence[ShardEntry]):
-    """Entries as columns: of a hundred thousand shards they take 20 MB, and an entry is made when it is asked for."""
+    """Entries stored as columns. A hundred thousand take 20 MB, and an entry object is made only when it is asked for."""
 
     def __init__(self, table: pa.Table):
         self.table = table
 
     @classmethod
     def of(cls, data: bytes) -> "EntryTable":
-        """From the file's bytes.
+        """Make a table from the bytes of the Parquet file.
 
         Raises:
-            ValueError: it is none; why, in words.
+            ValueError: it is not a list of shards; the message says why.
 
         """
         try:
@@ -204,7 +212,7 @@ class EntryTable(Sequence[ShardEntry]):
 
     @classmethod
     def from_entries(cls, entries: Sequence[ShardEntry]) -> "EntryTable":
-        """The same entries, as columns."""
+        """Return the same entries as columns."""
         if isinstance(entries, EntryTable):
             return entries
         rows: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
@@ -220,7 +228,7 @@ class EntryTable(Sequence[ShardEntry]):
         return cls(pa.table(rows, schema=_COLUMNS))
 
     def as_bytes(self) -> bytes:
-        """The file; the same bytes for the same entries."""
+        """Return the bytes of the Parquet file, which are the same for the same entries."""
         file = io.BytesIO()
         with pq.ParquetWriter(file, _COLUMNS, compression="zstd", use_dictionary=False, store_schema=False) as writer:
             writer.write_table(self.table, row_group_size=1 << 16)
@@ -237,7 +245,7 @@ class EntryTable(Sequence[ShardEntry]):
         if isinstance(at, slice):
             first, last, step = at.indices(len(self))
             if step != 1:
-                raise ValueError("entries are taken in their order")
+                raise ValueError(f"a slice of entries has the step {step}; expected 1")
             return EntryTable(self.table.slice(first, max(0, last - first)))
         if not -len(self) <= at < len(self):
             raise IndexError(at)
@@ -261,7 +269,7 @@ def _entry(row: dict[str, Any]) -> ShardEntry:
 
 
 def numbers(entries: Sequence[ShardEntry], name: str) -> np.ndarray:
-    """int64 S: `images`, `samples`, `bytes`, `boxes` or `pixels` of each; -1 where an entry does not say it."""
+    """Return `images`, `samples`, `bytes`, `boxes` or `pixels` of each entry, int64 S; -1 where it is not stated."""
     if isinstance(entries, EntryTable):
         return np.asarray(whole_numbers(one_array(entries.table.column(name)), null=-1), np.int64)
     found = (getattr(entry, name) for entry in entries)
@@ -269,7 +277,7 @@ def numbers(entries: Sequence[ShardEntry], name: str) -> np.ndarray:
 
 
 def tar_names(entries: Sequence[ShardEntry]) -> list[str]:
-    """Of the tars, in order."""
+    """Return the file names of the tars, in order."""
     if isinstance(entries, EntryTable):
         found: list[str] = entries.table.column("name").to_pylist()
         return found
@@ -277,13 +285,13 @@ def tar_names(entries: Sequence[ShardEntry]) -> list[str]:
 
 
 def _bytes_of(column: pa.FixedSizeBinaryArray) -> bytes:
-    """The values of a column of hashes, one after the other."""
+    """Return the concatenated values of a column of hashes."""
     width = column.type.byte_width
     return bytes(column.buffers()[1])[column.offset * width : (column.offset + len(column)) * width]
 
 
-def first_odd_name(entries: Sequence[ShardEntry]) -> str | None:
-    """A name that is none of a shard beside its manifest; None if there is none."""
+def first_bad_name(entries: Sequence[ShardEntry]) -> str | None:
+    """Return the first name that cannot be that of a shard beside its manifest; None if all can."""
     if isinstance(entries, EntryTable):
         odd = pc.invert(pc.match_substring_regex(entries.table.column("name"), f"^(?:{_NAME})$"))
         found: list[str] = entries.table.column("name").filter(odd).slice(0, 1).to_pylist()
@@ -292,7 +300,7 @@ def first_odd_name(entries: Sequence[ShardEntry]) -> str | None:
 
 
 def hashes(entries: Sequence[ShardEntry]) -> list[str]:
-    """SHA-256 of the tars, hexadecimal."""
+    """Return the SHA-256 of each tar, hexadecimal."""
     if isinstance(entries, EntryTable):
         text = _bytes_of(one_array(entries.table.column("sha256"))).hex()
         return [text[at : at + 64] for at in range(0, len(text), 64)]

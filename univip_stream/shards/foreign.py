@@ -1,8 +1,7 @@
-"""WebDataset shards that another program wrote (img2dataset, say): indexed once, by reading the tar through.
+"""WebDataset shards that another program wrote, such as img2dataset. Each is indexed once, by reading the whole tar.
 
-Only members of known suffixes are opened: images, and the `json` and `cls` beside them (`samples` has the rule). All others are
-counted, never read.
-Nothing is extracted, so what a member is called leads nowhere.
+Only members with known suffixes are read: images, and the `json` and `cls` beside them (see `samples` for the rule). All
+others are only counted. Nothing is extracted, so the name of a member cannot lead outside the tar.
 """
 
 import contextlib
@@ -40,92 +39,97 @@ from univip_stream.shards.samples import (
 )
 
 _FORMAT = "univip-stream-foreign/2"
-"""Of the index; another number means that the tar is read through again."""
+"""Version of the index; if it differs, the tar is read again."""
 _ENDING = ".univip-index.parquet"
 MOST_BOXES = 10_000
-"""Boxes of an image beyond these are left out."""
+"""The most boxes of an image; further ones are left out."""
 EXAMPLE = ", such as "
-"""Between a kind of thing that is ignored and the first of its kind."""
+"""Text between a kind of thing that is ignored and the first example of it."""
 _MOST_HEADER_BYTES = 1 << 20
 _BLOCK = 512
 _CAPTIONS = frozenset({"txt", "caption", "text"})
-"""Members that any image-text set has: no news."""
+"""Endings of captions. Any image-text set has them, so they are not reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignIndex:
-    """What reading a foreign shard through found."""
+    """What was found in a foreign shard."""
 
     table: pa.Table
-    """Rows as in our own index, without candidates."""
+    """Rows as in the index of our own shards, without candidates."""
     size: int
-    """Bytes of the tar."""
+    """Size of the tar in bytes."""
     sha256: str
-    """Of the tar."""
+    """SHA-256 of the tar, hexadecimal."""
     ignored: dict[str, int]
-    """What no sample came of, counted by kind."""
+    """Number of things that did not become samples, by kind."""
 
 
 def foreign_index(shard: str, cache: Cache, max_pixels: int = MAX_PIXELS) -> ForeignIndex:
-    """The index of a foreign shard: the one kept from an earlier time where the tar is the same, else made now and kept.
+    """Return the index of a foreign shard: the stored one if the tar has not changed, otherwise a new one, which is stored.
 
-    Images of up to `max_pixels` are samples of it, and larger ones may be, where it was made for a higher limit.
+    It is stored beside the tar as `<name>.univip-index.parquet`, or in the cache folder if the tar's folder cannot be
+    written.
 
-    It is kept beside the tar as `<name>.univip-index.parquet`, or in the cache folder where that cannot be written.
+    Args:
+        shard: location of the tar.
+        cache: cache that a remote tar is fetched to.
+        max_pixels: images of up to this width times height are samples; larger ones may be among them if the stored index was
+            made for a higher limit.
 
     Raises:
-        InputError: no tar that can be read by offsets, or cut off, or damaged.
+        InputError: the tar is compressed, cut off or damaged, or cannot be read.
 
     """
     try:
         facts, places = _identity(shard, cache)
         lock = hashlib.sha256(str(places[-1]).encode()).hexdigest()
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(InputError):  # a cache folder that cannot be written: then several may do the same work
+            with contextlib.suppress(InputError):  # without a writable cache folder, several processes may do the same work
                 stack.enter_context(cache.locked(f"index-{lock}"))
             for place in places:
-                if found := _kept(place, facts, max_pixels):
+                if found := _load_index(place, facts, max_pixels):
                     return found
-            made = _made(shard, int(facts["bytes"]), cache, max_pixels)
-            _keep(made, places, facts, max_pixels)
+            made = _make_index(shard, int(facts["bytes"]), cache, max_pixels)
+            _store_index(made, places, facts, max_pixels)
             return made
     except OSError as error:
         raise InputError(f"{shard} cannot be indexed: {error.strerror or error}") from error
 
 
 def _identity(shard: str, cache: Cache) -> tuple[dict[str, str], list[Path]]:
-    """By what a tar is known again without reading it, and where its index may lie."""
+    """Return the facts by which a tar is recognised without reading it, and the places where its index may be stored."""
     if storage.is_remote(shard):
         facts = {"name": shard, "bytes": str(storage.size_of(shard)), "mtime_ns": ""}
-        return facts, [_in_cache(shard, cache)]
+        return facts, [_path_in_cache(shard, cache)]
     path = Path(shard)
     stat = path.stat()
     facts = {"name": path.name, "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
-    return facts, [path.with_name(path.name.removesuffix(".tar") + _ENDING), _in_cache(str(path.resolve()), cache)]
+    return facts, [path.with_name(path.name.removesuffix(".tar") + _ENDING), _path_in_cache(str(path.resolve()), cache)]
 
 
-def _in_cache(name: str, cache: Cache) -> Path:
+def _path_in_cache(name: str, cache: Cache) -> Path:
     return cache.folder / "indexes" / f"{hashlib.sha256(name.encode()).hexdigest()}{_ENDING}"
 
 
-def _kept(place: Path, facts: dict[str, str], max_pixels: int) -> ForeignIndex | None:
+def _load_index(place: Path, facts: dict[str, str], max_pixels: int) -> ForeignIndex | None:
     try:
         table = pq.read_table(place)
-        said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        same = said.get("format") == _FORMAT and all(said.get(name) == value for name, value in facts.items())
-        enough = int(said["max_pixels"]) >= max_pixels or TOO_LARGE not in table.column("status").to_pylist()
-        # Those of before version 2 have an empty column more.
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        same = metadata.get("format") == _FORMAT and all(metadata.get(name) == value for name, value in facts.items())
+        enough = int(metadata["max_pixels"]) >= max_pixels or TOO_LARGE not in table.column("status").to_pylist()
+        # Indexes from before version 2 have one more column, which is empty.
         if same and enough and (table.schema.equals(SCHEMA) or table.schema.equals(SCHEMA_1)):
             table = table.select(SCHEMA.names)
-            ignored = {str(kind): int(count) for kind, count in json.loads(said["ignored"]).items()}
-            return ForeignIndex(table=table, size=int(said["bytes"]), sha256=said["tar_sha256"], ignored=ignored)
+            ignored = {str(kind): int(count) for kind, count in json.loads(metadata["ignored"]).items()}
+            return ForeignIndex(table=table, size=int(metadata["bytes"]), sha256=metadata["tar_sha256"], ignored=ignored)
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError):
-        pass  # missing, or not what we wrote: made anew
+        pass  # it is missing, or not what we wrote: make a new one
     return None
 
 
-def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str], max_pixels: int) -> None:
-    said = {
+def _store_index(made: ForeignIndex, places: list[Path], facts: dict[str, str], max_pixels: int) -> None:
+    metadata = {
         **facts,
         "max_pixels": str(max_pixels),
         "format": _FORMAT,
@@ -136,11 +140,11 @@ def _keep(made: ForeignIndex, places: list[Path], facts: dict[str, str], max_pix
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             with written_atomically(place) as file:
-                pq.write_table(made.table.replace_schema_metadata(said), file, compression="zstd")
+                pq.write_table(made.table.replace_schema_metadata(metadata), file, compression="zstd")
             return
 
 
-def _made(shard: str, size: int, cache: Cache, max_pixels: int) -> ForeignIndex:
+def _make_index(shard: str, size: int, cache: Cache, max_pixels: int) -> ForeignIndex:
     if storage.is_remote(shard):
         descriptor = cache.open(Remote(location=shard, size=size, sha256=None))
     else:
@@ -158,7 +162,7 @@ def _made(shard: str, size: int, cache: Cache, max_pixels: int) -> ForeignIndex:
 
 
 class _Scan:
-    """One reading of a tar from front to back."""
+    """Reads a tar once from front to back, and collects its rows and what was ignored."""
 
     def __init__(self, file: BinaryIO, shard: str, max_pixels: int = MAX_PIXELS):
         self.file, self.shard, self.max_pixels = file, shard, max_pixels
@@ -174,7 +178,7 @@ class _Scan:
                 self._row(part)
 
     def _readable(self) -> Iterator[tarfile.TarInfo]:
-        """Members that may be part of a sample."""
+        """Yield the members that may be part of a sample."""
         for member in tar_members(self.file):
             if member.isdir():
                 continue
@@ -204,7 +208,7 @@ class _Scan:
             self.ignored[f"members ending in .{self._known(suffix)}, not read"] += 1
 
     def _known(self, suffix: str) -> str:
-        """A suffix as it is said: any tar may have any number of any."""
+        """Return a suffix as it is reported: `?` for strange ones, and once many kinds of things were reported."""
         return suffix if re.fullmatch(r"[a-z0-9_.-]{1,20}", suffix) and len(self.ignored) < 40 else "?"
 
     def _json(self, member: tarfile.TarInfo) -> dict[str, Any]:
@@ -228,13 +232,13 @@ class _Scan:
         return data
 
     def _row(self, part: SamplePart[tarfile.TarInfo]) -> None:
-        """A sample's row."""
+        """Append the row of a sample."""
         key = part.key.encode("utf-8", "backslashreplace").decode()
         row: dict[str, Any] = {"key": key, "source": f"{self.shard}/{key}.{part.suffix}"}
         self.rows.append(row)
         fields = self._json(part.beside["json"]) if "json" in part.beside else {}
-        said = part.beside.get("cls")
-        label = class_of(self._bytes(said)) if said is not None and said.size <= MOST_LABEL_BYTES else None
+        member = part.beside.get("cls")
+        label = class_of(self._bytes(member)) if member is not None and member.size <= MOST_LABEL_BYTES else None
         if label is None:
             label = label_of(fields.get("label"))
             if label is None and fields.get("label") not in (None, ""):
@@ -249,7 +253,7 @@ class _Scan:
             row |= {"status": error.status, "reason": str(error)}
             kind = f"images {error.status.replace('_', ' ')}"
             known = next(
-                (said for said in self.ignored if said.startswith(kind)), f"{kind}{EXAMPLE}{row['source']}: {error}"[:200]
+                (text for text in self.ignored if text.startswith(kind)), f"{kind}{EXAMPLE}{row['source']}: {error}"[:200]
             )
             self.ignored[known] += 1
             return
@@ -268,7 +272,7 @@ class _Scan:
         }
 
     def _boxes(self, found: Any, width: int, height: int) -> list[list[int]]:
-        """Those that are boxes inside the image, xywh, on whole pixels."""
+        """Return the boxes that are inside the image, xywh in whole pixels; count the others as ignored."""
         if found is None:
             return []
         if not isinstance(found, list):
@@ -287,7 +291,7 @@ def _path_of(member: tarfile.TarInfo) -> str:
 def _box(item: Any, width: int, height: int) -> list[int] | None:
     if not isinstance(item, list) or len(item) != 4:
         return None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e6 for v in item):  # so no NaN
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e6 for v in item):  # this excludes NaN
         return None
     x, y, w, h = item
     left, top, right, bottom = (math.floor(v + 0.5) for v in (x, y, x + w, y + h))
@@ -296,7 +300,7 @@ def _box(item: Any, width: int, height: int) -> list[int] | None:
 
 
 class _Bounded:
-    """The tar as `tarfile` sees it: headers only, so a read beyond a header's size is an attack on memory."""
+    """The tar for `tarfile`, which reads only headers: a read larger than any header would be an attack on memory."""
 
     def __init__(self, file: BinaryIO):
         self.tell, self.seek = file.tell, file.seek
@@ -309,10 +313,10 @@ class _Bounded:
 
 
 def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Every member of a plain tar, to its end mark.
+    """Yield every member of an uncompressed tar up to its end mark.
 
     Raises:
-        InputError: compressed, damaged, or cut off.
+        InputError: the tar is compressed, damaged or cut off.
 
     """
     file.seek(0)
@@ -333,7 +337,7 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise
     except (tarfile.TarError, EOFError, OverflowError, RecursionError, ValueError) as error:  # ValueError: pax headers
         raise InputError(f"not a whole plain tar ({error}): it was cut off or damaged") from error
-    # tarfile takes any header it cannot read for the end.
+    # tarfile takes any header that it cannot read for the end.
     file.seek(end)
     mark = file.read(_BLOCK)
     if len(mark) < _BLOCK:
@@ -342,4 +346,4 @@ def tar_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise InputError(f"the header at byte {end} is damaged")
     while piece := file.read(_MOST_HEADER_BYTES):
         if piece.count(0) != len(piece):
-            raise InputError("it goes on after its end mark: two tars in one, or damaged; unpack and pack it anew")
+            raise InputError("it goes on after its end mark: two tars in one, or damaged; unpack it and pack it again")

@@ -1,4 +1,4 @@
-"""The words and columns of the format; everything else in `shards/` uses these."""
+"""Names, statuses and columns of the shard format, which everything else in `shards/` uses."""
 
 import json
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 FORMAT_1 = "univip-stream/1"
-"""The layout in which an index has the candidates too; still read."""
+"""Version 1 of the layout, whose indexes hold the candidates too. It is still read."""
 FORMAT_2 = "univip-stream/2"
-"""Written in every manifest and index; another number means another layout. Candidates lie in a file of their own."""
+"""Version 2 of the layout, which has candidates in a separate file. Every manifest and index states its version."""
 FORMATS = (FORMAT_1, FORMAT_2)
-"""What is read."""
+"""Versions of the layout that are read."""
 CONTENT = FORMAT_1
-"""What a job's fingerprint is made of beside its parameters. It says what the shards hold, which no layout changes: a job that
-began in version 1 goes on in version 2, and a set that was turned into version 2 is still that of its job."""
+"""Part of a job's fingerprint besides its parameters. It stands for the contents of shards, which the layout does not change:
+a job that began in version 1 continues in version 2, and a set that was upgraded to version 2 still belongs to its job."""
 
-# What became of an image. Only the first two are samples of the tar; every status is a row of the index.
+# The status of an image. Only images of the first two are samples in the tar; the index has a row for every image.
 OK = "ok"
 NO_BOXES = "no_boxes"
 """The image is there, but no box passed the filter."""
@@ -27,7 +27,7 @@ UNREADABLE = "unreadable"
 TOO_SMALL = "too_small"
 TOO_LARGE = "too_large"
 OPTED_OUT = "opted_out"
-"""Its web server asks that it is not used (X-Robots-Tag). Nothing is wrong, so it is no failure."""
+"""The image's web server asks that it not be used (X-Robots-Tag). This is not a failure, as nothing is wrong."""
 STATUSES = (OK, NO_BOXES, UNREADABLE, TOO_SMALL, TOO_LARGE, OPTED_OUT)
 HELD = frozenset({OK, NO_BOXES})
 """The statuses whose image is in the tar."""
@@ -37,8 +37,8 @@ HELD_VALUES = pa.StringArray.from_buffers(
     pa.py_buffer(np.cumsum([0, *map(len, _HELD_TEXT)], dtype=np.int32)),
     pa.py_buffer(b"".join(_HELD_TEXT)),
 )
-"""The same for Arrow. Made of their bytes, because `pa.array` imports pandas where that is installed: half a second and 40 MB of
-every process that reads an index."""
+"""`HELD` as an Arrow array. It is made from bytes because `pa.array` imports pandas if that is installed, which costs every
+process that reads an index half a second and 40 MB."""
 FAILED = frozenset({UNREADABLE, TOO_LARGE})
 """The statuses that count against `--max-failures`: something is wrong with the file, or with our limits."""
 
@@ -62,26 +62,25 @@ SCHEMA = pa.schema(
         pa.field("boxes", BOXES),
     ]
 )
-"""Columns of the Parquet index beside each tar, one row an image, failures too."""
+"""Columns of the Parquet index beside each tar, which has one row for each image, failed ones included."""
 SCHEMA_1 = SCHEMA.append(pa.field("candidates", BOXES))
-"""The same in version 1."""
+"""Columns of the index in version 1."""
 CANDIDATES = pa.schema([SCHEMA.field("key"), SCHEMA_1.field("candidates")])
-"""Columns of the file of candidates: the index's rows, in their order."""
+"""Columns of the file of candidates, whose rows correspond to those of the index."""
 
 
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 
 def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
-    """Rows of an index, with the types of `SCHEMA`, when they are what an index holds; every reader relies on it after. Those of a
-    file of candidates too.
+    """Check rows of an index or a file of candidates, and return them with the types of `SCHEMA`; all readers rely on this.
 
     Args:
-        rows: of a file that says it is an index; columns that `SCHEMA` has not are left as they are.
-        needed: columns that must be there. The first shards had no `image_id`, and need none.
+        rows: rows of a file that claims to be an index or a file of candidates; columns that `SCHEMA` lacks stay as they are.
+        needed: columns that must exist. `image_id` may always be missing, because the first shards did not have it.
 
     Raises:
-        pa.ArrowInvalid: a column that is missing, of another type, or has what a column of an index never has; it says which.
+        pa.ArrowInvalid: a column is missing, has another type, or has values that are not allowed; the message says which.
 
     """
     if missing := [name for name in needed if name not in (*rows.schema.names, "image_id")]:
@@ -90,7 +89,7 @@ def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
     for field, column in zip(rows.schema, rows.columns, strict=True):
         wanted = SCHEMA_1.field(field.name) if field.name in SCHEMA_1.names else field
         fields.append(wanted)
-        if not _alike(field.type, wanted.type):
+        if not _is_compatible(field.type, wanted.type):
             raise pa.ArrowInvalid(f"its column {field.name} is {field.type}, expected {wanted.type}")
         if column.null_count and not wanted.nullable:
             raise pa.ArrowInvalid(f"its column {field.name} has rows without a value")
@@ -110,55 +109,55 @@ def as_index(rows: _Rows, needed: Iterable[str]) -> _Rows:
     return rows
 
 
-def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a cast keeps the meaning: a number is not taken for a text, however it would be written."""
+def _is_compatible(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return whether a cast keeps the meaning: numbers must not become text, nor text numbers."""
     kinds = (pa.types.is_integer, lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind))
     if hasattr(wanted, "value_type"):
-        return hasattr(found, "value_type") and _alike(found.value_type, wanted.value_type)
+        return hasattr(found, "value_type") and _is_compatible(found.value_type, wanted.value_type)
     return bool(found == wanted or pa.types.is_null(found) or any(kind(found) and kind(wanted) for kind in kinds))
 
 
 INDEX_COLUMNS = ["key", "source", "width", "height", "label", "status", "offset", "size", "sha256", "boxes"]
-"""Those that reading samples takes."""
+"""Columns that are needed to read samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """One image of the source, and what mining made of it."""
+    """One image of the source, with the result of mining it."""
 
     key: str
-    """Decimal, nine digits, unique in the data set, in source order."""
+    """Decimal number of nine digits, unique in the data set, in the order of the source."""
     source: str
-    """The image's name in its source, for people."""
+    """Name of the image in its source, for people."""
     status: str
     """One of STATUSES."""
     reason: str | None = None
-    """Why it is no sample, in words."""
+    """Reason why it is not a sample."""
     label: str | None = None
-    """Its class, where the source says one."""
+    """Class of the image, if the source gives one."""
     image_id: int | None = None
-    """COCO's number of it, where the source says one."""
+    """COCO's image id, if the source gives one."""
     width: int | None = None
-    """Pixels of the upright image; None where it could not be read."""
+    """Width of the upright image in pixels; None if it could not be read."""
     height: int | None = None
-    """As `width`."""
+    """Height of the upright image in pixels; None if it could not be read."""
     data: bytes = b""
-    """The stored image."""
+    """Bytes of the stored image."""
     suffix: str | None = None
-    """Of the stored image: jpg, png or webp."""
+    """Suffix of the stored image: jpg, png or webp."""
     sha256: str | None = None
-    """Of the stored image, hexadecimal."""
+    """SHA-256 of the stored image, hexadecimal."""
     converted: str | None = None
-    """Why the stored bytes are not the source's."""
+    """Reason why the stored bytes are not those of the source; None if they are."""
     proposals: str = ""
-    """The engine the boxes come from."""
+    """Name of the engine that proposed the boxes."""
     boxes: np.ndarray | None = None
-    """N x 4 xywh, filtered, best first."""
+    """N x 4, xywh in pixels: the boxes that passed the filter, best first."""
     candidates: np.ndarray | None = None
-    """M x 4 xywh, all of the engine's, best first."""
+    """M x 4, xywh in pixels: all boxes that the engine proposed, best first."""
 
     def as_json(self) -> bytes:
-        """The JSON member beside the image."""
+        """Return the bytes of the JSON member beside the image."""
         boxes = [] if self.boxes is None else self.boxes.tolist()
         fields: dict[str, Any] = {
             "key": self.key,
@@ -177,31 +176,31 @@ class StoredImage:
 
 
 def key_of(number: int) -> str:
-    """The key of the image at a place in the source order: dot-free, so that WebDataset splits it rightly."""
+    """Return the key of the image at a place of the source's order. It has no dot, so that WebDataset splits it correctly."""
     return f"{number:09d}"
 
 
 def shard_name(number: int, count: int) -> str:
-    """`000.tar` and on; more digits where there are more than a thousand shards."""
+    """Return the file name of a shard: `000.tar` for number 0, with more digits if `count` is above a thousand."""
     return f"{number:0{max(3, len(str(count - 1)))}d}.tar"
 
 
 def index_name(shard: str) -> str:
-    """`000.parquet` for `000.tar`, also with folders before it; a web address keeps what follows its `?`."""
+    """Return the location of a shard's index: `000.parquet` for `000.tar`. A web address keeps what follows its `?`."""
     return _beside(shard, ".parquet")
 
 
 def candidates_name(shard: str) -> str:
-    """`000.candidates.parquet` for `000.tar`, as `index_name`."""
+    """Return the location of a shard's candidates: `000.candidates.parquet` for `000.tar`, as in `index_name`."""
     return _beside(shard, ".candidates.parquet")
 
 
 STAGED = ".upgraded"
-"""Ending of an index of version 2 that waits for the manifest that names it; gone when the set is upgraded."""
+"""Ending of an index of version 2 until the manifest that names it is written; it is gone when the set is upgraded."""
 
 
 def files_of(shard: str) -> tuple[str, str, str]:
-    """All files of a shard in the order that they are written: the tar, its candidates, and the index, which completes it."""
+    """Return the files of a shard in the order in which they are written: tar, candidates, and the index, which completes it."""
     return shard, candidates_name(shard), index_name(shard)
 
 

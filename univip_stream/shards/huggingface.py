@@ -1,4 +1,4 @@
-"""The types of the shards' fields for Hugging Face `datasets`, which otherwise guesses them from the first five samples."""
+"""Types of the shards' fields for Hugging Face `datasets`, which otherwise guesses them from the first five samples."""
 
 from typing import TYPE_CHECKING
 
@@ -8,24 +8,24 @@ if TYPE_CHECKING:
     from datasets import Features
 
 IMAGES = ("jpg", "png", "webp")
-"""Suffixes of image members: a sample has one of them, and the others are None."""
+"""Suffixes of image members. A sample has one of them; the others are None."""
 FIELDS = {
     "key": "string", "source": "string", "width": "int64", "height": "int64", "label": "string", "image_id": "int64",
     "boxes": "boxes", "proposals": "string", "converted": "string", "sha256": "string",
 }  # fmt: skip
-"""Of the JSON members, with their types; `boxes` are lists of four int64."""
+"""Fields of the JSON members and their types; `boxes` are lists of four int64."""
 
 
 def huggingface_features() -> "Features":
-    """What `load_dataset("webdataset", data_files="shards/*.tar", features=huggingface_features())` needs.
+    """Return the features for `load_dataset("webdataset", data_files="shards/*.tar", features=huggingface_features())`.
 
-    Without it, `datasets` takes the types of a set's first five samples for those of all: a `converted`, `label` or `image_id`
-    that is null in them and a text or number later stops it, as empty `boxes` do, and a PNG after five JPEGs is dropped without
-    a word. With it a sample has `jpg`, `png` and `webp` (one is an image, the others None), `json` with all fields (None where
-    a sample lacks one), `__key__` and `__url__`.
+    Without them, `datasets` takes the types of the first five samples for those of all. If `converted`, `label` or `image_id`
+    is null in those and a text or number later, or if their `boxes` are empty, it stops; and a PNG after five JPEGs is
+    dropped silently. With them a sample has `jpg`, `png` and `webp` (one is an image, the others are None), `json` with all
+    fields (None where a sample lacks one), `__key__` and `__url__`.
 
     Returns:
-        `datasets.Features`.
+        A `datasets.Features`.
 
     Raises:
         InputError: `datasets` is not installed.

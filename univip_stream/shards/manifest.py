@@ -1,4 +1,4 @@
-"""The manifest: what the shards are, what made them, and the mark that they are complete."""
+"""The manifest, which says what the shards are and what made them, and marks them as complete."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from typing import Any
 from univip_stream import storage
 from univip_stream.errors import InputError, why
 from univip_stream.images import MAX_PIXELS, MAX_SIDE
-from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_odd_name, numbers, tar_names, wrong
+from univip_stream.shards.entry import MOST_IN_JSON, EntryTable, ShardEntry, first_bad_name, numbers, problem_in, tar_names
 from univip_stream.shards.format import FORMAT_1, FORMAT_2, FORMATS
 
 MANIFEST = "manifest.json"
 JOB = ".mining.json"
-"""The parameters of a job that is not finished yet, in its output folder; gone when the manifest is there, or is the new one."""
+"""File with the parameters of an unfinished job, in its output folder. It is gone once the manifest is written."""
 LISTED = re.compile(r"manifest-[0-9a-f]{16}\.parquet")
-"""Names of files that list very many shards; the digits are of the file's hash, so a new list never takes the place of an old."""
+"""Names of files that list very many shards. The digits are from the hash, so a new list never overwrites an old one."""
 _MOST_SHARDS = 1_000_000
 MOST_BYTES = 1 << 28
-"""A manifest has about 500 bytes a shard; a larger file than this is none."""
+"""The most bytes of a manifest. It has about 500 bytes for each shard, so a larger file is not one."""
 _FIELDS: Mapping[str, Any] = {
     "totals": {"images": int, "samples": int, "bytes": int},
     "parameters": dict,
@@ -34,27 +34,27 @@ _LIST: Mapping[str, Any] = {"file": str, "count": int, "bytes": int, "sha256": s
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBy:
-    """What made some shards, and what a person should know of it."""
+    """What made some shards, and what people should know about them."""
 
     parameters: Mapping[str, Any]
-    """Everything that what they hold depends on, beside the images' bytes; what the job was asked for, as JSON has it."""
+    """Options of the job as JSON: everything that the shards' contents depend on besides the bytes of the images."""
     fingerprint: str
-    """Of the parameters; every index carries it."""
+    """Fingerprint of the parameters, which every index carries."""
     created_by: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the programs that bytes can depend on."""
+    """Versions of the programs that the bytes may depend on."""
     classes: Sequence[str] | None = None
-    """Sorted class names."""
+    """Sorted names of the classes; None if the source has none."""
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """What was left out of the sources, counted by kind."""
+    """Number of things in the sources that were left out, by kind."""
     absent: Mapping[str, Any] | None = None
-    """Images that an annotation file names and that are not there: `images` of `of`, `such_as`."""
+    """Missing images that an annotation file names: `images` of them are missing out of `of`, for example `such_as`."""
     boxes_left_out: Mapping[str, int] | None = None
-    """Objects of an annotation file that are not taken, counted by why."""
+    """Number of objects of an annotation file that were not taken, by reason."""
     imported: Mapping[str, Any] | None = None
-    """How imported boxes and images went together."""
+    """Counts of how imported boxes and images matched."""
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Return the fields of the manifest's JSON."""
         needed = ("parameters", "fingerprint", "classes", "ignored")
         found = {name: getattr(self, name) for name in _IN_ORDER}
         return {name: value for name, value in found.items() if name in needed or value}
@@ -65,31 +65,31 @@ _IN_ORDER = ("created_by", "parameters", "fingerprint", "classes", "ignored", "a
 
 @dataclass(frozen=True, kw_only=True)
 class Part(MadeBy):
-    """What one mining made of a set: all of it, or what was added."""
+    """The part of a set that one mining made: all of it, or what was added."""
 
     shards: Sequence[str]
-    """Names of its tars, in order."""
+    """File names of its tars, in order."""
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """Return the object of the manifest's JSON."""
         return {**super().as_json(), "shards": list(self.shards)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(MadeBy):
-    """What `manifest.json` says of a folder of shards."""
+    """The contents of the `manifest.json` of a folder of shards."""
 
     format: str
-    """Version of the layout: 1 where all its shards are of that."""
+    """Version of the layout: 1 if all its shards have version 1, otherwise 2."""
     shards: Sequence[ShardEntry]
-    """In order."""
+    """Entries of its shards, in order."""
     totals: Mapping[str, int]
-    """`images`, `samples`, `bytes`, and the images by what became of them."""
+    """Sums over the shards: `images`, `samples`, `bytes`, and the number of images by status."""
     parts: tuple[Part, ...] = ()
-    """Where the set was added to: what was mined when. Their names are those of `shards`, in order."""
+    """Parts of a set that was added to, in the order they were mined. Together they name all `shards`, in order."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields of the file, but for its list of shards where that is long."""
+        """Return the fields of the file, without the list of shards if that is long."""
         return {
             "format": self.format,
             **super().as_json(),
@@ -100,7 +100,7 @@ class Manifest(MadeBy):
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
-        """The parts of the set, in the order they were mined; a set that was never added to is one."""
+        """The parts of the set, in the order they were mined; a set that was never added to has one."""
         if self.parts:
             return self.parts
         own = {name: getattr(self, name) for name in ("created_by", "parameters", "fingerprint", "classes", "ignored")}
@@ -108,24 +108,24 @@ class Manifest(MadeBy):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint that the index of each shard carries, by the shard's name: that of its part."""
+        """The fingerprint in the index of each shard, which is that of its part, by the name of the shard."""
         return {name: part.fingerprint for part in self.all_parts for name in part.shards}
 
     @property
     def mined_limit(self) -> int:
-        """Width times height up to which mining took images into these shards, so that whoever reads them has to take them too."""
+        """Largest width times height that mining took into these shards, and that their readers must therefore take too."""
         limit: Any = self.parameters.get("max_pixels")
         whole = isinstance(limit, int) and not isinstance(limit, bool) and limit > 0
         return min(limit, MAX_SIDE**2) if whole else MAX_PIXELS
 
 
 def make_manifest(entries: Sequence[ShardEntry], made_by: MadeBy, parts: Sequence[Part] = ()) -> Manifest:
-    """The manifest of some shards; it is written last of all files.
+    """Return the manifest of some shards. It is the last file that is written.
 
     Args:
-        entries: one a shard, as `write_shard` returns them, in order.
-        made_by: what made them.
-        parts: where they were mined in several goes.
+        entries: entries of the shards in order, as `write_shard` returns them.
+        made_by: what made the shards.
+        parts: the parts of the set, if it was mined in several runs.
 
     """
     totals: Counter[str] = Counter()
@@ -145,26 +145,26 @@ def make_manifest(entries: Sequence[ShardEntry], made_by: MadeBy, parts: Sequenc
 
 
 def manifest_files(manifest: Manifest) -> dict[str, bytes]:
-    """The files of a manifest by their names, in the order they are written: JSON with a line a field, UTF-8, is the last.
+    """Return the bytes of the manifest's files by name, in the order they are written.
 
-    The list of very many shards is a Parquet file before it.
+    The last is JSON in UTF-8, with a line for each field. Before it comes the Parquet file that lists very many shards.
     """
-    said = manifest.as_json()
+    content = manifest.as_json()
     listed: dict[str, bytes] = {}
     if len(manifest.shards) > MOST_IN_JSON:
         data = EntryTable.from_entries(manifest.shards).as_bytes()
         digest = hashlib.sha256(data).hexdigest()
         name = f"manifest-{digest[:16]}.parquet"
         listed[name] = data
-        said["shards"] = {"file": name, "count": len(manifest.shards), "bytes": len(data), "sha256": digest}
-    return listed | {MANIFEST: (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode()}
+        content["shards"] = {"file": name, "count": len(manifest.shards), "bytes": len(data), "sha256": digest}
+    return listed | {MANIFEST: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a folder of shards, local or remote.
+    """Return the manifest of a folder of shards, local or remote.
 
     Raises:
-        InputError: there is none, or it is not one.
+        InputError: the manifest is missing, damaged, or of another version.
 
     """
     path = storage.join(folder, MANIFEST)
@@ -177,10 +177,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes; a manifest of {MOST_BYTES} is the largest that is read")
     try:
-        said = json.loads(storage.read(path))
-        found = said["format"]
+        content = json.loads(storage.read(path))
+        found = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no manifest of shards ({why(error)}); mine again") from error
+        raise InputError(f"{path} is not a manifest of shards ({why(error)}); mine again") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {why(error)}") from error
     if found not in FORMATS:
@@ -189,25 +189,25 @@ def read_manifest(folder: str | Path) -> Manifest:
             "mine again"
         )
     try:
-        if problem := wrong(said, _FIELDS):
+        if problem := problem_in(content, _FIELDS):
             raise ValueError(problem)
-        if "shards" not in said:
+        if "shards" not in content:
             raise ValueError("shards is missing")
-        listed = isinstance(said["shards"], dict)
-        entries = _listed(folder, path, said["shards"]) if listed else _entries(said["shards"])
+        listed = isinstance(content["shards"], dict)
+        entries = _listed(folder, path, content["shards"]) if listed else _entries(content["shards"])
         _check_names(path, entries)
-        parts = tuple(_parts(said["parts"], tar_names(entries))) if "parts" in said else ()
-        return Manifest(**_made_by(said), format=found, shards=entries, totals=dict(said["totals"]), parts=parts)
+        parts = tuple(_parts(content["parts"], tar_names(entries))) if "parts" in content else ()
+        return Manifest(**_made_by(content), format=found, shards=entries, totals=dict(content["totals"]), parts=parts)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(
-            f"{path} is no manifest of shards: {error}; it was changed or damaged: delete it and mine again"
+            f"{path} is not a manifest of shards: {error}; it was changed or damaged: delete it and mine again"
         ) from error
 
 
 def being_added(folder: str | Path) -> list[str]:
-    """Names of the shards that a `mine --add` which has not finished is to write into a folder; [] where there is none."""
+    """Return the names of the shards that an unfinished `mine --add` will write into a folder; [] if there is none."""
     try:
         found = json.loads(storage.read(storage.join(folder, JOB)))
         digits, count = found["first_shard"].removesuffix(".tar"), int(found["num_shards"])
@@ -216,24 +216,24 @@ def being_added(folder: str | Path) -> list[str]:
         return []
 
 
-def _made_by(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `MadeBy` that JSON has; what only people read is left out where it is of another type."""
-    found: dict[str, Any] = {"parameters": said["parameters"], "fingerprint": said["fingerprint"]}
-    classes = said.get("classes")
+def _made_by(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `MadeBy` from JSON. A field that only people read is left out if it has another type."""
+    found: dict[str, Any] = {"parameters": content["parameters"], "fingerprint": content["fingerprint"]}
+    classes = content.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise ValueError(f"classes is {str(classes)[:40]!r}, expected a list of names")
     found["classes"] = classes
     for name in ("created_by", "ignored", "absent", "boxes_left_out", "imported"):
-        if isinstance(said.get(name), dict):
-            found[name] = said[name]
+        if isinstance(content.get(name), dict):
+            found[name] = content[name]
     return found
 
 
-def _entries(said: Any) -> tuple[ShardEntry, ...]:
-    if not isinstance(said, list):
-        raise ValueError(f"shards is {str(said)[:40]!r}, expected a list")
+def _entries(content: Any) -> tuple[ShardEntry, ...]:
+    if not isinstance(content, list):
+        raise ValueError(f"shards is {str(content)[:40]!r}, expected a list")
     entries = []
-    for at, fields_ in enumerate(said):
+    for at, fields_ in enumerate(content):
         try:
             entries.append(ShardEntry.of(fields_))
         except ValueError as error:
@@ -241,60 +241,60 @@ def _entries(said: Any) -> tuple[ShardEntry, ...]:
     return tuple(entries)
 
 
-def _listed(folder: str | Path, path: str, said: dict[str, Any]) -> EntryTable:
-    """The entries that lie in a file of their own."""
-    if problem := wrong(said, _LIST):
+def _listed(folder: str | Path, path: str, content: dict[str, Any]) -> EntryTable:
+    """Return the entries that are listed in a separate file."""
+    if problem := problem_in(content, _LIST):
         raise ValueError(f"shards: {problem}")
-    if not LISTED.fullmatch(said["file"]):
-        raise InputError(f"{path} names {said['file']!r} as the list of its shards; expected a name that `mine` gives")
-    place = storage.join(folder, said["file"])
+    if not LISTED.fullmatch(content["file"]):
+        raise InputError(f"{path} names {content['file']!r} as the list of its shards; expected a name that `mine` gives")
+    place = storage.join(folder, content["file"])
     try:
         size = _size_of(place)
-        data = storage.read(place) if size == said["bytes"] else b""
+        data = storage.read(place) if size == content["bytes"] else b""
     except OSError as error:
         raise InputError(f"{place} cannot be read: {why(error)}") from error
     if size is None:
-        raise InputError(f"{place} is missing, which lists the shards of {path}; copy it, or mine again")
-    if size != said["bytes"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
-        raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it anew, or mine again")
+        raise InputError(f"{place}, which lists the shards of {path}, is missing; copy it, or mine again")
+    if size != content["bytes"] or hashlib.sha256(data).hexdigest() != content["sha256"]:
+        raise InputError(f"{place} is not the list that {path} names (its bytes differ): copy it again, or mine again")
     entries = EntryTable.of(data)
-    if len(entries) != said["count"]:
-        raise ValueError(f"{said['file']} lists {len(entries)} shards, expected {said['count']}")
+    if len(entries) != content["count"]:
+        raise ValueError(f"{content['file']} lists {len(entries)} shards, expected {content['count']}")
     return entries
 
 
 def _check_names(path: str, entries: Sequence[ShardEntry]) -> None:
-    if (name := first_odd_name(entries)) is not None:
+    if (name := first_bad_name(entries)) is not None:
         raise InputError(f"{path} names the shard {name!r}; expected a file of its own folder, such as '000.tar'")
 
 
-def _parts(said: Any, shards: list[str]) -> list[Part]:
-    if not isinstance(said, list):
-        raise ValueError(f"parts is {str(said)[:40]!r}, expected a list")
-    for at, part in enumerate(said):
-        if problem := wrong(part, _PART):
+def _parts(content: Any, shards: list[str]) -> list[Part]:
+    if not isinstance(content, list):
+        raise ValueError(f"parts is {str(content)[:40]!r}, expected a list")
+    for at, part in enumerate(content):
+        if problem := problem_in(part, _PART):
             raise ValueError(f"part {at}: {problem}")
-    if [name for part in said for name in part["shards"]] != shards:
+    if [name for part in content for name in part["shards"]] != shards:
         raise ValueError("its parts do not name its shards, each once and in their order")
-    return [Part(**_made_by(part), shards=list(part["shards"])) for part in said]
+    return [Part(**_made_by(part), shards=list(part["shards"])) for part in content]
 
 
 def has_manifest(folder: str | Path) -> bool:
-    """Whether a folder, local or remote, is a finished folder of ours."""
+    """Return whether a folder, local or remote, is a finished folder of ours."""
     return is_there(storage.join(folder, MANIFEST))
 
 
 def is_there(location: str) -> bool:
-    """Whether there is a file, local or remote.
+    """Return whether a file exists, local or remote.
 
     Raises:
-        InputError: that cannot be found out.
+        InputError: the location cannot be reached.
 
     """
     try:
         return _size_of(location) is not None
     except InputError as error:
-        if isinstance(error.__cause__, PermissionError):  # what object stores say over HTTP of a file that they do not have
+        if isinstance(error.__cause__, PermissionError):  # object stores answer this over HTTP for a file that does not exist
             return False
         raise
 

@@ -1,4 +1,4 @@
-"""From a list of shards to what their manifests say of them; shards of other programs are indexed on first use.
+"""Open a list of shards by their manifests. Shards of other programs are indexed on first use.
 
 Letter: S shards.
 """
@@ -25,28 +25,28 @@ from univip_stream.shards.rows import read_samples, rows_of, samples_of
 from univip_stream.storage import is_remote, join, name_of, opened, parent
 
 _AT_ONCE = 8
-"""Shards whose index is read at a time."""
-_LOOKED_AT = 4096
-"""Shards on a disk whose files are looked at before anything is read; of more, each is when its turn comes."""
+"""Number of indexes that are read at the same time."""
+_MOST_CHECKED = 4096
+"""The most shards on a disk whose files are checked before anything is read; of more, each is checked when it is opened."""
 
 
 def open_index(shards: list[str], cache: Cache | None = None, *, max_pixels: int = MAX_PIXELS) -> ShardIndex:
-    """Read the Parquet beside every shard into memory; as `open_shards` otherwise."""
+    """Open shards and read all their indexes into memory; arguments and errors are those of `open_shards`."""
     return open_shards(shards, cache, max_pixels=max_pixels).whole()
 
 
 def open_shards(shards: list[str], cache: Cache | None = None, *, max_pixels: int = MAX_PIXELS) -> ShardSet:
-    """Read the manifests of some shards, and no index of ours; index foreign WebDataset shards on first use.
+    """Open shards: read their manifests but not their indexes, and index WebDataset shards of other programs on first use.
 
     Args:
-        shards: paths and URLs of tars, as `expand_shards` gives them.
-        cache: where remote files come to; None for the default one.
-        max_pixels: larger images in shards of other programs are left out and counted. Our own shards hold what mining's
-            `--max-pixels` allowed, and that is read.
+        shards: paths and URLs of tars, as `expand_shards` returns them.
+        cache: cache that remote files are fetched to; None for the default one.
+        max_pixels: larger images (width times height) in shards of other programs are left out and counted. Our own shards
+            hold what mining's `--max-pixels` allowed, and all of that is read.
 
     Raises:
-        InputError: a shard without index or of another size than its manifest says, as far as that is seen without reading
-            (of up to 4,096 shards on a disk); shards with no sample in all of them.
+        InputError: a shard has no index, or another size than its manifest states (checked for up to 4,096 shards on a disk,
+            without reading them); or no shard holds a sample.
 
     """
     cache = cache or Cache()
@@ -60,23 +60,23 @@ def open_shards(shards: list[str], cache: Cache | None = None, *, max_pixels: in
             read_manifest(folder)
         else:
             strangers.add(folder)
-    place, tables = _placed(shards, folders, names, manifests), {}
+    place, tables = _layout_of(shards, folders, names, manifests), {}
     known = list(manifests.values())
     ignored: dict[int, dict[str, int]] = {}
-    sizes = _gathered(place, known, "bytes")
-    tar_sha256 = _in_order(place, [hashes(manifest.shards) for manifest in known])
+    sizes = _numbers_of(place, known, "bytes")
+    tar_sha256 = _values_of(place, [hashes(manifest.shards) for manifest in known])
     if strangers:
 
         def indexed(number: int) -> None:
             found = foreign_index(shards[number], cache, max_pixels)
-            table, ignored[number] = _within(found.table, max_pixels, found.ignored)
+            table, ignored[number] = _without_large_images(found.table, max_pixels, found.ignored)
             tables[number] = samples_of(shards[number], table)
             sizes[number], tar_sha256[number] = found.size, found.sha256
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(indexed, np.flatnonzero(place.manifest < 0).tolist()))
         place.foreign.update(sorted(tables.items()))
-    counts, pixels, boxes = (_gathered(place, known, name) for name in ("samples", "pixels", "boxes"))
+    counts, pixels, boxes = (_numbers_of(place, known, name) for name in ("samples", "pixels", "boxes"))
     for number, table in place.foreign.items():
         rows = rows_of([table])
         counts[number], boxes[number] = len(rows), len(rows.boxes)
@@ -93,7 +93,7 @@ def open_shards(shards: list[str], cache: Cache | None = None, *, max_pixels: in
         tar_sha256=tar_sha256,
         max_pixels=[limits[of] for of in place.manifest.tolist()],
         remote=np.fromiter((of_folder[folder] for folder in folders), bool, len(folders)),
-        notes=[*_parts(_named(folders, names), manifests), *_notes(shards, ignored)],
+        notes=[*_partial_notes(_named(folders, names), manifests), *_ignored_notes(shards, ignored)],
         cache=cache,
     )
     if not len(found):
@@ -101,13 +101,13 @@ def open_shards(shards: list[str], cache: Cache | None = None, *, max_pixels: in
             f"none of {len(shards)} shards holds a sample ({', '.join(map(str, shards[:3]))}{', ...' * (len(shards) > 3)}); "
             + ("; ".join(found.notes) or "expected tars of images; of mined ones the .parquet beside each says why")
         )
-    if len(shards) <= _LOOKED_AT:
-        _look_at(found, place)
+    if len(shards) <= _MOST_CHECKED:
+        _check_sizes(found, place)
     return found
 
 
 def _folders_and_names(shards: list[str]) -> tuple[list[str], list[str]]:
-    """The folder and file name of each shard; of many in one folder this is asked once."""
+    """Return the folder and the file name of each shard; the folder is looked up once for shards that share it."""
     parents: dict[str, str] = {}
     folders, names = [], []
     for shard in shards:
@@ -128,12 +128,12 @@ def _named(folders: list[str], names: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def _placed(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Layout:
-    """Which entry of which manifest each shard is."""
+def _layout_of(shards: list[str], folders: list[str], names: list[str], manifests: dict[str, Manifest]) -> Layout:
+    """Return which entry of which manifest each shard is."""
     known = list(manifests.values())
-    if len(known) == 1 and len(set(folders)) == 1 and names == tar_names(known[0].shards):  # a whole set, as is usual
+    if len(known) == 1 and len(set(folders)) == 1 and names == tar_names(known[0].shards):  # a whole set, the usual case
         place = Layout(manifests=known, manifest=np.zeros(len(shards), np.int32), entry=np.arange(len(shards)), foreign={})
-        return _with_hashes(place, shards)
+        return _with_checked_hashes(place, shards)
     number_of = {folder: number for number, folder in enumerate(manifests)}
     entries = {
         folder: {name: at for at, name in enumerate(tar_names(manifest.shards))} for folder, manifest in manifests.items()
@@ -152,11 +152,11 @@ def _placed(shards: list[str], folders: list[str], names: list[str], manifests: 
                 )
             raise InputError(f"{shards[at]}: the manifest of its folder does not name it; mine it, or leave it out")
         entry[at] = found
-    return _with_hashes(Layout(manifests=known, manifest=manifest, entry=entry, foreign={}), shards)
+    return _with_checked_hashes(Layout(manifests=known, manifest=manifest, entry=entry, foreign={}), shards)
 
 
-def _with_hashes(place: Layout, shards: list[str]) -> Layout:
-    """The same, where all hashes are some; those of a table of entries are always."""
+def _with_checked_hashes(place: Layout, shards: list[str]) -> Layout:
+    """Return `place` after checking that the hashes of its entries are hashes; in a table of entries they always are."""
     tables = [isinstance(manifest.shards, EntryTable) for manifest in place.manifests]
     for at, of in enumerate(place.manifest.tolist()):
         if of >= 0 and not tables[of]:
@@ -164,8 +164,8 @@ def _with_hashes(place: Layout, shards: list[str]) -> Layout:
     return place
 
 
-def _in_order(place: Layout, values: list[list[str]]) -> list[str]:
-    """Of each shard the value of its entry; the empty text for shards of other programs."""
+def _values_of(place: Layout, values: list[list[str]]) -> list[str]:
+    """Return the value for each shard's entry; the empty text for shards of other programs."""
     if len(values) == 1 and len(values[0]) == len(place.entry) and (place.entry == np.arange(len(place.entry))).all():
         return values[0]
     return [values[of][at] if of >= 0 else "" for of, at in zip(place.manifest.tolist(), place.entry.tolist(), strict=True)]
@@ -179,8 +179,8 @@ def _check_hashes(shard: str, entry: ShardEntry) -> None:
         raise InputError(f"the manifest's entry of {shard} cannot be used ({why(error)})") from error
 
 
-def _gathered(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray:
-    """int64 S: what the manifests say of each shard; 0 for others."""
+def _numbers_of(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray:
+    """Return a number of each shard's entry, int64 S; 0 for shards of other programs."""
     found = np.zeros(len(place.manifest), np.int64)
     for number, manifest in enumerate(manifests):
         here = place.manifest == number
@@ -188,8 +188,8 @@ def _gathered(place: Layout, manifests: list[Manifest], name: str) -> np.ndarray
     return found
 
 
-def _look_at(found: ShardSet, place: Layout) -> None:
-    """Raise ShardError for what can be seen of local files without reading them."""
+def _check_sizes(found: ShardSet, place: Layout) -> None:
+    """Raise ShardError if a local shard or index is missing or has another size than its manifest states."""
     for number in np.flatnonzero((place.manifest >= 0) & ~found.is_remote).tolist():
         shard, index = found.shards[number], Path(index_name(found.shards[number]))
         entry = place.manifests[int(place.manifest[number])].shards[int(place.entry[number])]
@@ -198,11 +198,11 @@ def _look_at(found: ShardSet, place: Layout) -> None:
         except OSError:
             sizes = (-1, -1)
         if sizes != (entry.bytes, entry.index.bytes):
-            read_samples(shard, entry, found.cache)  # says what is wrong
+            read_samples(shard, entry, found.cache)  # raises the error that says what is wrong
 
 
 def _unfinished(folder: str, shards: list[str]) -> bool:
-    """Whether shards without a manifest are our own: those of a job that did not end must not pass for complete ones."""
+    """Return whether shards without a manifest are our own: shards of an unfinished job must not pass as complete."""
     if is_there(join(folder, JOB)):
         return True
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -210,7 +210,7 @@ def _unfinished(folder: str, shards: list[str]) -> bool:
 
 
 def _is_ours(path: str) -> bool:
-    """Whether a file is an index of ours; other programs (img2dataset) put Parquet files beside tars too."""
+    """Return whether a file is an index of ours; other programs, like img2dataset, put Parquet files beside tars too."""
     if not is_there(path):
         return False
     try:
@@ -218,13 +218,13 @@ def _is_ours(path: str) -> bool:
             facts = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read ({why(error)}), so whose shard it lies beside cannot be told; remove or mend it"
+            f"{path} cannot be read ({why(error)}), so it is not known which program wrote the shard beside it; remove or repair it"
         ) from error
     return bytes(facts.get(b"format", b"")).startswith(b"univip-stream/")
 
 
-def _within(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
-    """The rows of a foreign shard without images beyond the limit, and what is ignored with these counted."""
+def _without_large_images(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[pa.Table, dict[str, int]]:
+    """Return the rows of a foreign shard without images beyond the limit, and the ignored things with these images counted."""
     pixels = pc.multiply(pc.cast(table.column("width"), pa.int64()), pc.cast(table.column("height"), pa.int64()))
     large = pc.fill_null(pc.greater(pixels, max_pixels), False)
     rows = table.filter(large).select(["source", "width", "height"])
@@ -235,8 +235,8 @@ def _within(table: pa.Table, max_pixels: int, ignored: dict[str, int]) -> tuple[
     return table.filter(pc.invert(large)), {**ignored, f"images too large{EXAMPLE}{reason}": rows.num_rows}
 
 
-def _parts(places: dict[str, set[str]], manifests: dict[str, Manifest]) -> list[str]:
-    """One line a folder of which not all shards were named: right for a trial, and easily a slip of a range."""
+def _partial_notes(places: dict[str, set[str]], manifests: dict[str, Manifest]) -> list[str]:
+    """Return a note for each folder of which only some shards were named: fine for a trial, but it may be a wrong range."""
     found = []
     for folder, manifest in manifests.items():
         named = places[folder]
@@ -251,8 +251,8 @@ def _parts(places: dict[str, set[str]], manifests: dict[str, Manifest]) -> list[
     return found
 
 
-def _notes(shards: list[str], ignored: dict[int, dict[str, int]]) -> list[str]:
-    """One line a kind of thing that foreign shards hold and no sample came of."""
+def _ignored_notes(shards: list[str], ignored: dict[int, dict[str, int]]) -> list[str]:
+    """Return a note for each kind of thing in foreign shards that did not become a sample."""
     totals: Counter[str] = Counter()
     first: dict[str, str] = {}
     for number in sorted(ignored):

@@ -1,4 +1,4 @@
-"""The indexes that a process has open: those it reads, and those that it will read next, loaded ahead in threads."""
+"""The indexes that a process has open: those that it reads now, and the next ones, which threads load ahead."""
 
 import contextlib
 import os
@@ -9,19 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 _AT_ONCE = 2
-"""Indexes that are loaded at a time: each thread keeps memory of its own."""
+"""Number of indexes that are loaded at the same time; each thread keeps its own memory."""
 _FEWEST = 16
-"""Indexes that are kept where nobody said which are wanted."""
+"""Number of indexes that are kept if nobody announced which are needed."""
 _T = TypeVar("_T")
 
 
 class Opened(Generic[_T]):
-    """Values by number, loaded when they are asked for and let go when others are wanted.
+    """Values by number, loaded when they are asked for and dropped when others are needed.
 
-    Pickled or forked it goes along without its threads, and what was loaded stays in the process that loaded it.
+    It may be pickled or forked: threads and loaded values stay in the process that has them.
 
     Args:
-        load: gives the value of a number. It may raise; whoever asks then is told, and the next to ask makes it try again.
+        load: function that returns the value of a number. If it raises, the caller gets the error, and the next caller makes
+            it try again.
 
     """
 
@@ -44,14 +45,14 @@ class Opened(Generic[_T]):
         self._begin()
 
     def __getitem__(self, number: int) -> _T:
-        if self._process != os.getpid():  # threads and locks of the process that this was forked from are not here
+        if self._process != os.getpid():  # after a fork, the parent's threads and locks cannot be used
             self._begin()
         with self._lock:
             future = self._found.get(number)
             mine = future is None
             if future is None:
                 future = self._found[number] = Future()
-                self._let_go()
+                self._drop_unused()
             else:
                 self._found.move_to_end(number)
         if mine:
@@ -64,21 +65,21 @@ class Opened(Generic[_T]):
         return future.result()
 
     def want(self, present: Iterable[int], coming: Iterable[int]) -> None:
-        """Load what is read now and what comes next, in this order, in threads; anything else may go."""
+        """Load what is read now and what comes next, in this order, in threads; anything else may be dropped."""
         if self._process != os.getpid():
             self._begin()
         in_order = dict.fromkeys([*present, *coming])
         with self._lock:
             self._wanted = frozenset(in_order)
-            self._let_go()
+            self._drop_unused()
             missing = [number for number in in_order if number not in self._found]
         if missing:
             self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="indexes ahead")
             for number in missing:
-                self._pool.submit(self._quietly, number)
+                self._pool.submit(self._load_ahead, number)
 
-    def here(self) -> Collection[int]:
-        """The numbers whose values are loaded, or being loaded, in this process."""
+    def loaded(self) -> Collection[int]:
+        """Return the numbers whose values are loaded, or being loaded, in this process."""
         return list(self._found) if self._process == os.getpid() else []
 
     def close(self) -> None:
@@ -87,13 +88,13 @@ class Opened(Generic[_T]):
             self._pool.shutdown(cancel_futures=True)
         self._pool = None
 
-    def _quietly(self, number: int) -> None:
+    def _load_ahead(self, number: int) -> None:
         if number in self._wanted:
-            with contextlib.suppress(Exception):  # whoever asks for it is told
+            with contextlib.suppress(Exception):  # whoever asks for it gets the error
                 self[number]
 
-    def _let_go(self) -> None:
-        """Forget the least recently used beyond what is wanted."""
+    def _drop_unused(self) -> None:
+        """Drop the least recently used values that are not wanted."""
         for number in list(self._found):
             if len(self._found) <= max(_FEWEST, len(self._wanted)):
                 return

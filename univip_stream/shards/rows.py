@@ -1,4 +1,4 @@
-"""The index of one shard, in memory: where each sample lies, and its boxes.
+"""The index of a shard in memory: the position of each sample, and its boxes.
 
 Letters: N samples, M boxes in all.
 """
@@ -24,48 +24,48 @@ from univip_stream.storage import is_remote, size_of
 
 
 class ShardError(InputError):
-    """A shard or its index is not as its manifest says. No other sample stands in for one of it: the next would fail alike."""
+    """A shard or its index is not as its manifest states. Its samples are not replaced by others: the next would fail too."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Samples of a shard, or of several one after the other, in the order of their keys."""
+    """The samples of a shard in the order of their keys, or of several shards one after the other."""
 
     offset: np.ndarray
     """int64 N: first byte of the image in its tar."""
     size: np.ndarray
-    """int64 N: bytes of the image."""
+    """int64 N: size of the image in bytes."""
     width: np.ndarray
-    """int32 N: pixels, upright."""
+    """int32 N: width of the upright image in pixels."""
     height: np.ndarray
-    """int32 N."""
+    """int32 N: height of the upright image in pixels."""
     boxes: np.ndarray
-    """int16 M x 4: all boxes, sample after sample."""
+    """int16 M x 4: all boxes, xywh in pixels, sample after sample."""
     box_start: np.ndarray
     """int64 N + 1: sample i has boxes[box_start[i] : box_start[i + 1]]."""
     key: pa.ChunkedArray
-    """string N."""
+    """string N: key of the sample."""
     source: pa.ChunkedArray
-    """string N."""
+    """string N: name of the image in its source."""
     label: pa.ChunkedArray
-    """string N, null where there is none."""
+    """string N: class of the image, null where there is none."""
     sha256: pa.ChunkedArray
-    """string N: of the image's bytes."""
+    """string N: SHA-256 of the image's bytes, hexadecimal."""
 
     def __len__(self) -> int:
         return len(self.offset)
 
     def boxes_of(self, at: int) -> np.ndarray:
-        """int32, boxes of a sample x 4 xywh, best first."""
+        """Return the boxes of a sample: int32, N x 4, xywh in pixels, best first."""
         return self.boxes[self.box_start[at] : self.box_start[at + 1]].astype(np.int32)
 
     def text(self, column: str, at: int) -> Any:
-        """`key`, `source`, `label` or `sha256` of a sample."""
+        """Return the value of `key`, `source`, `label` or `sha256` of a sample."""
         return getattr(self, column)[at].as_py()
 
 
 def rows_of(tables: Sequence[pa.Table]) -> Rows:
-    """The samples of some indexes, as `samples_of` gives them, one after the other."""
+    """Return the samples of some indexes, as `samples_of` returns them, one after the other."""
     rows = pa.concat_tables(tables)
     boxes = one_array(rows.column("boxes"))
     return Rows(
@@ -80,21 +80,21 @@ def rows_of(tables: Sequence[pa.Table]) -> Rows:
 
 
 def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
-    """The samples of a shard's index: it holds the boxes, so it must be the one that the manifest was written for.
+    """Return the samples of a shard's index. It holds the boxes, so it must be the index that the manifest names.
 
     Args:
         shard: location of the tar.
-        entry: what the manifest says of it.
-        cache: where a remote index comes to.
+        entry: its entry in the manifest.
+        cache: cache that a remote index is fetched to.
 
     Raises:
-        InputError: an index or tar that is missing or another, by name.
+        InputError: the index or tar is missing, or is not the one that the manifest names; the message names it.
 
     """
     path = index_name(shard)
     if is_remote(path):
         remote = Remote(location=path, size=entry.index.bytes, sha256=entry.index.sha256)
-        with _fetched(remote, cache) as file:
+        with _open_remote(remote, cache) as file:
             table = _read_table(path, file)
     else:
         if not Path(path).is_file():
@@ -109,7 +109,7 @@ def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
                 )
             raise ShardError(
                 f"{path} is not the index its manifest was written for (SHA-256 differs): it was changed or damaged; "
-                "`univip-stream verify` lists what differs, mining again mends it"
+                "`univip-stream verify` lists what differs, mining again repairs it"
             )
         with open(path, "rb") as file:
             table = _read_table(path, file)
@@ -119,11 +119,11 @@ def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
             f"{path} has format {facts.get(b'format')!r}; this version reads {' and '.join(map(repr, FORMATS))}: use the one that "
             "made it, or mine again"
         )
-    found = entry.bytes if is_remote(shard) else size_of(shard)  # a remote one is looked at as it is fetched
+    found = entry.bytes if is_remote(shard) else size_of(shard)  # a remote one is checked when it is fetched
     if facts.get(b"tar_bytes") != str(found) or entry.bytes != found:
         raise ShardError(
             f"{shard} has {found} bytes but its index says {facts.get(b'tar_bytes')}: it was cut off or replaced; "
-            "`univip-stream verify` lists every such shard, mining again mends them"
+            "`univip-stream verify` lists every such shard, mining again repairs them"
         )
     samples = samples_of(shard, table)
     if len(samples) != entry.samples:
@@ -135,7 +135,12 @@ def read_samples(shard: str, entry: ShardEntry, cache: Cache) -> pa.Table:
 
 
 def samples_of(shard: str, table: pa.Table) -> pa.Table:
-    """The rows that are samples; their numbers are looked at here, because everything after relies on them."""
+    """Return the rows that are samples, after checking their numbers, because everything later relies on them.
+
+    Raises:
+        ShardError: a sample lacks a number, or has boxes outside its image.
+
+    """
     held = pc.is_in(table.column("status"), HELD_VALUES)
     rows = table if pc.all(held).as_py() else table.filter(held)
     for name in ("key", "width", "height", "offset", "size", "sha256"):
@@ -155,8 +160,8 @@ def samples_of(shard: str, table: pa.Table) -> pa.Table:
     return rows.select([name for name in INDEX_COLUMNS if name != "status"])
 
 
-def _fetched(remote: Remote, cache: Cache) -> BinaryIO:
-    """A remote index. Its boxes have no hashes of their own, so a copy that lay in the cache is hashed again."""
+def _open_remote(remote: Remote, cache: Cache) -> BinaryIO:
+    """Open a remote index. Its boxes have no hashes of their own, so a copy from the cache is hashed again."""
     for last in (False, True):
         file = os.fdopen(cache.open(remote), "rb")
         if hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256:
@@ -180,7 +185,7 @@ def _starts(boxes: pa.Array) -> np.ndarray:
 
 
 def _flat(boxes: pa.Array) -> np.ndarray:
-    """int16, boxes of all rows x 4."""
+    """Return the boxes of all rows: int16, M x 4."""
     return whole_numbers(boxes.flatten().flatten()).reshape(-1, 4)
 
 

@@ -1,4 +1,4 @@
-"""From what people write (`shards/<000..127>.tar`, globs, folders, manifests) to a list of shards."""
+"""Expand what people write (`shards/<000..127>.tar`, globs, folders, manifests) into a list of shards."""
 
 import fnmatch
 import glob
@@ -19,25 +19,25 @@ _RANGE = re.compile(r"<(\d+)\.\.(\d+)>|\{(\d+)\.\.(\d+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):")
 _AT_ONCE = 16
-"""Remote shards asked for at a time."""
-_LOOKED_AT = 256
-"""Shards of a local folder that are looked for one by one; of more the folder is listed."""
-_ASKED_FOR = 1024
-"""The same of a remote folder."""
+"""Number of remote shards that are looked up at the same time."""
+_MOST_LOCAL_LOOKUPS = 256
+"""The most shards of a local folder that are looked up one by one; for more, the folder is listed."""
+_MOST_REMOTE_LOOKUPS = 1024
+"""The same for a remote folder."""
 MOST_SHARDS = 1_000_000
-"""A range that gives more names than this is a typing error."""
+"""A range with more names than this is taken for a typing error."""
 
 
 def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
-    """The shards that one or several specs name, in the order written, each once.
+    """Return the shards that one or several specs name, in the order written, each once.
 
-    A spec is a tar, a range `<000..127>` or `{000..127}`, a choice `{train,val}`, a glob, a folder (its manifest's shards, or
-    all its `*.tar`) or a `manifest.json`; local, or behind `s3://`, `gs://`, `hdfs://` or `http(s)://`. A web server lists no
-    folder, so a web address is a tar, a range, a manifest or a folder that has one. Nothing is run: `pipe:` and `::` mean
-    nothing here.
+    A spec is a tar, a range `<000..127>` or `{000..127}`, a choice `{train,val}`, a glob, a folder (the shards of its
+    manifest, or all its `*.tar`) or a `manifest.json`; it is local or begins with `s3://`, `gs://`, `hdfs://` or
+    `http(s)://`. Web servers do not list folders, so a web address must be a tar, a range, a manifest or a folder that has
+    one. No command is ever run: `pipe:` and `::` have no meaning here.
 
     Raises:
-        InputError: a spec that matches nothing, or a shard that is missing, by name.
+        InputError: a spec matches nothing, or a shard is missing; the message names it.
 
     """
     listed = [specs] if isinstance(specs, str | Path) else list(specs)
@@ -57,7 +57,7 @@ def expand_shards(specs: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _missing(shards: list[str]) -> list[str]:
-    """The shards that are not there; remote ones are asked for many at a time, and of very many their folder is listed."""
+    """Return the shards that do not exist. Remote ones are looked up in parallel; for very many, their folder is listed."""
 
     def there(shard: str) -> bool:
         try:
@@ -70,11 +70,11 @@ def _missing(shards: list[str]) -> list[str]:
         folders.setdefault(shard.rpartition("/")[0], []).append(shard)
     missing: set[str] = set()
     for folder, inside in folders.items():
-        far = storage.is_remote(inside[0])
-        if len(inside) > (_ASKED_FOR if far else _LOOKED_AT):
+        remote = storage.is_remote(inside[0])
+        if len(inside) > (_MOST_REMOTE_LOOKUPS if remote else _MOST_LOCAL_LOOKUPS):
             listed = _names_in(folder or ("/" if inside[0].startswith("/") else "."))
             missing.update(shard for shard in inside if listed is not None and shard.rpartition("/")[2] not in listed)
-        elif far:
+        elif remote:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 missing.update(shard for shard, found in zip(inside, pool.map(there, inside), strict=True) if not found)
         else:
@@ -83,7 +83,7 @@ def _missing(shards: list[str]) -> list[str]:
 
 
 def _names_in(folder: str) -> set[str] | None:
-    """Names of the files of a folder; None where nobody can list it, so that what is missing is found when it is read."""
+    """Return the names of the files in a folder; None if it cannot be listed, so that missing ones are found on reading."""
     try:
         if storage.is_remote(folder):
             return None if storage.scheme_of(folder) in storage.WEB else {name for name, _ in storage.files_below(folder)}
@@ -97,37 +97,37 @@ def _names_in(folder: str) -> set[str] | None:
 
 def _expand(spec: str) -> Iterator[str]:
     if "::" in spec and not Path(spec).exists():
-        raise InputError(f"{spec}: '::' chains nothing here; give several shards as several specs")
+        raise InputError(f"{spec}: '::' has no meaning here; give several shards as several specs")
     if not storage.is_remote(spec):
         scheme = _SCHEME.match(spec)
         if scheme:
             raise InputError(
-                f"{spec}: {scheme[1]}: is not read; expected shards such as 'shards/<000..127>.tar' or "
+                f"{spec}: {scheme[1]}: is not supported; expected shards such as 'shards/<000..127>.tar' or "
                 "'s3://bucket/shards/<000..127>.tar'"
             )
-    for name in _braces(spec):
-        yield from _remote(name, spec) if storage.is_remote(name) else _one(name, spec)
+    for name in _expand_braces(spec):
+        yield from _expand_remote(name, spec) if storage.is_remote(name) else _expand_local(name, spec)
 
 
-def _one(name: str, spec: str) -> Iterator[str]:
+def _expand_local(name: str, spec: str) -> Iterator[str]:
     path = Path(name)
     if path.is_dir():
-        yield from _folder(path)
+        yield from _expand_folder(path)
     elif path.name == MANIFEST:
-        yield from _within(path.parent, read_manifest(path.parent))
+        yield from _shards_in(path.parent, read_manifest(path.parent))
     elif glob.has_magic(name) and not path.exists():
         found = sorted(glob.glob(name))
         if not found:
             raise InputError(f"{spec!r} matches nothing; expected shards such as 'shards/<000..127>.tar' or a folder of them")
         for match in found:
-            yield from _one(match, spec)
+            yield from _expand_local(match, spec)
     else:
         yield name
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def _expand_folder(folder: Path) -> Iterator[str]:
     if (folder / MANIFEST).exists():
-        yield from _within(folder, read_manifest(folder))
+        yield from _shards_in(folder, read_manifest(folder))
         return
     found = sorted(path for path in folder.glob("*.tar") if system_file(path.name) is None)
     if not found:
@@ -135,38 +135,38 @@ def _folder(folder: Path) -> Iterator[str]:
     yield from map(str, found)
 
 
-def _within(folder: Path, manifest: Manifest) -> Iterator[str]:
-    before = str(folder / "x")[:-1]  # of the folder `.` nothing
+def _shards_in(folder: Path, manifest: Manifest) -> Iterator[str]:
+    before = str(folder / "x")[:-1]  # empty for the folder `.`
     return (before + name for name in tar_names(manifest.shards))
 
 
-def _remote(name: str, spec: str) -> Iterator[str]:
+def _expand_remote(name: str, spec: str) -> Iterator[str]:
     web = storage.scheme_of(name) in storage.WEB
     if storage.name_of(name) == MANIFEST or (not storage.name_of(name).endswith(".tar") and has_manifest(name)):
         folder = storage.parent(name) if storage.name_of(name) == MANIFEST else name
         yield from (storage.join(folder, name) for name in tar_names(read_manifest(folder).shards))
     elif web:
-        # In a web address ? and = are ordinary; only what a shell user would mean as a glob is one.
+        # In a web address ? and = are ordinary characters; only * marks a glob.
         if "*" in name.partition("?")[0]:
             raise InputError(
-                f"{spec!r}: a web server lists no folder; expected a range such as <000..127> or a manifest.json"
+                f"{spec!r}: a web server does not list folders; expected a range such as <000..127> or a manifest.json"
             )
         if not storage.name_of(name).endswith(".tar"):
             raise InputError(
-                f"{spec!r} has no {MANIFEST}, and a web server lists no folder; expected shards such as "
+                f"{spec!r} has no {MANIFEST}, and a web server does not list folders; expected shards such as "
                 "'https://host/shards/<000..127>.tar' or a folder with a manifest"
             )
         yield name
     elif glob.has_magic(name):
-        yield from _listed(name, spec)
+        yield from _expand_remote_glob(name, spec)
     elif name.endswith(".tar"):
         yield name
     else:
-        yield from _listed(f"{name.rstrip('/')}/*.tar", spec)
+        yield from _expand_remote_glob(f"{name.rstrip('/')}/*.tar", spec)
 
 
-def _listed(pattern: str, spec: str) -> Iterator[str]:
-    """What a glob matches in an object store; as on disk, `*` stays within a folder."""
+def _expand_remote_glob(pattern: str, spec: str) -> Iterator[str]:
+    """Yield what a glob matches in an object store; as on a disk, `*` does not cross folders."""
     magic = re.search(r"[*?[]", pattern)
     folder = pattern[: magic.start() if magic else None].rpartition("/")[0]
     wanted = pattern[len(folder) + 1 :].split("/")
@@ -186,8 +186,8 @@ def _listed(pattern: str, spec: str) -> Iterator[str]:
     yield from found
 
 
-def _braces(spec: str) -> Iterator[str]:
-    """Every name a spec with ranges and choices stands for, leftmost slowest."""
+def _expand_braces(spec: str) -> Iterator[str]:
+    """Yield every name that a spec with ranges and choices stands for; the leftmost range changes slowest."""
     parts: list[list[str]] = []
     rest, many = spec, 1
     while rest:
@@ -196,7 +196,7 @@ def _braces(spec: str) -> Iterator[str]:
             parts.append([rest])
             break
         parts.append([rest[: found.start()]])
-        parts.append(_values(found, spec))
+        parts.append(_choices(found, spec))
         many *= len(parts[-1])
         if many > MOST_SHARDS:
             raise InputError(f"{spec!r} names more than {MOST_SHARDS} shards; check its ranges")
@@ -204,7 +204,7 @@ def _braces(spec: str) -> Iterator[str]:
     yield from ("".join(choice) for choice in itertools.product(*parts))
 
 
-def _values(found: re.Match[str], spec: str) -> list[str]:
+def _choices(found: re.Match[str], spec: str) -> list[str]:
     if found.re is _CHOICE:
         return found[1].split(",")
     low, high = (found[1], found[2]) if found[1] is not None else (found[3], found[4])

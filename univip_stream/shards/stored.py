@@ -1,4 +1,4 @@
-"""Samples of a finished shard, as they were written: for other boxes, or to make a shard anew without mining all of it."""
+"""Read the samples of a finished shard as they were written, to choose other boxes or write it again without mining."""
 
 import hashlib
 import io
@@ -18,16 +18,16 @@ from univip_stream.shards.format import HELD, StoredImage, index_name
 
 
 def stored_samples(folder: str, name: str, proposals: str, index_sha256: str | None = None) -> Iterator[StoredImage]:
-    """Every row of a shard in order, with the bytes of its image and all candidates; a group of rows in memory at a time.
+    """Yield every row of a shard in order, with its image and all candidates; memory holds a group of rows at a time.
 
     Args:
-        folder: of the shard: local, or remote (then the tar is copied to a temporary file first).
-        name: of its tar.
-        proposals: where its candidates come from.
-        index_sha256: of the index that is expected; None for any.
+        folder: folder of the shard, local or remote (then the tar is copied to a temporary file first).
+        name: file name of its tar.
+        proposals: name of the engine that proposed its candidates.
+        index_sha256: SHA-256 of the index that is expected; None for any.
 
     Raises:
-        InputError: a tar, index or file of candidates that is not as it was written, by name.
+        InputError: the tar, index or file of candidates is not as it was written; the message names it.
 
     """
     index = storage.read(storage.join(folder, index_name(name)))
@@ -67,7 +67,7 @@ def _sample(
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise InputError(
                 f"{name}: image {row['key']} ({row['source']}) has other bytes than were mined (SHA-256 differs); "
-                "`univip-stream verify` lists what differs, mining again mends it"
+                "`univip-stream verify` lists what differs, mining again repairs it"
             )
     return StoredImage(
         key=row["key"],
@@ -75,7 +75,7 @@ def _sample(
         status=row["status"],
         reason=row["reason"],
         label=row["label"],
-        image_id=row.get("image_id"),  # shards written before there was one lack the column
+        image_id=row.get("image_id"),  # the first shards lack this column
         width=row["width"],
         height=row["height"],
         data=data,
@@ -89,7 +89,7 @@ def _sample(
 
 
 def _boxes(column: pa.ListArray) -> list[np.ndarray]:
-    """int16 N x 4 of each row, without a Python object a number."""
+    """Return the boxes of each row, int16 N x 4, without making a Python object for each number."""
     flat = column.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
     counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return np.split(flat, np.cumsum(counts)[:-1]) if len(counts) else []

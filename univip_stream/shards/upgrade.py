@@ -1,4 +1,4 @@
-"""A shard of version 1 in the layout of version 2: its candidates move out of the index, and its tar stays as it is."""
+"""Upgrade a shard from version 1 to version 2: its candidates move out of the index, and its tar stays as it is."""
 
 import io
 from dataclasses import replace
@@ -14,14 +14,14 @@ from univip_stream.shards.write import ROWS_A_GROUP, candidates_facts, index_fac
 
 
 def upgraded(index: bytes, entry: ShardEntry) -> tuple[bytes, bytes, ShardEntry]:
-    """The files of a shard of version 1 as version 2 has them: those that `mine` would have written.
+    """Return the files that `mine` would have written in version 2 for a shard of version 1.
 
     Args:
         index: bytes of its index.
-        entry: what its manifest says of it.
+        entry: its entry in the manifest.
 
     Returns:
-        (the file of candidates, the index, the shard's entry).
+        (bytes of the file of candidates, bytes of the index, the shard's new entry).
 
     Raises:
         InputError: it is not the index that the manifest names.
@@ -30,16 +30,16 @@ def upgraded(index: bytes, entry: ShardEntry) -> tuple[bytes, bytes, ShardEntry]
     name = index_name(entry.name)
     if sha256_of_bytes(index) != entry.index.sha256:
         raise InputError(
-            f"{name} is not the index that its manifest names; `univip-stream verify` says more, mining again mends it"
+            f"{name} is not the index that its manifest names; `univip-stream verify` says more, mining again repairs it"
         )
     try:
-        said = metadata_of(index)
-        if said.get("format") != FORMAT_1:
-            raise InputError(f"{name} has format {said.get('format')!r}; expected {FORMAT_1!r}")
+        metadata = metadata_of(index)
+        if metadata.get("format") != FORMAT_1:
+            raise InputError(f"{name} has format {metadata.get('format')!r}; expected {FORMAT_1!r}")
         table = as_index(table_of(index), SCHEMA_1.names)
-        if "image_id" not in table.schema.names:  # of before there was one
+        if "image_id" not in table.schema.names:  # the first shards lack it
             table = table.append_column("image_id", pa.nulls(len(table), pa.int64()))
-        fingerprint = said["fingerprint"]
+        fingerprint = metadata["fingerprint"]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{name}: not an index that can be read ({why(error)}); mine this shard again") from error
     tar = FileFacts(bytes=entry.bytes, sha256=entry.sha256)

@@ -1,4 +1,4 @@
-"""Read shards back against their manifest: every byte, every member, every box."""
+"""Check shards against their manifest: every byte, every member and every box."""
 
 import contextlib
 import hashlib
@@ -27,47 +27,50 @@ from univip_stream.shards.manifest import MANIFEST, Manifest, being_added, read_
 from univip_stream.shards.samples import MOST_JSON_BYTES
 
 _ROWS = 256
-"""Images whose candidates are in memory at a time: each may have thousands."""
+"""Number of images whose candidates are in memory at a time; each may have thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as the manifest says."""
+    """Something that is not as the manifest states."""
 
     shard: str
-    """The shard's file name, or the folder."""
+    """File name of the shard, or of the manifest."""
     problem: str
-    """What was found and what was expected."""
+    """Description of what was found and what was expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckTask:
-    """One shard to be read back."""
+    """One shard that is to be checked."""
 
     folder: str
-    """Where it lies: local, or remote."""
+    """Folder of the shard, local or remote."""
     entry: ShardEntry
-    """What the manifest says of it."""
+    """Its entry in the manifest."""
     fingerprint: str
-    """Of the parameters that the manifest says it was made with."""
+    """Fingerprint of the parameters that the manifest states for it."""
     max_pixels: int
-    """Width times height of the largest image that mining took."""
+    """Largest width times height that mining took."""
 
     @property
     def name(self) -> str:
-        """Of its tar."""
+        """File name of its tar."""
         return self.entry.name
 
 
 def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
-    """Check every shard that the manifest of `folder` names, and that there is no other; [] when all is well.
+    """Check every shard that the manifest of `folder` names, and that there are no others.
 
     Args:
-        folder: of the shards: local, or remote.
+        folder: folder of the shards, local or remote.
         progress: called after each shard with the number of its images.
 
+    Returns:
+        What is wrong; [] if nothing is.
+
     Raises:
-        InputError: there is no manifest, or it cannot be read.
+        InputError: the manifest is missing or cannot be read.
 
     """
     manifest = read_manifest(folder)
@@ -76,21 +79,21 @@ def verify_folder(folder: str | Path, progress: Callable[[int], None] = lambda i
 
 
 def check_tasks(folder: str | Path, manifest: Manifest) -> Iterator[CheckTask]:
-    """The shards that a manifest names; each is checked by `check_shard`, in any process. Made as they are taken."""
+    """Yield a task for each shard that a manifest names, for `check_shard`, which any process may call."""
     of, place, limit = manifest.fingerprints, storage.absolute(folder), manifest.mined_limit
     for entry in manifest.shards:
         yield CheckTask(folder=place, entry=entry, fingerprint=of[entry.name], max_pixels=limit)
 
 
 def check_totals(folder: str | Path, manifest: Manifest) -> list[Finding]:
-    """What is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up.
+    """Return what is wrong with the folder as a whole: tars that the manifest does not name, counts that do not add up.
 
-    Shards of a `mine --add` that is not finished are nothing wrong: the set is what the manifest names.
+    Shards of an unfinished `mine --add` are not wrong: the set consists of the shards that the manifest names.
     """
     named = set(tar_names(manifest.shards)) | set(being_added(folder))
     there = _tars(folder)
     findings = [
-        Finding(shard=name, problem="is there, but the manifest does not name it") for name in there if name not in named
+        Finding(shard=name, problem="exists, but the manifest does not name it") for name in there if name not in named
     ]
     totals = manifest.totals
     images = int(numbers(manifest.shards, "images").sum())
@@ -102,7 +105,7 @@ def check_totals(folder: str | Path, manifest: Manifest) -> list[Finding]:
 
 
 def check_shard(task: CheckTask, progress: Callable[[int], None] = lambda images: None) -> list[Finding]:
-    """Read one shard back; a remote one is copied to a temporary folder first."""
+    """Check one shard and return what is wrong with it; a remote one is copied to a temporary folder first."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(task.folder)
         if storage.is_remote(task.folder):
@@ -119,12 +122,12 @@ def _tars(folder: str | Path) -> list[str]:
     if not storage.is_remote(folder):
         return sorted(path.name for path in Path(folder).glob("*.tar") if system_file(path.name) is None)
     if storage.scheme_of(folder) in storage.WEB:
-        return []  # a web server lists nothing
+        return []  # web servers do not list folders
     return [name for name, _ in storage.files_below(folder) if name.endswith(".tar") and "/" not in name]
 
 
 def _problems(folder: Path, entry: ShardEntry, fingerprint: str, max_pixels: int) -> Iterator[str]:
-    """Problems of one shard. Where a file is not what was hashed, what it holds is looked at all the same, to say where."""
+    """Yield the problems of one shard. A file with another hash is still read, to say where it differs."""
     tar_path, index_path, candidates_path = (folder / of(entry.name) for of in (str, index_name, candidates_name))
     expected_of: list[tuple[Path, ShardEntry | FileFacts]] = [(tar_path, entry), (index_path, entry.index)]
     if entry.candidates is not None:
@@ -137,12 +140,12 @@ def _problems(folder: Path, entry: ShardEntry, fingerprint: str, max_pixels: int
         if size != expected.bytes:
             yield f"{path.name} has {size} bytes, expected {expected.bytes}"
         elif sha256_of(path) != expected.sha256:
-            yield f"{path.name} has another SHA-256 than the manifest says: its bytes changed"
+            yield f"{path.name} has another SHA-256 than the manifest states: its bytes changed"
     if not (tar_path.is_file() and index_path.is_file()):
         return
     try:
         index = index_path.read_bytes()
-        # Looked at before anything of it is believed.
+        # It is checked before any of it is used.
         table = as_index(table_of(index), SCHEMA.names)
         rows = table.select([name for name in SCHEMA.names if name in table.schema.names]).to_pylist()
         facts = metadata_of(index)
@@ -150,7 +153,7 @@ def _problems(folder: Path, entry: ShardEntry, fingerprint: str, max_pixels: int
         yield f"{index_path.name} cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}"
         return
     if facts.get("fingerprint") != fingerprint:
-        yield f"{index_path.name} was made with other parameters than the manifest says"
+        yield f"{index_path.name} was made with other parameters than the manifest states"
     if len(rows) != entry.images:
         yield f"{index_path.name} has {len(rows)} rows, expected {entry.images}"
     if sum(row["status"] in HELD for row in rows) != entry.samples:
@@ -166,7 +169,7 @@ def _problems(folder: Path, entry: ShardEntry, fingerprint: str, max_pixels: int
 
 
 def _check_candidates(index: bytes, path: Path, entry: ShardEntry) -> Iterator[str]:
-    """The candidates, a few hundred images in memory at a time: of each row, and inside its image."""
+    """Check that every row has candidates inside its image; those of a few hundred images are in memory at a time."""
     if entry.candidates is not None and not path.is_file():
         return
     try:
@@ -187,7 +190,7 @@ def _check_candidates(index: bytes, path: Path, entry: ShardEntry) -> Iterator[s
 
 
 def _check_members(tar_path: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The tar's members against the index: the names, the image's bytes, the JSON's fields, the boxes."""
+    """Check the members of the tar against the index: names, bytes of images, fields of the JSON, boxes."""
     expected = {row["key"]: row for row in rows}
     seen: set[str] = set()
     with tarfile.open(tar_path, "r:") as tar:
@@ -205,7 +208,7 @@ def _check_members(tar_path: Path, rows: list[dict[str, Any]]) -> Iterator[str]:
             data = file.read() if file is not None else b""
             if suffix != "json":
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                    yield f"image {member.name} has another SHA-256 than its row says"
+                    yield f"image {member.name} has another SHA-256 than its row states"
                 if member.offset_data != row["offset"] or member.size != row["size"]:
                     yield f"image {member.name} lies at byte {member.offset_data}, its row says {row['offset']}"
             else:

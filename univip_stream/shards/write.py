@@ -1,4 +1,4 @@
-"""Write one shard: tar, candidates and index, each whole or not there, the same bytes for the same samples."""
+"""Write one shard: tar, candidates and index. Each file is complete or absent; the same samples give the same bytes."""
 
 import hashlib
 import io
@@ -31,13 +31,13 @@ from univip_stream.shards.format import (
 )
 
 _BLOCK = 512
-"""Bytes of a tar header and the unit its members are padded to."""
+"""Bytes of a tar header, and the unit to which members are padded."""
 ROWS_A_GROUP = 1024
-"""Rows an index group holds: small enough to read one shard's boxes without its neighbours'."""
+"""Rows of a row group of the index: few enough that not all boxes of a shard have to be in memory at once."""
 
 
 class _Hashed:
-    """A file that hashes what passes through; the tar is written front to back, never sought."""
+    """A file that hashes what is written to it. The tar is written from front to back, without seeking."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -54,7 +54,7 @@ class _Hashed:
 
 
 class _Rows:
-    """Rows of index and candidates that are not written yet."""
+    """Rows of the index and the candidates that are not written yet."""
 
     def __init__(self) -> None:
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA_1.names}
@@ -77,8 +77,8 @@ class _Rows:
         self.boxes += len(sample.boxes) if held and sample.boxes is not None else 0
         self.pixels += (sample.width or 0) * (sample.height or 0) if held else 0
 
-    def taken(self) -> tuple[pa.Table, pa.Table]:
-        """(rows of the index, rows of the candidates)."""
+    def take(self) -> tuple[pa.Table, pa.Table]:
+        """Return (rows of the index, rows of the candidates), and start with empty rows again."""
         arrays = {name: _column(name, values) for name, values in self.columns.items()}
         self.columns = {name: [] for name in SCHEMA_1.names}
         index, candidates = (pa.table([arrays[n] for n in kind.names], schema=kind) for kind in (SCHEMA, CANDIDATES))
@@ -92,9 +92,9 @@ def write_shard(samples: Iterable[StoredImage], tar_path: Path, fingerprint: str
     completion mark: it appears last, and carries the fingerprint of the job and the other files' sizes and hashes.
 
     Args:
-        samples: in key order.
-        tar_path: where; existing files are replaced whole.
-        fingerprint: of the parameters that made the samples.
+        samples: the images in the order of their keys.
+        tar_path: path of the tar; existing files are replaced as a whole.
+        fingerprint: fingerprint of the parameters of the job.
 
     """
     index_path, candidates_path = (Path(name(str(tar_path))) for name in (index_name, candidates_name))
@@ -106,7 +106,7 @@ def write_shard(samples: Iterable[StoredImage], tar_path: Path, fingerprint: str
         ):
 
             def put() -> None:
-                for writer, table in zip((index, candidates), rows.taken(), strict=True):
+                for writer, table in zip((index, candidates), rows.take(), strict=True):
                     writer.write_table(table)
 
             with written_atomically(tar_path) as file:
@@ -127,18 +127,18 @@ def write_shard(samples: Iterable[StoredImage], tar_path: Path, fingerprint: str
 
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of rows whose facts are added at the end."""
-    # With Arrow's own copy of the schema in the file, pyarrow does not give back facts that were added after the rows.
+    """Return a Parquet writer whose metadata can be added after the rows."""
+    # With Arrow's own copy of the schema in the file, pyarrow does not return metadata that was added after the rows.
     return pq.ParquetWriter(file, schema, compression="zstd", store_schema=False)
 
 
 def candidates_facts(fingerprint: str, tar_sha256: str) -> dict[str, str]:
-    """What a file of candidates says of itself: of which job and which tar it is."""
+    """Return the metadata of a file of candidates: which job and which tar it belongs to."""
     return {"format": FORMAT_2, "fingerprint": fingerprint, "tar_sha256": tar_sha256}
 
 
 def index_facts(fingerprint: str, tar: FileFacts, candidates: FileFacts) -> dict[str, str]:
-    """What an index says of itself and of the files that it completes."""
+    """Return the metadata of an index: its job, and the sizes and hashes of the files that it completes."""
     return {
         **{"format": FORMAT_2, "fingerprint": fingerprint, "tar_bytes": str(tar.bytes), "tar_sha256": tar.sha256},
         **{"candidates_bytes": str(candidates.bytes), "candidates_sha256": candidates.sha256},
@@ -148,17 +148,17 @@ def index_facts(fingerprint: str, tar: FileFacts, candidates: FileFacts) -> dict
 def finished_shard(
     name: str, index: bytes | None, tar_bytes: int | None, candidates_bytes: int | None, fingerprint: str
 ) -> ShardEntry | None:
-    """The manifest entry of a shard that an earlier run finished with these parameters; None if it did not.
+    """Return the manifest entry of a shard that an earlier run finished with these parameters; None if it did not.
 
-    Hashes of tars and candidates are not taken again here: `verify` does that, and a rename that reached the disk holds what was
+    Tars and candidates are not hashed again here: `verify` does that, and a file that was renamed on the disk holds what was
     synced before.
 
     Args:
-        name: of the tar.
-        index: bytes of the index, None if there is none.
-        tar_bytes: size of the tar, None if there is none.
-        candidates_bytes: size of the file of candidates, None if there is none. A shard of version 1 has none.
-        fingerprint: of the job.
+        name: file name of the tar.
+        index: bytes of the index; None if there is none.
+        tar_bytes: size of the tar; None if there is none.
+        candidates_bytes: size of the file of candidates; None if there is none. Shards of version 1 have none.
+        fingerprint: fingerprint of the job.
 
     """
     if index is None or tar_bytes is None:
@@ -167,23 +167,23 @@ def finished_shard(
         table = table_of(index, ["status", "boxes", "width", "height"])
     except (pa.ArrowException, OSError, KeyError):
         return None
-    said = metadata_of(index)
-    if said.get("fingerprint") != fingerprint or said.get("tar_bytes") != str(tar_bytes):
+    metadata = metadata_of(index)
+    if metadata.get("fingerprint") != fingerprint or metadata.get("tar_bytes") != str(tar_bytes):
         return None
     beside = None
-    if said.get("format") != FORMAT_1:
-        if said.get("candidates_bytes") != str(candidates_bytes):
+    if metadata.get("format") != FORMAT_1:
+        if metadata.get("candidates_bytes") != str(candidates_bytes):
             return None
-        beside = FileFacts(bytes=int(said["candidates_bytes"]), sha256=said["candidates_sha256"])
+        beside = FileFacts(bytes=int(metadata["candidates_bytes"]), sha256=metadata["candidates_sha256"])
     totals = Counter(table.column("status").to_pylist())
     boxes = int(pc.sum(pc.list_value_length(table.column("boxes"))).as_py() or 0)
     pixels = None if beside is None else pixels_of(table)
-    tar = FileFacts(bytes=tar_bytes, sha256=said["tar_sha256"])
+    tar = FileFacts(bytes=tar_bytes, sha256=metadata["tar_sha256"])
     return _entry(name, index, tar, beside, totals=totals, boxes=boxes, pixels=pixels)
 
 
 def pixels_of(table: pa.Table) -> int:
-    """Width times height of all samples of an index."""
+    """Return the sum of width times height of the samples of an index."""
     rows = table.filter(pc.is_in(table.column("status"), HELD_VALUES))
     width, height = (np.asarray(rows.column(name).to_numpy(), np.int64) for name in ("width", "height"))
     return int((width * height).sum())
@@ -199,7 +199,7 @@ def _entry(
     boxes: int,
     pixels: int | None,
 ) -> ShardEntry:
-    """What the manifest says of a shard: its files' bytes and hashes, and the images by what became of them."""
+    """Return the manifest entry of a shard: sizes and hashes of its files, and the number of images by status."""
     return ShardEntry(
         name=name,
         images=totals.total(),
@@ -215,7 +215,7 @@ def _entry(
 
 
 def _add_sample(tar: tarfile.TarFile, file: _Hashed, sample: StoredImage) -> int:
-    """Append image and JSON side by side; return the offset of the image's first byte."""
+    """Append image and JSON to the tar, and return the offset of the image's first byte."""
     for suffix, data in ((sample.suffix, sample.data), ("json", sample.as_json())):
         member = tarfile.TarInfo(f"{sample.key}.{suffix}")
         member.size = len(data)

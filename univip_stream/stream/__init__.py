@@ -1,4 +1,4 @@
-"""The stream: shards in, global batches of cut views out; and a plain dataset of images and boxes."""
+"""The stream makes global batches of views out of shards; `ShardDataset` gives plain images and boxes instead."""
 
 from univip_stream.stream.batch import Batch
 from univip_stream.stream.dataset import Sample, ShardDataset

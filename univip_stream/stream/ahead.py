@@ -1,4 +1,4 @@
-"""Fetch the shards that come next while the present ones are read."""
+"""Fetch the next remote shards while the present ones are read."""
 
 import atexit
 import contextlib
@@ -10,9 +10,9 @@ from univip_stream.shards.cache import Cache, Remote, Stopped
 
 
 class Ahead:
-    """Fetches the files that come next in a thread of its own. One a process: a thread does not outlive a fork.
+    """Fetches the next remote files in a background thread. Each process needs its own: a thread does not survive a fork.
 
-    Errors here are left to whoever wants the file: reading it fetches it again and says what is wrong.
+    Errors are ignored here: the reader that needs the file fetches it again, and reports what is wrong.
     """
 
     def __init__(self, cache: Cache):
@@ -25,7 +25,7 @@ class Ahead:
         atexit.register(self.close)  # a thread inside pyarrow while the interpreter ends would abort the process
 
     def want(self, files: list[Remote]) -> None:
-        """These are next, the most urgent first; what was asked for before is forgotten."""
+        """Fetch these files next, the most urgent first. They replace the files of earlier calls."""
         with self._changed:
             self._wanted = files
             if self._thread is None:
@@ -34,7 +34,7 @@ class Ahead:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; a fetch on its way is given up."""
+        """End the thread and abandon a fetch that is under way."""
         with self._changed:
             self._stop = True
             self._changed.notify()

@@ -1,7 +1,8 @@
-"""What the stream gives: the pictures of a plan's cuts as uint8, with the numbers their augmentation needs.
+"""A batch of the stream: the pictures of a plan's cuts as uint8, and the numbers that their augmentation needs.
 
-Shape letters: B images, N pictures of a cut, S their side, P numbers of a draw. A cut lies as (N, B, ...) or, where its pictures
-belong together, as (B, N, ...). Pixels lie in memory as S x S x 3, so that the 3 x S x S tensors are channels-last without a copy.
+Shape letters: B images, N pictures of a cut, S their side, P numbers of a draw. A cut has the layout (N, B, ...) or, if its
+pictures belong together, (B, N, ...). Pixels are S x S x 3 in memory, so that the 3 x S x S tensors are channels-last without
+a copy.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,37 +20,38 @@ class Batch:
     """This rank's slice of one global batch."""
 
     pixels: dict[str, Tensor]
-    """uint8 (N, B, 3, S, S) or (B, N, 3, S, S) of each cut; not of those that are another's `again`."""
+    """Pixels of each cut: uint8 (N, B, 3, S, S) or (B, N, 3, S, S). A cut that uses another's pixels `again` has none
+    here."""
     cuts: Mapping[str, Cut]
-    """The plan's."""
+    """The cuts of the plan, by name."""
     draws: dict[str, Tensor]
-    """float32 (N, B, P) or (B, N, P) of every cut: see `augment.draw`."""
+    """Random numbers for the augmentation of every cut: float32 (N, B, P) or (B, N, P); see `augment.draw`."""
     windows: dict[str, Tensor]
-    """int32 (N, B, 4) or (B, N, 4): xywh of each picture in the image it was cut from."""
+    """Window of each picture in the image it was cut from: int32 (N, B, 4) or (B, N, 4), xywh in pixels."""
     facts: dict[str, Tensor]
-    """float32 (B, ...): the plan's numbers."""
+    """Numbers that the plan gives besides its cuts, by name: float32 (B, ...)."""
     filled: Tensor
-    """int32 (B): regions that are random boxes, because there were too few."""
+    """int32 (B): number of regions of each image that are random boxes, because it had too few boxes."""
     positions: Tensor
-    """int64 (B): places in the endless sequence."""
+    """int64 (B): positions of the images in the endless sequence."""
     keys: list[str]
-    """Of the samples."""
+    """Keys of the samples, B of them."""
     sources: list[str]
-    """Of the samples."""
+    """Names of the images in their source, B of them."""
     labels: list[str | None]
-    """Of the samples."""
+    """Classes of the images, B of them; None where the source gives none."""
     skipped: list[str]
-    """What was wrong with samples that others stand in for; empty unless `on_bad_sample` is skip."""
+    """Messages about bad samples that were replaced by others; empty unless `on_bad_sample` is skip."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same batch with its tensors on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return the same batch with its tensors on a device."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same batch in page-locked memory, which DataLoader asks for."""
-        return self._each(Tensor.pin_memory)
+        """Return the same batch in page-locked memory. DataLoader calls this."""
+        return self._map_tensors(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}
         for member in fields(self):
             value = getattr(self, member.name)

@@ -1,4 +1,4 @@
-"""Cut a box out of an image and resize it, on uint8, straight into its place in the batch."""
+"""Cut a box out of a uint8 image and resize it directly into its place in the batch."""
 
 import cv2
 import numpy as np
@@ -20,15 +20,15 @@ def cut(
     *,
     antialias: bool,
 ) -> None:
-    """Resize image[box] into `out`.
+    """Resize the pixels of `image` inside `box` into `out`.
 
     Args:
         image: RGB.
-        box: x, y, w, h inside the image.
-        out: a square of S pixels a side; written whole.
+        box: x, y, w, h in pixels, inside the image.
+        out: a square of S x S pixels, which is overwritten completely.
         interpolation: "bilinear" or "bicubic".
-        antialias: widen the filter when shrinking, as Pillow and the papers' pipelines do. Without it is about three times
-            cheaper and shows moire.
+        antialias: widen the filter when shrinking, as Pillow and the papers' pipelines do. Without it, resizing is about
+            three times cheaper and shows moire.
 
     """
     x, y, w, h = (int(v) for v in box)

@@ -1,4 +1,4 @@
-"""The shards as a plain PyTorch dataset of images and boxes, for any other method."""
+"""A plain PyTorch dataset of the images and boxes in shards, for any other method."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,25 +26,33 @@ class Sample:
     boxes: Tensor
     """int64, N x 4: x, y, w, h in pixels of the image, best first."""
     key: str
-    """Unique in the shards."""
+    """Key of the image, unique within its set of shards."""
     label: str | None
-    """Its class, where the source had one."""
+    """Class of the image; None if the source gives none."""
     source: str
-    """Its name in the source."""
+    """Name of the image in its source."""
 
 
 class ShardDataset(IterableDataset[Sample]):
     """Every image of some shards exactly once, split among the workers of a DataLoader and the ranks of a job.
 
     Args:
-        shards: any spec: `shards/<000..127>.tar`, a glob, a folder, several in a list.
-        rank: of this process.
-        world_size: processes that share the images; where it does not divide their number, the last ranks get one fewer.
-        window: shards whose samples are shuffled together, once `epoch` was called.
-        cache: folder that remote shards come to; None is the user's cache folder.
-        cache_bytes: bound of that folder.
 
-    Without `epoch` the samples come in the shards' order. Images differ in size: use `batch_size=None`, or a `collate_fn`.
+        shards: any spec of `expand_shards`: `shards/<000..127>.tar`, a glob, a folder, or several of these in a list.
+        rank: rank of this process.
+        world_size: number of processes that share the images; if it does not divide their number, the last ranks get one
+            fewer.
+        window: number of shards whose samples are shuffled together after `epoch` was called.
+        cache: folder for copies of remote shards; None is the user's cache folder.
+        cache_bytes: the most bytes that the copies may take in that folder.
+        max_pixels: larger images (width times height) in shards of other programs are left out.
+
+    Before `epoch` is called, the samples come in the order of the shards. Images differ in size: use `batch_size=None`, or a
+    `collate_fn`.
+
+    Raises:
+        InputError: shards that are missing or broken.
+        UsageError: a rank outside 0 to world_size - 1.
 
     """
 
@@ -69,7 +77,7 @@ class ShardDataset(IterableDataset[Sample]):
         self._epoch: tuple[Order, int] | None = None
 
     def epoch(self, seed: int, epoch: int) -> "ShardDataset":
-        """Fix the order to that of an epoch: a pure function of (seed, epoch). Returns self."""
+        """Take the order of an epoch from now on, a pure function of (seed, epoch), and return self."""
         self._epoch = Order(self.index.counts, seed, self.window), epoch
         return self
 
@@ -97,14 +105,14 @@ class ShardDataset(IterableDataset[Sample]):
             reader.close()
 
     def _sample(self, place: int) -> int:
-        """The sample at a place of the order."""
+        """Return the sample at a place of the order."""
         if self._epoch is None:
             return place
         order, epoch = self._epoch
         return order.sample(epoch * order.count + place)
 
     def _near(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards read now, shards that come next) at a place of the order."""
+        """Return (shards read now, shards that come next) at a place of the order."""
         if self._epoch is not None:
             order, epoch = self._epoch
             return order.near(epoch * order.count + place)

@@ -1,8 +1,9 @@
-"""A cache of decoded images, for data sets that are read many times: decoding is most of what an image costs.
+"""A cache of decoded images for data sets that are read many times, since decoding takes most of the time of an image.
 
-One pair of files a shard, named after the shard's hash: the pixels of its images one after the other, and a number each
-that says whether they are there and what their CRC-32 is. Pixels are written before the number, and checked against it each
-time they are read, so that a crash, a full disk or a flipped bit costs a decoding and is never trained on.
+Each shard has a pair of files, named after the hash of the shard. One holds the pixels of its images, one image after the
+other; the other holds a number for each image, which says whether its pixels were written, and their CRC-32. Pixels are
+written before the number and checked against it each time they are read. So after a crash, on a full disk or with a flipped
+bit the image is decoded again, and damaged pixels never reach the training.
 """
 
 import os
@@ -18,26 +19,29 @@ from univip_stream.shards import ShardSet
 
 DEFAULT_BYTES = 128 << 30
 """COCO's train2017 takes 108 GB."""
-_THERE = 1 << 32
-"""Set in the number of an image whose pixels were written; below it are 32 bits of CRC."""
+_WRITTEN = 1 << 32
+"""Bit that is set in the number of an image whose pixels were written; the 32 bits below it are the CRC-32."""
 
-_SHARDS = 64
-"""Shards whose images' places are kept: more than a shuffle window has."""
+_MOST_SHARDS = 64
+"""Number of shards whose images' offsets are kept in memory: more than a shuffle window has."""
 
 
 class Decoded:
-    """Pixels of the first shards of an index, as many as there is room for.
+    """Decoded pixels of the first shards of a set, as many shards as fit into `limit` bytes.
 
-    Every image is read once an epoch, so what is read least recently is what comes next: throwing out old ones to make room
-    would leave nothing to find. So shards are kept or not from the beginning, in their order.
+    Every image is read once an epoch, so the image that was read least recently is the next one to be read: if old images
+    were evicted to make room, none would ever be found again. So it is decided at the start which shards are kept: the first
+    ones.
 
     Args:
-        index: of the shards.
-        folder: on a local disk; made if it is not there. Several processes and runs over the same shards share it.
-        limit: bytes that these shards may take in it.
+        index: the set of shards.
+        folder: a folder on a local disk, which is made if it does not exist. Processes and runs over the same shards share
+            it.
+        limit: the most bytes that these shards may take in the folder.
 
     Raises:
         InputError: the folder cannot be made or written.
+        UsageError: the folder is remote.
 
     """
 
@@ -45,9 +49,9 @@ class Decoded:
         if storage.is_remote(folder):
             raise UsageError(f"the folder for decoded images is {folder}; expected one on a disk of this machine")
         self.index, self.folder = index, Path(folder)
-        # A shard is kept if all up to its end is within the limit.
+        # A shard is kept if everything up to its end fits into the limit.
         self.kept = 3 * np.cumsum(_pixels(index)) + 8 * index.starts[1:] <= limit
-        """bool, one a shard."""
+        """bool S: whether each shard is kept."""
         self._open: dict[int, tuple[int, int]] = {}
         self._starts: OrderedDict[int, np.ndarray] = OrderedDict()
         self._full = False
@@ -59,24 +63,24 @@ class Decoded:
             raise InputError(f"the folder for decoded images {folder} cannot be written: {error.strerror}") from error
 
     def get(self, sample: int) -> np.ndarray | None:
-        """uint8 H x W x 3, or None where they are not there, or not as they were written."""
+        """Return the pixels of an image, uint8 H x W x 3; None if they are not here or are damaged."""
         shard = self.index.shard_of(sample)
         if not self.kept[shard]:
             return None
         pixels, numbers = self._files(shard)
         number = os.pread(numbers, 8, 8 * (sample - int(self.index.starts[shard])))
-        if len(number) < 8 or not (found := int.from_bytes(number, "little")) & _THERE:
+        if len(number) < 8 or not (found := int.from_bytes(number, "little")) & _WRITTEN:
             return None
         width, height = self.index.size_of(sample)
         out = np.empty((height, width, 3), np.uint8)
         try:
             read = os.preadv(pixels, [out.data], self._place(sample))
-        except OSError:  # a disk that gives errors: the shard still has the image
+        except OSError:  # the disk gives errors; the shard still has the image
             return None
-        return out if read == out.nbytes and zlib.crc32(out.data) == found & (_THERE - 1) else None
+        return out if read == out.nbytes and zlib.crc32(out.data) == found & (_WRITTEN - 1) else None
 
     def put(self, sample: int, image: np.ndarray) -> None:
-        """Keep an image's pixels, if there is room on the disk."""
+        """Store the pixels of an image, uint8 H x W x 3, if its shard is kept and the disk has room."""
         shard = self.index.shard_of(sample)
         if self._full or not self.kept[shard]:
             return
@@ -84,10 +88,10 @@ class Decoded:
         try:
             data = np.ascontiguousarray(image)
             if os.pwrite(pixels, data.data, self._place(sample)) == data.nbytes:
-                number = zlib.crc32(data.data) | _THERE
+                number = zlib.crc32(data.data) | _WRITTEN
                 os.pwrite(numbers, number.to_bytes(8, "little"), 8 * (sample - int(self.index.starts[shard])))
         except OSError:
-            self._full = True  # what is there stays good; the rest is decoded each time
+            self._full = True  # what was written stays good; the other images are decoded each time
 
     def close(self) -> None:
         """Close the files."""
@@ -97,18 +101,18 @@ class Decoded:
         self._open = {}
 
     def _place(self, sample: int) -> int:
-        """Where an image's pixels begin in its shard's file."""
+        """Return the byte at which the pixels of an image begin in the file of its shard."""
         shard = self.index.shard_of(sample)
         if shard not in self._starts:
             rows = self.index.rows(shard)
             pixels = 3 * rows.width.astype(np.int64) * rows.height
             self._starts[shard] = np.cumsum(pixels) - pixels
-            while len(self._starts) > _SHARDS:
+            while len(self._starts) > _MOST_SHARDS:
                 self._starts.popitem(last=False)
         return int(self._starts[shard][sample - int(self.index.starts[shard])])
 
     def _files(self, shard: int) -> tuple[int, int]:
-        # Descriptors may be shared with a forked process, because every read and write names its place.
+        # Descriptors may be shared with a forked process, because every read and write gives its offset.
         if shard not in self._open:
             base = self.folder / self.index.tar_sha256[shard]
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -117,7 +121,10 @@ class Decoded:
 
 
 def _pixels(index: ShardSet) -> np.ndarray:
-    """int64: width times height of each shard's images; of version 1, whose manifests do not say it, from the indexes."""
+    """Return the pixels (width times height) of each shard's images, int64 S.
+
+    Manifests of version 1 do not state them, so there they are computed from the indexes.
+    """
     if (index.pixels >= 0).all():
         return index.pixels
     whole = index.whole()

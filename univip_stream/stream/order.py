@@ -1,18 +1,18 @@
-"""Which image stands at which place of the endless sequence: a pure function of (seed, epoch).
+"""The order of the images in the endless sequence, a pure function of (seed, epoch).
 
-Position p of the sequence lies in epoch p // N at place p % N. In an epoch the shards are permuted, cut into windows of a
-few shards, and the samples of each window shuffled: every image exactly once an epoch, and a reader that goes forward
-touches few shards at a time. Ranks and workers play no part, so they change nothing.
+Position p of the sequence is place p % N of epoch p // N. In each epoch the shards are permuted and divided into windows of a
+few shards, and the samples of each window are shuffled. So every image comes exactly once an epoch, and a reader that goes
+forward needs few shards at a time. The order does not depend on ranks or workers.
 
-How well it shuffles, with windows of V samples in k shards: a window is uniformly shuffled, so two samples of one shard come
-(V + 1) / 3 places apart on average and at most V - 1; of a sample's neighbours in the sequence, one in k is of its own shard.
-Which shards share a window is drawn anew each epoch. COCO in 128 shards with the default window of 16 has V = 14,800. The
-last window holds what is left over; a number of shards that the window divides has none that is smaller.
+How well this shuffles, with windows of V samples in k shards: a window is shuffled uniformly, so two samples of one shard are
+(V + 1) / 3 places apart on average and at most V - 1; one in k of a sample's neighbours in the sequence is of its own shard.
+It is drawn anew each epoch which shards share a window. COCO in 128 shards with the default window of 16 has V = 14,800. The
+last window holds the remaining shards; it is smaller than the others unless the window divides the number of shards.
 
-What is held is a number or two a shard and the permutations of a few windows, never one of all samples. Up to `MOST_IN_A_ROW`
-samples the windows of an epoch are drawn one after the other from one generator, as they always were, so the middle of an epoch
-costs drawing what comes before it: 20 ns a sample, at most half a second. Of a larger set each window has a generator of its own,
-and any place costs the same.
+Memory holds a number or two for each shard and the permutations of a few windows, never a permutation of all samples. For
+sets of up to `MOST_IN_A_ROW` samples, the windows of an epoch are drawn one after the other from one generator, as they
+always were. To start in the middle of an epoch, the windows before it must be drawn: 20 ns a sample, at most half a second.
+In larger sets each window has its own generator, and every place costs the same.
 
 Letters: N samples, S shards.
 """
@@ -22,22 +22,23 @@ from collections import OrderedDict
 import numpy as np
 
 _ORDER = 0
-"""Which stream of random numbers a seed's order comes from; `_VIEWS` is another, so the two never meet."""
+"""Number of the random stream that the order is drawn from; `_VIEWS` is another, so the two never share numbers."""
 _VIEWS = 1
 MOST_IN_A_ROW = 1 << 24
-"""Samples up to which an epoch's windows are drawn one after the other. Changed, it changes the order of larger sets."""
+"""Samples up to which the windows of an epoch are drawn one after the other. To change it changes the order of larger
+sets."""
 _WINDOWS = 3
-"""Permutations of windows that are kept: of the one that is read, of the next, and of one that a stand-in came from."""
+"""Permutations of windows that are kept: of the present window, of the next, and of one that a replacement came from."""
 
 
 class Order:
     """The endless sequence of samples of some shards.
 
     Args:
-        counts_S: samples of each shard, which has them one after the other; shards without any take no part.
-        seed: of the whole run.
-        window: shards whose samples are shuffled together. Two images of one shard end up within a window's length of each
-            other, and neighbours in a batch come from `window` different shards.
+        counts_S: number of samples of each shard; samples are numbered shard after shard. Empty shards are skipped.
+        seed: seed of the run.
+        window: number of shards whose samples are shuffled together. Two images of one shard end up within a window's length
+            of each other, and neighbours in a batch come from `window` different shards.
 
     """
 
@@ -55,27 +56,27 @@ class Order:
 
     @property
     def version(self) -> int:
-        """How windows are drawn: 1 one after the other, 2 each on its own. A run goes on with the one it began with."""
+        """How windows are drawn: 1 is one after the other, 2 is each on its own. A run keeps the version it began with."""
         return order_version(self.count)
 
     def epoch(self, number: int) -> np.ndarray:
-        """int64 N: the samples of an epoch in their order. For sets that fit into memory."""
-        windows = len(self._of(number).ends)
+        """Return the samples of an epoch in their order, int64 N. For sets that fit into memory."""
+        windows = len(self._epoch_of(number).ends)
         return np.concatenate([self._window(number, at) for at in range(windows)])
 
     def sample(self, position: int) -> int:
-        """The sample at a position."""
+        """Return the sample at a position of the sequence."""
         epoch, place = divmod(position, self.count)
-        of = self._of(epoch)
+        of = self._epoch_of(epoch)
         at = of.window_of(place)
         return int(self._window(epoch, at)[place - of.start(at)])
 
     def samples(self, first: int, count: int) -> np.ndarray:
-        """int64 count: the samples at positions `first` and on, across the seams of epochs."""
+        """Return the `count` samples from position `first` on, int64; they may cross the end of an epoch."""
         parts = [np.empty(0, np.int64)]
         while count > 0:
             epoch, place = divmod(first, self.count)
-            of = self._of(epoch)
+            of = self._epoch_of(epoch)
             at = of.window_of(place)
             found = self._window(epoch, at)[place - of.start(at) :][:count]
             parts.append(found)
@@ -83,21 +84,21 @@ class Order:
         return np.concatenate(parts)
 
     def near(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards of the window that a position lies in, shards of the window after it, in their order)."""
+        """Return (shards of the window that contains a position, shards of the window after it), each in order."""
         epoch, place = divmod(position, self.count)
-        of = self._of(epoch)
+        of = self._epoch_of(epoch)
         at = of.window_of(place)
-        following = of.window(at + 1) if at + 1 < len(of.ends) else self._of(epoch + 1).window(0)
+        following = of.window(at + 1) if at + 1 < len(of.ends) else self._epoch_of(epoch + 1).window(0)
         return self.shards[of.window(at)], self.shards[following]
 
     def is_late(self, position: int) -> bool:
-        """Whether a position lies in the second half of its window."""
+        """Return whether a position is in the second half of its window."""
         epoch, place = divmod(position, self.count)
-        of = self._of(epoch)
+        of = self._epoch_of(epoch)
         at = of.window_of(place)
         return 2 * (place - of.start(at)) >= int(of.lengths[at])
 
-    def _of(self, number: int) -> "_Epoch":
+    def _epoch_of(self, number: int) -> "_Epoch":
         if number not in self._epochs:
             self._epochs[number] = _Epoch(self, number)
             while len(self._epochs) > 2:
@@ -106,10 +107,10 @@ class Order:
         return self._epochs[number]
 
     def _window(self, epoch: int, at: int) -> np.ndarray:
-        """int64: the samples of a window in their order."""
+        """Return the samples of a window in their order, int64."""
         key = (epoch, at)
         if key not in self._drawn:
-            of = self._of(epoch)
+            of = self._epoch_of(epoch)
             chosen = of.window(at)
             sizes = self.sizes[chosen]
             samples = np.repeat(self.first[chosen] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
@@ -121,35 +122,35 @@ class Order:
 
 
 class _Epoch:
-    """The shards of one epoch in their order, and where its windows begin."""
+    """The order of the shards in one epoch, and the ends of its windows."""
 
     def __init__(self, order: Order, number: int):
         self.seed, self.number, self.one_by_one = order.seed, number, order.version == 1
         self.length = order.window
         self._rng = generator(order.seed, _ORDER, number)
         self.shards = self._rng.permutation(len(order.shards))
-        """Places in `order.shards`."""
+        """Indices into `order.shards`."""
         firsts = np.arange(0, len(self.shards), self.length)
         self.lengths = np.add.reduceat(order.sizes[self.shards], firsts)
-        """Samples of each window."""
+        """Number of samples of each window."""
         self.ends = np.cumsum(self.lengths)
         self._next = 0
-        """The window that `_rng` draws next, where they are drawn one after the other."""
+        """The window that `_rng` draws next, if windows are drawn one after the other."""
 
     def window(self, at: int) -> np.ndarray:
-        """Places in `order.shards` of a window's shards."""
+        """Return the indices of a window's shards into `order.shards`."""
         return self.shards[at * self.length : (at + 1) * self.length]
 
     def window_of(self, place: int) -> int:
-        """The window that a place of the epoch lies in."""
+        """Return the window that contains a place of the epoch."""
         return int(np.searchsorted(self.ends, place, side="right"))
 
     def start(self, at: int) -> int:
-        """The place where a window begins."""
+        """Return the place at which a window begins."""
         return int(self.ends[at] - self.lengths[at])
 
     def permutation(self, at: int) -> np.ndarray:
-        """Of the samples of a window."""
+        """Return the permutation of the samples of a window."""
         if not self.one_by_one:
             return generator(self.seed, _ORDER, self.number, at + 1).permutation(int(self.lengths[at]))
         if at < self._next:
@@ -164,15 +165,18 @@ class _Epoch:
 
 
 def order_version(samples: int) -> int:
-    """`Order.version` of a set of so many samples."""
+    """Return `Order.version` for a set with this number of samples."""
     return 1 if samples <= MOST_IN_A_ROW else 2
 
 
 def view_generator(seed: int, position: int) -> np.random.Generator:
-    """Where the views and augmentations of the image at a position draw their numbers from."""
+    """Return the generator that the views and augmentations of the image at a position are drawn from."""
     return generator(seed, _VIEWS, position)
 
 
 def generator(seed: int, stream: int, place: int, part: int = 0) -> np.random.Generator:
-    """A counter-based generator for one part of one place of one stream: 2^64 numbers that no other has (Salmon et al., 2011)."""
+    """Return a counter-based generator for one part of one place of one stream.
+
+    Each has 2^64 numbers that it shares with no other. Source: Salmon et al., 2011.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, part, place, 0]))

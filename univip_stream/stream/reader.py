@@ -1,4 +1,4 @@
-"""Read one image of a shard: by its offset, checked against its hash, decoded to what its boxes refer to."""
+"""Read an image of a shard by its offset, check it against its hash, and decode it to the pixels that its boxes refer to."""
 
 import hashlib
 import os
@@ -14,11 +14,17 @@ from univip_stream.stream.ahead import Ahead
 from univip_stream.stream.decoded import Decoded
 
 _OPEN_SHARDS = 64
-"""Files a reader keeps open: more than a shuffle window touches, fewer than any process may have."""
+"""Number of files that a reader keeps open: more than a shuffle window needs, fewer than any process may have."""
 
 
 class Reader:
-    """Reads samples of an index. One a process: file positions are not shared, because reads name their offset."""
+    """Reads the samples of a set of shards, for one process. Reads give their offset, so a fork may share open files.
+
+    Args:
+        index: the set of shards.
+        decoded: cache of decoded images; None for none.
+
+    """
 
     def __init__(self, index: ShardSet, decoded: Decoded | None = None):
         self.index, self.decoded = index, decoded
@@ -28,10 +34,10 @@ class Reader:
         self._near: tuple[frozenset[int], bool] | None = None
 
     def image(self, sample: int) -> np.ndarray:
-        """The sample's pixels: uint8, height x width x 3, RGB.
+        """Return the pixels of a sample: uint8, height x width x 3, RGB.
 
         Raises:
-            InputError: the shard is gone or its bytes are not those that were mined, by name.
+            InputError: the shard is missing, or its bytes are not those that were mined; the message names shard and sample.
 
         """
         pixels = self.decoded.get(sample) if self.decoded else None
@@ -47,12 +53,12 @@ class Reader:
         data, wanted = self._bytes(sample), rows.text("sha256", at)
         whole = hashlib.sha256(data).hexdigest() == wanted
         if not whole:
-            data = self._fetched_again(sample, data)
+            data = self._fetch_again(sample, data)
             whole = hashlib.sha256(data).hexdigest() == wanted
         try:
             if not whole:
                 raise InputError("its bytes changed since it was mined (SHA-256 differs)")
-            # Other programs keep images that have to be turned upright.
+            # Other programs store images that have to be turned upright.
             shard = index.shard_of(sample)
             foreign, limit = index.foreign[shard], index.max_pixels[shard]
             pixels = read_picture(data, max_pixels=limit).pixels if foreign else decode(data, max_pixels=limit)
@@ -63,13 +69,14 @@ class Reader:
         return pixels
 
     def near(self, present: np.ndarray, coming: np.ndarray, *, late: bool = True) -> None:
-        """Say which shards are read now and which come next: indexes are opened and remote shards fetched ahead, those done with
-        are let go.
+        """Announce which shards are read now and which come next.
+
+        Indexes are then opened and remote shards fetched ahead, and those that are no longer needed are closed.
 
         Args:
-            present: shards of the window that is read.
-            coming: shards after it, in the order they are wanted.
-            late: whether it is time to open their indexes. Remote shards take longer, and are fetched at once.
+            present: shards of the present window.
+            coming: shards of the next window, in the order in which they are needed.
+            late: whether to open the indexes of `coming` now. Remote shards take longer and are fetched in any case.
 
         """
         now = frozenset(present.tolist())
@@ -86,7 +93,7 @@ class Reader:
         for shard in [*present.tolist(), *coming.tolist()]:
             remote = self.index.remote(shard)
             room -= remote.size if remote else 0
-            if remote and room >= 0:  # more would push out what is read now
+            if remote and room >= 0:  # more would evict what is read now
                 wanted.append(remote)
         if wanted:
             if self._ahead is None or self._ahead.process != os.getpid():
@@ -94,12 +101,12 @@ class Reader:
             self._ahead.want(wanted)
 
     def name(self, sample: int) -> str:
-        """Where a sample is, for people."""
+        """Return the name of a sample for messages: its shard, key and source."""
         shard = self.index.shards[self.index.shard_of(sample)]
         return f"{shard}, sample {self.index.text('key', sample)} ({self.index.text('source', sample)})"
 
     def close(self) -> None:
-        """Close the shards, and end fetching ahead."""
+        """Close the shards, and stop fetching ahead."""
         if self._ahead is not None and self._ahead.process == os.getpid():
             self._ahead.close()
         self._ahead = None
@@ -136,8 +143,8 @@ class Reader:
                 self._open[shard] = os.open(self.index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
 
-    def _fetched_again(self, sample: int, data: bytes) -> bytes:
-        """A sample whose copy in the cache was damaged, from a new copy; what it was where the shard is local."""
+    def _fetch_again(self, sample: int, data: bytes) -> bytes:
+        """Return a sample's bytes from a new copy, after the cached one was found damaged; of a local shard return `data`."""
         shard = self.index.shard_of(sample)
         remote = self.index.remote(shard)
         if remote is None:

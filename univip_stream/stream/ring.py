@@ -1,4 +1,4 @@
-"""Pixels of batches in memory that all processes of a loader share, used again and again."""
+"""Memory for the pixels of batches, shared by all processes of a loader and used again and again."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,11 +10,11 @@ from univip_stream.stream.batch import Batch
 
 
 class Ring:
-    """Places for the pixels of so many batches. Made before workers are forked, so that they write where the parent reads.
+    """Shared memory for the pixels of several batches, made before workers are forked, so that the parent sees their writes.
 
     Args:
-        shapes: of a batch's pixels by cut, channels last.
-        places: batch n uses place n % places.
+        shapes: shapes of a batch's pixels by cut, channels last.
+        places: number of batches that it holds; batch n uses place n % places.
 
     """
 
@@ -22,16 +22,16 @@ class Ring:
         self._places = [{name: _shared(shape) for name, shape in shapes.items()} for _ in range(places)]
 
     def place(self, number: int) -> dict[str, Tensor]:
-        """Where batch `number` is written: uint8, with the shapes given."""
+        """Return the tensors that batch `number` is written to: uint8, by cut, with the given shapes."""
         return self._places[number % len(self._places)]
 
     def with_pixels(self, batch: Batch, number: int) -> Batch:
-        """Batch `number`, as a worker sent it without them."""
+        """Return batch `number`, which a worker sent without pixels, with its pixels."""
         return replace(batch, pixels=channels_first(self.place(number)))
 
 
 def channels_first(pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Views of ... x S x S x 3 memory as ... x 3 x S x S."""
+    """Return views of ... x S x S x 3 memory as ... x 3 x S x S."""
     return {name: tensor.movedim(-1, -3) for name, tensor in pixels.items()}
 
 

@@ -1,6 +1,6 @@
-"""The stream of batches: global batch b is images b*B to (b+1)*B of the endless sequence, whoever reads it.
+"""The stream of batches. Global batch b holds the images from b*B up to (b+1)*B of the endless sequence, whoever reads it.
 
-What resumes is one number, the step. World size, workers and prefetch decide who does the work, never what it is.
+To resume takes one number, the step. World size, workers and prefetch decide who does the work, never its result.
 """
 
 import copy
@@ -32,24 +32,24 @@ from univip_stream.stream.reader import Reader
 from univip_stream.stream.ring import Ring, channels_first
 from univip_stream.workers import explained, loaded
 
-_STAND_INS = 100
-"""Images that may be tried in a bad one's place before the data is called hopeless."""
+_MOST_BAD = 100
+"""Number of images in a row that may be bad before the stream gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How to read."""
+    """Settings of the reading of images."""
 
     batch_size: int
     """Images of one update, over all ranks and all parts of accumulate."""
     seed: int = 0
-    """Decides order, views and augmentations. In a training it is always `seed`'s value."""
+    """Seed of order, views and augmentations. In a training it always has the value of `seed`."""
     workers: int = 2
     """Processes of this rank that read images and cut views; 0 does it in the training process."""
     prefetch: int = 2
     """Batches that each worker keeps ready."""
     window: int = 16
-    """How many shards' images are shuffled together."""
+    """Number of shards whose images are shuffled together."""
     antialias: bool = True
     """Resize as Pillow does when an image shrinks. False is faster and rougher."""
     cache: str | None = None
@@ -62,10 +62,11 @@ class StreamConfig:
     decoded_bytes: int = decoded.DEFAULT_BYTES
     """The most bytes that decoded images may take; 137438953472 is 128 GiB. COCO's train2017 takes 108 GB."""
     max_pixels: int = MAX_PIXELS
-    """Larger images in shards of other programs are left out; our own shards are read as large as they were mined."""
+    """Larger images (width times height) in shards of other programs are left out; our own shards are read as they were
+    mined."""
     on_bad_sample: Literal["raise", "skip"] = "raise"
-    """What to do about an image whose bytes changed since mining: raise stops, skip takes the next image of the order in its
-    place and says so."""
+    """Treatment of an image whose bytes changed since mining: raise stops, skip takes the next image of the order in its
+    place and reports it."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -87,24 +88,24 @@ class StreamConfig:
 
 
 class Stream:
-    """An endless iterable of this rank's batches, from any step on.
+    """An endless iterable of this rank's batches from any step on.
 
     Args:
-        shards: any spec of `expand_shards`, or shards opened before. Their manifests are read, and an index when a sample of its
-            shard is.
-        plan: what to cut out of each image.
-        config: how to read.
-        rank: which slice of each global batch.
-        world_size: how many slices.
-        start_step: the first global batch; the state to resume from.
-        parts: batches each step's slice is cut into, one after the other (gradient accumulation).
-        reuse: let workers write pixels into memory that they used before: a batch's pixels are then good until the batch after
-            the next is asked for. Fresh memory costs the system a fifth of a decode an image. With a GPU nothing is reused,
-            because batches are copied to page-locked memory in the background.
+        shards: any spec of `expand_shards`, or shards that are open already. Manifests are read at once, and the index of a
+            shard when one of its samples is read.
+        plan: the plan that says what to cut out of each image.
+        config: settings of the reading.
+        rank: number of the slice of each global batch that this process gets.
+        world_size: number of slices.
+        start_step: number of the first global batch; this is all the state that resuming needs.
+        parts: number of batches that the slice of each step is divided into, one after the other (gradient accumulation).
+        reuse: let workers write pixels into memory that they used before. The pixels of a batch are then valid until the
+            batch after the next is requested. New memory costs the system a fifth of the decoding of an image. With a GPU
+            nothing is reused, because batches are copied to page-locked memory in the background.
 
     Raises:
-        InputError: shards that are missing or broken, or fewer images than a batch.
-        UsageError: a batch that ranks and parts do not divide.
+        InputError: shards are missing or broken, or hold fewer images than a batch.
+        UsageError: the batch size is not a multiple of ranks times parts.
 
     """
 
@@ -140,7 +141,7 @@ class Stream:
                 f"the shards hold {self.images} images, fewer than one batch of {config.batch_size}; "
                 f"use --batch-size {self.images} or less, or more shards"
             )
-        self.notes = [*self.index.notes, *_small_cache(self.index, config, self.plan)]
+        self.notes = [*self.index.notes, *_cache_notes(self.index, config, self.plan)]
         self.steps_per_epoch = self.images / config.batch_size
         self.wait_seconds = 0.0
         self._batches = _Batches(self.index, self.plan, config, rank, world_size, parts)
@@ -148,7 +149,7 @@ class Stream:
         self._first = start_step * parts
 
     def starting_at(self, step: int) -> "Stream":
-        """The same stream from another step on; its state is nothing but this number."""
+        """Return the same stream, starting at another step; the step is its whole state."""
         moved = copy.copy(self)
         moved._first = step * self._batches.parts
         return moved
@@ -158,9 +159,9 @@ class Stream:
         batches = loaded(
             self._batches,
             workers=self.config.workers,
-            start=_be_lean,
+            start=_set_up_worker,
             batch_size=None,  # an item is a whole batch already: nothing to collate
-            sampler=_From(self._first),
+            sampler=_CountFrom(self._first),
             prefetch_factor=self.config.prefetch,
             pin_memory=torch.cuda.is_available(),
         )
@@ -178,17 +179,18 @@ class Stream:
     def _new_ring(self) -> Ring | None:
         if not self._reuse:
             return None
-        # As many batches as can be under way, and the two newest that were given.
+        # It holds as many batches as can be under way, and the two newest that were handed out.
         try:
             return Ring(self._batches.shapes(), self.config.workers * self.config.prefetch + 2)
         except (RuntimeError, OSError) as error:
-            if (words := explained(error)) is None:
+            if (message := explained(error)) is None:
                 raise
-            raise InputError(words) from error
+            raise InputError(message) from error
 
 
-def _small_cache(index: ShardSet, config: StreamConfig, plan: Plan) -> list[str]:
-    remote = sorted(size for size, far in zip(index.tar_bytes, index.is_remote.tolist(), strict=True) if far)
+def _cache_notes(index: ShardSet, config: StreamConfig, plan: Plan) -> list[str]:
+    """Return a note if the cache is too small for what is read at a time; otherwise nothing."""
+    remote = sorted(size for size, fetched in zip(index.tar_bytes, index.is_remote.tolist(), strict=True) if fetched)
     if plan.all_shards:
         needed, what = sum(remote), "neighbours lie in all shards, which take"
     else:
@@ -201,8 +203,8 @@ def _small_cache(index: ShardSet, config: StreamConfig, plan: Plan) -> list[str]
     ]
 
 
-class _From(Sampler[int]):
-    """first, first + 1, ... without end."""
+class _CountFrom(Sampler[int]):
+    """Gives first, first + 1, ... without end."""
 
     def __init__(self, first: int):
         self.first = first
@@ -212,9 +214,9 @@ class _From(Sampler[int]):
 
 
 class _Batches(Dataset[Batch | InputError]):
-    """Item n is this rank's n-th part batch of the endless sequence, or what is wrong with it.
+    """Item n is this rank's n-th partial batch of the endless sequence, or the error that it met.
 
-    An error is an item because DataLoader would lay a worker's traceback over its words.
+    Errors are items, because DataLoader would put the worker's traceback in front of their message.
     """
 
     def __init__(self, index: ShardSet, plan: Plan, config: StreamConfig, rank: int, world_size: int, parts: int):
@@ -227,7 +229,7 @@ class _Batches(Dataset[Batch | InputError]):
         self.ring: Ring | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of a batch's pixels, as they lie in memory."""
+        """Return the shapes of a batch's pixels in memory, by cut: (..., S, S, 3)."""
         cuts = {name: cut for name, cut in self.plan.cuts.items() if not cut.again}
         return {name: (*cut.layout(self.size), cut.size, cut.size, 3) for name, cut in cuts.items()}
 
@@ -235,7 +237,7 @@ class _Batches(Dataset[Batch | InputError]):
         try:
             return self._batch(number)
         except (FetchError, ShardError) as error:
-            return type(error)(str(error))  # without what it holds on to, which may not travel between processes
+            return type(error)(str(error))  # without its references, which may not be picklable
         except UsageError as error:
             return UsageError(str(error))
         except InputError as error:
@@ -243,7 +245,7 @@ class _Batches(Dataset[Batch | InputError]):
 
     def _batch(self, number: int) -> Batch:
         step, part = divmod(number, self.parts)
-        # A part's images are the same for any world size, and so are its batch statistics over all ranks.
+        # The images of a part are the same for any world size, and so are its batch statistics over all ranks.
         first = step * self.config.batch_size + (part * self.world_size + self.rank) * self.size
         B, cuts = self.size, self.plan.cuts
         pixels = self.ring.place(number) if self.ring else {name: _pixels(shape) for name, shape in self.shapes().items()}
@@ -257,9 +259,9 @@ class _Batches(Dataset[Batch | InputError]):
         for b, position in enumerate(range(first, first + B)):
             sample, image = self._image_at(position, skipped)
             samples.append(sample)
-            drawn, others = self._drawn(sample, image, position, skipped)
+            drawn, others = self._draw(sample, image, position, skipped)
             for name, group in cuts.items():
-                # An image's own part of an array is at b in the first side where its pictures are together, else in the second.
+                # The entries of an image are at b of the first axis if its pictures are together, otherwise of the second.
                 mine = (b,) if group.together else (slice(None), b)
                 draws[name][mine] = drawn.draws[name]
                 if group.again:
@@ -271,7 +273,7 @@ class _Batches(Dataset[Batch | InputError]):
                 values[b] = drawn.facts[name]
             filled[b] = drawn.filled
         return Batch(
-            pixels={} if self.ring else channels_first(pixels),  # the main process has them
+            pixels={} if self.ring else channels_first(pixels),  # with a ring, the main process has them already
             cuts=cuts,
             draws={name: torch.from_numpy(values) for name, values in draws.items()},
             windows={name: torch.from_numpy(values) for name, values in windows.items()},
@@ -284,10 +286,10 @@ class _Batches(Dataset[Batch | InputError]):
             skipped=skipped,
         )
 
-    def _drawn(
+    def _draw(
         self, sample: int, image: np.ndarray, position: int, skipped: list[str]
     ) -> tuple[Drawn, dict[tuple[str, int], np.ndarray]]:
-        """What the plan draws for an image, and the other images that it asks for."""
+        """Return what the plan draws for an image, and the pixels of other images that it asks for, by (cut, picture)."""
         height, width = image.shape[:2]
         look = Look(sample=sample, boxes=self.index.boxes_of(sample), width=width, height=height)
         drawn = drawn_by(self.plan, look, view_generator(self.config.seed, position))
@@ -311,15 +313,15 @@ class _Batches(Dataset[Batch | InputError]):
         cut(image, box, out, self.plan.interpolation, antialias=self.config.antialias)
 
     def _image_at(self, position: int, skipped: list[str]) -> tuple[int, np.ndarray]:
-        """The sample at a position and its pixels; or, where it is bad and that is allowed, the next good one's."""
-        for step in range(_STAND_INS):
+        """Return the sample at a position and its pixels; if it is bad and may be skipped, those of the next good one."""
+        for step in range(_MOST_BAD):
             sample = self.order.sample(position + step)
             if (pixels := self._image(sample, skipped)) is not None:
                 return sample, pixels
-        raise InputError(f"{_STAND_INS} samples in a row are bad, the last: {skipped[-1]}")
+        raise InputError(f"{_MOST_BAD} samples in a row are bad, the last: {skipped[-1]}")
 
     def _image(self, sample: int, skipped: list[str]) -> np.ndarray | None:
-        """A sample's pixels; None, and why is noted, where it is bad and that is allowed."""
+        """Return the pixels of a sample; None, with a message in `skipped`, if it is bad and may be skipped."""
         try:
             return self.reader.image(sample)
         except (FetchError, ShardError):
@@ -332,7 +334,7 @@ class _Batches(Dataset[Batch | InputError]):
 
 
 def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
-    """An empty uint8 tensor; in a worker, in memory that it shares with the main process, so that sending it copies nothing."""
+    """Return an empty uint8 tensor, in a worker in memory shared with the main process, so that sending it copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     shared: Any = torch.UntypedStorage
@@ -340,9 +342,9 @@ def _pixels(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.as_tensor(pixels.set_(shared._new_shared(math.prod(shape)), 0, shape))
 
 
-def _be_lean() -> None:
-    """How a worker begins."""
-    # glibc gives blocks of this size back to the system, and asks for each page again, until it has seen a larger one freed:
-    # 225 pages a decoded image. Elsewhere this line does nothing.
+def _set_up_worker() -> None:
+    """Prepare a worker process for decoding images."""
+    # glibc returns blocks of this size to the system, and requests each page again, until a larger one was freed once:
+    # 225 pages for each decoded image. With other libraries this line has no effect.
     np.empty(24 << 20, np.uint8)
     cv2.setNumThreads(0)  # its pool would not survive the fork
