@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ PAGES = sorted([DOCS / "tutorial.md", DOCS / "reference" / "python.md", *(DOCS /
 WORD_FOR_WORD = ("tutorial", "own-photographs", "python")
 """Pages for whoever begins: what they say is run as it stands, with fewer steps and nothing else changed."""
 AS_INSTALLED = "own-photographs"
-"""The page whose commands are the installed ones; those of the others begin warm."""
+"""The page whose first command is the installed one; all others begin warm."""
+WITH_TORCHRUN = "slurm"
+"""The page that trains on two ranks under torchrun; others that name it train on one, warm."""
 FEWER = "2"
 """Steps that a training of those pages takes here."""
 SHORT = (
@@ -45,6 +48,8 @@ def as_tried(page: str, line: str) -> str:
     if line.startswith("export AWS"):
         return ""  # the test's own server has set them
     line = line.replace("<000..127>", "<000..000>").replace("--nproc-per-node 8", "--nproc-per-node 2 --standalone")
+    if page != WITH_TORCHRUN:
+        line = re.sub(r"^torchrun .*-m univip_stream ", "univip-stream ", line)
     line += SHORT if re.search(r"univip.stream train ", line) else ""
     if "univip-stream doctor" in line:
         line += " --no-ray"  # its own test starts it
@@ -125,10 +130,10 @@ def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path, warm
     if page.stem == "object-stores":
         for image in (desk / "photos").iterdir():
             boto3.client("s3").upload_file(str(image), BUCKET, f"photos/{image.name}")
+    if page.stem == AS_INSTALLED:
+        commands[0] = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH {commands[0]}"
     script = "\n".join(["set -ex", *commands])
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    if page.stem != AS_INSTALLED:
-        programs = f"{warm.bin}:{programs}"
+    programs = f"{warm.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     paths = {"PATH": programs, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
         ["bash", "-c", script], cwd=desk, env=os.environ | paths | surroundings, capture_output=True, text=True, timeout=800

@@ -11,7 +11,6 @@ import array
 import atexit
 import contextlib
 import gc
-import importlib
 import json
 import os
 import select
@@ -81,15 +80,18 @@ class Warm:
                 file.seek(0)
             return subprocess.CompletedProcess(words, process.returncode, out.read(), err.read())
 
-    def ranks(self, count, words, *, timeout=120):
-        """Run a command in `count` ranks that find each other as under torchrun; return (statuses, everything on stderr)."""
+    def ranks(self, count, words, *, timeout=120, **variables):
+        """Run a command in `count` ranks that find each other as under torchrun; return (statuses, everything on stderr).
+
+        `variables` are added to the environment.
+        """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         said = open(os.memfd_create("said"), "w+", errors="replace")  # noqa: SIM115
         jobs = []
         for rank in range(count):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env = os.environ | {name: str(value) for name, value in place.items()}
+            env = os.environ | variables | {name: str(value) for name, value in place.items()}
             jobs.append(self.start(words, stdout=DEVNULL, stderr=said, env=env))
         until = time.monotonic() + timeout
         try:
@@ -220,7 +222,6 @@ if __name__ == "__main__":
     from crashes import imported
 
     imported()
-    importlib.import_module("timm")
     gc.collect()
     gc.freeze()  # the collector no longer visits these objects, which would copy their pages into each fork
     words = serve(sys.argv[1])

@@ -271,7 +271,16 @@ def imported() -> None:
 
     every_command()
     import matplotlib.pyplot  # noqa: F401
+    import PIL.JpegImagePlugin  # noqa: F401
+    import pyarrow.dataset
+    import pyarrow.pandas_compat
+    import pycocotools.cocoeval
+    import timm  # noqa: F401
+    import torch.utils.tensorboard
     import torchvision  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import pandas  # noqa: F401  Arrow loads it where it is installed, as soon as it is given a list
 
     import univip_stream.report.build
     import univip_stream.report.curves

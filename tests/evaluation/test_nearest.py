@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -90,17 +87,16 @@ def test_what_cannot_be_judged_is_said(run, labelled_folder, drawn_folder, drawn
         assert "Traceback" not in result.output
 
 
-def test_a_file_of_weights_is_judged_by_two_processes_as_by_one_and_leaves_no_features(run, labelled_folder, tmp_path):
+def test_a_file_of_weights_is_judged_by_two_processes_as_by_one_and_leaves_no_features(run, labelled_folder, tmp_path, warm):
     """Features of a file that has no folder of its own lie in a temporary one, which is one for all ranks, and goes after."""
     (tmp_path / "tmp").mkdir()
-    words = ["eval", "knn", str(run / "backbone.safetensors"), "--train", str(labelled_folder), "--val", str(labelled_folder),
-             "--k", "3", "--workers", "0", "--device", "cpu", "--json"]  # fmt: skip
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "univip_stream"]
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    words = ["-m", "univip_stream", "eval", "knn", run / "backbone.safetensors", "--train", labelled_folder,
+             "--val", labelled_folder, "--k", "3", "--workers", "0", "--device", "cpu", "--quiet", "--out"]  # fmt: skip
     results = []
-    for start in (["-m", "univip_stream"], two):
-        done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout)["top1"])
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        statuses, said = warm.ranks(count, [*words, out], TMPDIR=str(tmp_path / "tmp"))
+        assert statuses == [0] * count, said
+        results.append(json.loads(out.read_text())["top1"])
         assert not [path for path in (tmp_path / "tmp").iterdir() if "features" in path.name]
     assert results[0] == results[1]
