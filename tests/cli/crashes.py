@@ -272,11 +272,10 @@ def imported() -> None:
     every_command()
     import matplotlib.pyplot  # noqa: F401
     import PIL.JpegImagePlugin  # noqa: F401
-    import pyarrow.dataset
-    import pyarrow.pandas_compat
-    import pycocotools.cocoeval
+    import pyarrow.dataset  # noqa: F401
+    import pycocotools.cocoeval  # noqa: F401
     import timm  # noqa: F401
-    import torch.utils.tensorboard
+    import torch.utils.tensorboard  # noqa: F401
     import torchvision  # noqa: F401
 
     with contextlib.suppress(ImportError):
