@@ -93,6 +93,20 @@ def called(python: Path, *words: object, folder: Path) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environ, timeout=280)
 
 
+def called_in_turn(python: Path, *commands: list[object], folder: Path) -> list[tuple[int, str]]:
+    """(exit status, everything said) of each command, all in one process: each start of torch takes seconds."""
+    code = (
+        "import json, sys\nfrom click.testing import CliRunner\nfrom univip_stream.cli import cli\n"
+        "for words in json.loads(sys.argv[1]):\n    done = CliRunner().invoke(cli, words, catch_exceptions=False)\n"
+        "    print(json.dumps([done.exit_code, done.output]), file=sys.__stdout__)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    words = json.dumps([[*map(str, words)] for words in commands])
+    done = subprocess.run([python, "-c", code, words], capture_output=True, text=True, cwd=folder, env=environ, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
 def has(python: Path, module: str) -> bool:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     return subprocess.run([python, "-I", "-c", code]).returncode == 0
@@ -124,21 +138,20 @@ def shards(mining, photographs, tmp_path_factory) -> Path:
 
 def test_a_machine_that_mines_needs_no_torch(mining, shards, tmp_path):
     assert [name for name in (*EXTRAS["train"], "skimage", "pytest") if has(mining, name)] == []
-    for words in (
+    *done, train, inspect = called_in_turn(
+        mining,
         ["verify", shards],
         ["refilter", shards, "--min-scale", 32, "--inline", "--out", tmp_path / "other"],
         ["export", "boxes", shards, "--format", "coco", "--out", tmp_path / "boxes.json"],
         ["doctor", "--for", "mine", "--no-ray"],
-    ):
-        done = called(mining, *words, folder=tmp_path)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-    for words in (
         ["train", "--shards", shards, "--out", tmp_path / "run"],
-        ["inspect", shards],
-    ):  # it shows the trainer's views
-        done = called(mining, *words, folder=tmp_path)
-        assert done.returncode == 1
-        assert "torch, which is not installed here: pip install 'univip-stream[train]'" in done.stderr
+        ["inspect", shards],  # it shows the trainer's views
+        folder=tmp_path,
+    )
+    assert [status for status, _ in done] == [0] * 4, done
+    for status, said in (train, inspect):
+        assert status == 1
+        assert "torch, which is not installed here: pip install 'univip-stream[train]'" in said
 
 
 def test_a_machine_that_trains_needs_neither_ray_nor_numba(shards, tmp_path):
@@ -146,29 +159,37 @@ def test_a_machine_that_trains_needs_neither_ray_nor_numba(shards, tmp_path):
     assert [name for name in (*EXTRAS["mine"], "skimage", "pytest") if has(python, name)] == []
     run = tmp_path / "run"
     settings = ["--set", "steps=2", "--set", "stream.batch_size=2", "--set", "stream.workers=1"]
-    for words in (
-        ["train", "--shards", shards, "--out", run, "--recipe", "cpu-demo", *settings],
+    trained = called(python, "train", "--shards", shards, "--out", run, "--recipe", "cpu-demo", *settings, folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    *done, (status, said) = called_in_turn(
+        python,
         ["inspect", shards, "--html", tmp_path / "report.html"],
         ["plot", run, "--out", tmp_path / "curves.png"],
         ["export", "backbone", run, "--format", "timm", "--out", tmp_path / "backbone.pth"],
         ["doctor", "--for", "train"],
-    ):
-        done = called(python, *words, folder=tmp_path)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-    done = called(python, "mine", "--src", tmp_path, "--out", tmp_path / "mined", folder=tmp_path)
-    assert done.returncode == 1
-    assert "which is not installed here: pip install 'univip-stream[mine]'" in done.stderr
+        ["mine", "--src", tmp_path, "--out", tmp_path / "mined"],
+        folder=tmp_path,
+    )
+    assert [status for status, _ in done] == [0] * 4, done
+    assert status == 1
+    assert "which is not installed here: pip install 'univip-stream[mine]'" in said
 
 
 def test_without_an_extra_the_commands_are_listed_and_say_what_they_need(shards, tmp_path):
     python = environment(tmp_path / "env", packages_of())
     assert [name for modules in EXTRAS.values() for name in modules if has(python, name)] == []
-    assert called(python, "--help", folder=tmp_path).returncode == 0
-    assert called(python, "verify", shards, folder=tmp_path).returncode == 0
-    for words in (["train", "--shards", shards, "--out", "run"], ["mine", "--src", shards, "--out", "more"]):
-        done = called(python, *words, folder=tmp_path)
-        assert done.returncode == 1
-        assert "is not installed here: pip install 'univip-stream[" in done.stderr
+    help, verify, train, mine = called_in_turn(
+        python,
+        ["--help"],
+        ["verify", shards],
+        ["train", "--shards", shards, "--out", "run"],
+        ["mine", "--src", shards, "--out", "more"],
+        folder=tmp_path,
+    )
+    assert (help[0], verify[0]) == (0, 0), (help, verify)
+    for status, said in (train, mine):
+        assert status == 1
+        assert "is not installed here: pip install 'univip-stream[" in said
 
 
 def test_all_is_both_and_the_table_of_extras_is_pyprojects():

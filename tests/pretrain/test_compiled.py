@@ -96,10 +96,12 @@ def augmented() -> dict[str, object]:
     }
 
 
-def in_a_process_of_its_own(names: list[str]) -> dict[str, dict[str, object]]:
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, object]]:
+    """What `compared` says of every method, and `augmented` of the augmentations, from one process."""
     code = (
         "import json, test_compiled as m; m.METHODS['looking'] = m.Looking; "
-        f"print(json.dumps({{name: m.compared(name) for name in {names!r}}} or m.augmented()))"
+        "print(json.dumps({'augmentations': m.augmented(), **{name: m.compared(name) for name in m.METHODS}}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -110,24 +112,23 @@ def in_a_process_of_its_own(names: list[str]) -> dict[str, dict[str, object]]:
         env=os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    said: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
+    return said
 
 
-def test_a_step_of_every_method_is_one_graph_and_is_compiled_once() -> None:
-    found = in_a_process_of_its_own([*METHODS])
-    assert [*found] == [*METHODS]
-    for name, said in found.items():
-        assert said.get("error") is None, (name, said["error"])
-        assert said["graphs"] == 1, name
-        for compiled, plain in said["losses"]:  # type: ignore[attr-defined]
-            assert compiled == pytest.approx(plain, rel=1e-4), name
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_every_method_is_one_graph_and_is_compiled_once(name: str, found: dict[str, dict[str, object]]) -> None:
+    said = found[name]
+    assert said.get("error") is None, said["error"]
+    assert said["graphs"] == 1
+    for compiled, plain in said["losses"]:  # type: ignore[attr-defined]
+        assert compiled == pytest.approx(plain, rel=1e-4)
 
 
-def test_a_step_that_breaks_the_graph_is_caught() -> None:
-    assert "item" in str(in_a_process_of_its_own(["looking"])["looking"]["error"])
+def test_a_step_that_breaks_the_graph_is_caught(found: dict[str, dict[str, object]]) -> None:
+    assert "item" in str(found["looking"]["error"])
 
 
-def test_augmentations_are_one_graph_too_and_make_no_constants_in_it() -> None:
-    found = in_a_process_of_its_own([])
-    assert found == {"apart": pytest.approx(0, abs=1e-5), "last": [True, True], "graphs": 1, "constants": 0}
+def test_augmentations_are_one_graph_too_and_make_no_constants_in_it(found: dict[str, dict[str, object]]) -> None:
+    expected = {"apart": pytest.approx(0, abs=1e-5), "last": [True, True], "graphs": 1, "constants": 0}
+    assert found["augmentations"] == expected
