@@ -79,6 +79,19 @@ class Recorder:
             file.write("".join(line + "\n" for line in kept).encode())
 
 
+class SilentRecorder:
+    """The recorder of a rank that is not the first."""
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def pictures(self, pictures: Mapping[str, Tensor], config: AugmentConfig, step: int) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 class _Board:
     """TensorBoard events of a run, if TensorBoard is installed: a copy of metrics.jsonl.
 

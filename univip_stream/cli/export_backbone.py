@@ -7,6 +7,7 @@ import click
 
 from univip_stream.cli.judging import run_argument
 from univip_stream.export.backbone import FORMATS, export_backbone
+from univip_stream.export.origin import carry_along
 from univip_stream.files import written_by_one
 from univip_stream.pretrain import load_backbone
 
@@ -22,7 +23,8 @@ def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> N
 
     For Detectron2 a YAML file and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the
     3 x 3 convolution, SyncBN, nothing frozen, as the paper trains them. It names the weights by their absolute path, so it
-    works from any folder. Detectron2 needs a name that ends in .pkl.
+    works from any folder. Detectron2 needs a name that ends in .pkl. Beside the weights a .provenance.json says where they come
+    from, and `univip-stream verify` checks it.
 
     \b
     univip-stream export backbone runs/coco --format timm --out univip-resnet50.pth
@@ -31,8 +33,11 @@ def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> N
     network, config = load_backbone(run)
     with written_by_one(out):
         written = export_backbone(network, config, format, out)
+        origin, why_not = carry_along(run, network, written.files, format, out)
     if as_json:
-        click.echo(json.dumps({"files": list(map(str, written.files)), "tensors": written.tensors, "use": written.use}))
+        facts = {"files": list(map(str, written.files)), "tensors": written.tensors, "use": written.use}
+        click.echo(json.dumps(facts | {"provenance": None if origin is None else str(origin)}))
     elif not quiet:
         click.echo(f"{written.tensors} tensors in {', '.join(map(str, written.files))}")
         click.echo(f"use: {written.use}")
+        click.echo(f"no provenance beside it: {why_not}" if origin is None else f"where it comes from: {origin}")

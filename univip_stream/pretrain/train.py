@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import (
     ALONE,
@@ -29,8 +26,10 @@ from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.files import written_atomically
 from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.pretrain import provenance
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.hardware import memory, pick_precision
 from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
@@ -40,7 +39,7 @@ from univip_stream.pretrain.rundir import check_run, open_run
 from univip_stream.pretrain.settings import to_dict
 from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
-from univip_stream.record import Recorder
+from univip_stream.record import Recorder, SilentRecorder
 from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
 
@@ -168,6 +167,8 @@ class _Trainer:
 
         self.first = self._resume()
         agree(self.first, process, "the step to continue from")
+        if process.is_first:
+            provenance.begin(run, stream.index, config.method.name, first=self.first, total=self.total)
 
         parallel = in_parallel(self.method, process, device)
         model: nn.Module = torch.compile(parallel) if config.compile else parallel  # type: ignore[assignment]
@@ -177,7 +178,7 @@ class _Trainer:
             regions=plan.regions, device=device, process=process, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
-        self.recorder = Recorder(run, resumed=self.first) if process.is_first else _Silent()
+        self.recorder = Recorder(run, resumed=self.first) if process.is_first else SilentRecorder()
 
     def arithmetic(self) -> Iterator[str]:
         """The numbers the run will live by."""
@@ -355,19 +356,7 @@ class _Trainer:
         data = save(weights, metadata={"format": "pt", **backbone_facts(self.config), "steps": str(self.total)})
         with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
             file.write(data)
-
-
-class _Silent:
-    """The recorder of a rank that is not the first."""
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def pictures(self, pictures: dict[str, Tensor], config: AugmentConfig, step: int) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Close nothing."""
+        provenance.finish(self.run, self.method.backbone, self.total)
 
 
 def _shared_out(config: PretrainConfig, process: Process) -> str:
@@ -375,26 +364,3 @@ def _shared_out(config: PretrainConfig, process: Process) -> str:
     share = config.stream.batch_size // process.world_size
     words = f", {share} on each of {process.world_size} ranks" if process.world_size > 1 else ""
     return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")
-
-
-def memory(device: torch.device) -> dict[str, int]:
-    """Most bytes that were in use so far: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return {"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
-
-
-def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """(type of the networks' arithmetic, why)."""
-    if name == "fp32":
-        return torch.float32, "as asked"
-    if name == "bf16":
-        return torch.bfloat16, "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported():
-            return torch.bfloat16, "this GPU multiplies bf16 in hardware"
-        return torch.float32, "this GPU has no bf16"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "this CPU multiplies bf16 in hardware"
-    return torch.float32, "this CPU has no bf16 instructions"
