@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "univip_stream"
 LAYERS = [
     {"cli", "__main__"},
     {"pretrain", "mining", "evaluation", "export", "report"},
-    {"methods", "stream", "webdataset", "formats", "sources", "probe", "record"},
+    {"methods", "stream", "webdataset", "formats", "sources", "probe", "record", "loggers"},
     {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
     {"boxes", "shards", "images", "depth", "filetypes", "schedules", "checkpoint", "distributed", "workers", "cluster"},
     {"errors", "extras", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},

@@ -13,6 +13,7 @@ from univip_stream.cli.photographs import chosen, shards_of
 from univip_stream.cli.progress import duration
 from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
+from univip_stream.loggers import check_loggers
 from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
 from univip_stream.pretrain.ablations import ABLATIONS
@@ -104,6 +105,13 @@ class _Train(click.Command):
     metavar="KEY=VALUE",
     help="Any setting, such as optim.lr=0.2; may be repeated. `--set help` tells what there is, `--set views.help` a part.",
 )
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Where metrics go beside metrics.jsonl; may repeat. TensorBoard's events are written wherever it is installed.",
+)
 # Where to run.
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")
@@ -145,6 +153,7 @@ def train(
     frozen: tuple[str, ...],
     seed: int | None,
     settings: tuple[str, ...],
+    logs: tuple[str, ...],
     device: str,
     workers: int | None,
     cache: str | None,
@@ -184,6 +193,9 @@ def train(
         settings = (f"init_from={json.dumps(init)}", *settings)
     if frozen:
         settings = (f"freeze={json.dumps(frozen)}", *settings)
+    if logs:
+        check_loggers(logs)
+        settings = (f"log={json.dumps(logs)}", *settings)
     texts = _texts(ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
     if recipe != "auto":
         config = with_settings(recipe_named(recipe), texts)

@@ -107,6 +107,9 @@ class PretrainConfig:
     """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go beside metrics.jsonl, as --log names it. TensorBoard's events are written where it is installed, asked for
+    or not."""
 
     def __post_init__(self) -> None:
         for name, least in (("accumulate", 1), ("record_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
@@ -138,6 +141,7 @@ HARMLESS = frozenset(
         "record_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "log",
         "stream.workers",
         "stream.prefetch",
         "stream.cache",

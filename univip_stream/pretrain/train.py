@@ -24,6 +24,7 @@ from univip_stream.distributed import (
 )
 from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.files import written_atomically
+from univip_stream.loggers import Loggers, check_loggers
 from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
 from univip_stream.pretrain import provenance
@@ -36,7 +37,7 @@ from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.rundir import check_run, open_run
-from univip_stream.pretrain.settings import to_dict
+from univip_stream.pretrain.settings import flat, to_dict
 from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
 from univip_stream.record import Recorder, SilentRecorder
@@ -86,7 +87,7 @@ def pretrain(
     with joined(process, where), asked.listening(), _in_words(config, process):
         try:
             with asked.waiting():
-                trainer = _Trainer(config, shards, run, where, process)
+                trainer = _Trainer(config, shards, run, where, process, say)
         except WaitedEnoughError:
             raise Interrupted("stopped before a step was made; run the same command to begin") from None
         with closing(trainer):
@@ -114,7 +115,10 @@ def _in_words(config: PretrainConfig, process: Process) -> Iterator[None]:
 class _Trainer:
     """A run in progress: what is built once, and one step at a time."""
 
-    def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process):
+    def __init__(
+        self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process,
+        say: Callable[[str], None],
+    ):  # fmt: skip
         self.config, self.run, self.device, self.process = config, run, device, process
         if config.stream.batch_size < 2 * process.world_size * config.accumulate:
             raise UsageError(
@@ -123,6 +127,7 @@ class _Trainer:
             )
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
+        check_loggers(config.log)
         plan = build_plan(config.method, config.views, config.augment)
         check_run(run, config, shards)
         stream = Stream(
@@ -178,7 +183,12 @@ class _Trainer:
             regions=plan.regions, device=device, process=process, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
-        self.recorder = Recorder(run, resumed=self.first) if process.is_first else SilentRecorder()
+        self.recorder: Recorder | SilentRecorder = SilentRecorder()
+        if process.is_first:
+            # A run that was finished before has nothing to log, and is not opened again elsewhere.
+            loggers = Loggers(config.log, run, self.first, flat(config), say) if self.first < self.total else None
+            self.recorder = Recorder(run, resumed=self.first, loggers=loggers)
+        self.finished = self.first
 
     def arithmetic(self) -> Iterator[str]:
         """The numbers the run will live by."""
@@ -252,6 +262,7 @@ class _Trainer:
                 rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
                 momentum = self.method.target_momentum(step, self.total, config.ema)
                 self.updates.apply(rate, momentum)
+                self.finished = finished
 
                 if record or judge:
                     seconds = time.perf_counter() - began
@@ -333,7 +344,7 @@ class _Trainer:
 
     def close(self) -> None:
         """Let go of the files, and of the run folder."""
-        self.recorder.close()
+        self.recorder.close(finished=self.finished == self.total)
         if self.lock is not None:
             os.close(self.lock)
 
