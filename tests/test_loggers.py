@@ -5,6 +5,7 @@ wandb (offline) and MLflow (a local folder) are the real ones; without them thes
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_wandb_offline_keeps_everything_in_the_run_folder(tmp_path, drawn_shards
     assert any("offline in" in line and "wandb sync" in line for line in said)
     stopped_after_two(run)
     trained(run, drawn_shards, "wandb")
+    sys.modules["wandb"].teardown()  # as at the end of a command: its own process writes what it still has
     kept = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(kept) == 2
     assert len({path.name for path in kept}) == 1  # both of the one run, which `wandb sync` puts together

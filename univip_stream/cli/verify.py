@@ -79,10 +79,10 @@ def verify(
         findings += [{"folder": folder, **asdict(finding)} for finding in in_order + check_totals(folder, manifest)]
         images += total
     for place in chains:
-        from univip_stream.pretrain.chain import check_link, follow, follow_exported
+        from univip_stream.pretrain.chain import check_link, follow_any
 
         path = Path(place)
-        chain = follow(path, shards=elsewhere) if path.is_dir() else follow_exported(path, shards=elsewhere)
+        chain = follow_any(path, shards=elsewhere)
         size = sum(task.entry.bytes for task in chain.tasks if isinstance(task, CheckTask))
         total = sum(task.entry.images for task in chain.tasks if isinstance(task, CheckTask))
         found = looked_through(place, check_link, chain.tasks, size, total)

@@ -77,6 +77,22 @@ def verify_run(
     return chain.findings + [finding for task in chain.tasks for finding in check_link(task, progress)]
 
 
+def follow_any(path: Path, *, shards: str | None = None) -> Chain:
+    """`follow` of a run folder, `follow_exported` of what was exported: a file, or the folder that has it.
+
+    Raises:
+        InputError: as those.
+
+    """
+    if not path.is_dir():
+        return follow_exported(path, shards=shards)
+    try:
+        exported = "exported" in json.loads((path / PROVENANCE).read_bytes())
+    except (OSError, ValueError, TypeError):
+        exported = False
+    return follow_exported(path / PROVENANCE, shards=shards) if exported else follow(path, shards=shards)
+
+
 def follow(run: Path, *, shards: str | None = None) -> Chain:
     """The links in the run folder, and those to the manifests; the shards themselves are the tasks of what comes back.
 
