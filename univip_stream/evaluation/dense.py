@@ -60,10 +60,10 @@ def embed_dense(
 ) -> list[Failure]:
     """Write the feature maps of a source into a folder; called again it does what is missing.
 
-    A chunk has two files. `000000.npy` is float32 N x h x w x D of its images that can be read. `000000.parquet` has a row for each
-    of its images: `key`, `label`, `row` (its place in the array; null where it cannot be read), `x`, `y`, `width`, `height` (the part
-    of the upright image that its map is of, pixels), `status`, `reason`. `maps.json` comes last, with the number of images, h, w, D,
-    the side of the crops and the hash of the weights.
+    A chunk has two files. `000000.npy` is float32 N x h x w x D of its images that can be read. `000000.parquet` has a row for
+    each of its images: `key`, `label`, `row` (its place in the array; null where it cannot be read), `x`, `y`, `width`,
+    `height` (the part of the upright image that its map is of, pixels), `status`, `reason`. `maps.json` comes last, with the
+    number of images, h, w, D, the side of the crops and the hash of the weights.
 
     Args:
         subject: backbone that computes the features.
