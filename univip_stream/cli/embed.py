@@ -5,25 +5,13 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import (
-    MOST_LISTED,
-    limit_option,
-    max_failures_option,
-    print_source_notes,
-    reading_workers,
-    run_argument,
-    sole_writer,
-)
+from univip_stream.api.embedding import EmbedConfig
+from univip_stream.api.embedding import embed as run_embedding
+from univip_stream.cli.judging import MOST_LISTED, limit_option, max_failures_option, run_argument
 from univip_stream.cli.options import LocalPath
-from univip_stream.cli.progress import Progress
-from univip_stream.distributed import joined, pick_device, process_from_environment
-from univip_stream.errors import UsageError
-from univip_stream.evaluation.dense import FACTS, embed_dense
-from univip_stream.evaluation.embedding import embed as embed_source
-from univip_stream.evaluation.subject import open_subject
+from univip_stream.distributed import process_from_environment
 from univip_stream.failures import as_json as failures_as_json
 from univip_stream.failures import listed
-from univip_stream.probe.labelled import ImageSource
 
 
 @click.command()
@@ -76,37 +64,20 @@ def embed(
     univip-stream embed runs/coco photos/ --dense --out maps/
     torchrun --nproc-per-node 8 -m univip_stream embed runs/coco 'shards/<000..127>.tar' --out features.parquet
     """
-    if not dense and out.is_dir():
-        raise UsageError(f"--out {out} is a folder; expected a file, or --dense, which writes a folder of maps")
-    images = ImageSource(source, max_pixels=max_pixels)
-    print_source_notes(images, quiet=quiet)
-    subject = open_subject(run, image_size=image_size)
-    process = process_from_environment()
-    where = pick_device(device, process)
-    total = len(images)
-    with (
-        sole_writer(out, process),
-        joined(process, where),
-        Progress(f"features of {source}", total, unit="images", quiet=quiet or not process.is_first) as bar,
-    ):
-        failed = (embed_dense if dense else embed_source)(
-            subject, images, out, batch_size=batch_size, workers=reading_workers(workers), device=where, process=process,
-            max_failures=max_failures, progress=bar.add,
-        )  # fmt: skip
-    if not process.is_first:
+    config = EmbedConfig(
+        run=run, source=source, out=out, dense=dense, image_size=image_size, batch_size=batch_size, workers=workers, device=device,
+        max_failures=max_failures, max_pixels=max_pixels,
+    )  # fmt: skip
+    written = run_embedding(config, quiet=quiet)
+    if not process_from_environment().is_first:
         return
-    maps = json.loads((out / FACTS).read_bytes()) if dense else {}
+    failed, total, width = written.failed, written.images, written.width
     if as_json:
-        width = maps["channels"] if dense else subject.backbone.width
         facts = {"out": str(out), "images": total, "features": total - len(failed), "width": width}
-        facts |= {"map": [maps["height"], maps["width"], width]} if dense else {}
+        facts |= {"map": [*written.map, width]} if written.map else {}
         click.echo(json.dumps(facts | {"failed": failures_as_json(failed)}))
     elif not quiet:
-        each = (
-            f"maps of {maps['height']} x {maps['width']} x {maps['channels']}"
-            if dense
-            else f"{subject.backbone.width} numbers"
-        )
+        each = f"maps of {written.map[0]} x {written.map[1]} x {width}" if written.map else f"{width} numbers"
         click.echo(f"{out}: {total} images, {each} each")
         if failed:
             click.echo(f"{len(failed)} of them cannot be used and have a reason instead:")

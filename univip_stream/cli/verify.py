@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from univip_stream.api.progress import Progress
 from univip_stream.cli.jobs import where_options
-from univip_stream.cli.progress import Progress
 from univip_stream.errors import UsageError, counted
 from univip_stream.mining.runner import Compute, run
 from univip_stream.shards.entry import numbers, tar_names
