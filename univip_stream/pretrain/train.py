@@ -211,16 +211,17 @@ class _Trainer:
         if self.frozen:
             yield f"{' '.join(config.freeze)} stay as they were: {self.frozen / 1e6:.2f} M parameters of the backbone"
         optim = config.optim
+        momenta = f"betas {optim.momentum:g}, {optim.beta2:g}" if optim.name == "adamw" else f"momentum {optim.momentum:g}"
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
-            f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
+            f"{optim.final_lr:g}, {momenta}, weight decay {optim.weight_decay:g}; "
             f"{self._momenta()}"
         )
-        if not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
+        if optim.name != "adamw" and not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
             yield (
-                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). The "
-                f"recipes' learning rates are for ResNets, and {optim.name} may train it badly at {optim.lr:g}: watch loss and "
-                "std in the first hundred steps, and try a tenth of optim.lr"
+                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). This "
+                f"recipe's learning rate is for ResNets, and {optim.name} may train it badly at {optim.lr:g}: --recipe vit and "
+                "--recipe convnext are for such networks"
             )
         if self.warmup >= self.total:
             reached = max(cosine_lr(step, self.total, optim.lr, self.warmup, optim.final_lr) for step in range(self.total))
