@@ -42,10 +42,10 @@ class OptimConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UsageError(f"optim.{name} is {value}; expected a number of at least 0")
-        if not 0 <= self.beta2 < 1 or (self.name == "adamw" and self.momentum >= 1):
-            raise UsageError(
-                f"optim.momentum is {self.momentum} and optim.beta2 {self.beta2}; expected numbers from 0 to below 1 for adamw"
-            )
+        if not 0 <= self.beta2 < 1:
+            raise UsageError(f"optim.beta2 is {self.beta2}; expected a number from 0 to below 1")
+        if self.name == "adamw" and self.momentum >= 1:
+            raise UsageError(f"optim.momentum is {self.momentum}; expected below 1 with optim.name adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
