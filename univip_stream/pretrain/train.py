@@ -36,10 +36,12 @@ from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
+from univip_stream.pretrain.results import records_of
 from univip_stream.pretrain.rundir import check_run, open_run
 from univip_stream.pretrain.settings import flat, to_dict
 from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
+from univip_stream.pretrain.verdict import judge
 from univip_stream.record import Recorder, SilentRecorder
 from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
@@ -99,6 +101,8 @@ def pretrain(
             for line in trainer.doubts():
                 say(line)
             trainer.export()
+            if values and process.is_first:
+                say(f"without labels: {judge(records_of(run)).sentence()}")
         return values
 
 
@@ -251,21 +255,21 @@ class _Trainer:
                 finished = step + 1
                 last = finished == self.total
                 record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
-                judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
+                knn_due = config.knn.train is not None and (last or finished % config.knn.every == 0)
                 try:
                     self.updates.gradient(batches, step, keep_views=self.process.is_first and (step == self.first or save))
                 except WaitedEnoughError:
                     raise self._leave(step) from None
                 losses: dict[str, float] = {}
                 stop = False
-                if record or save or judge or self.updates.look_due(finished):
+                if record or save or knn_due or self.updates.look_due(finished):
                     losses, stop = self.updates.look(asked)
                 rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
                 momentum = self.method.target_momentum(step, self.total, config.ema)
                 self.updates.apply(rate, momentum)
                 self.finished = finished
 
-                if record or judge:
+                if record or knn_due:
                     seconds = time.perf_counter() - began
                     values = {
                         "step": finished,
@@ -278,7 +282,7 @@ class _Trainer:
                         "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
                         **memory(self.device),
                     }
-                    if judge and self.knn is not None:
+                    if knn_due and self.knn is not None:
                         values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
                         if self.knn.failed:
                             values["knn_failed"] = len(self.knn.failed)
