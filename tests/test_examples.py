@@ -55,15 +55,29 @@ def test_nearest_images_are_no_image_itself(run, run_folder, drawn_folder, tmp_p
         assert -1 <= float(cosine) <= 1.001
 
 
-def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+def run_notebook(name):
+    """The names that are left after a notebook's cells."""
     import matplotlib
 
     matplotlib.use("agg")
-    notebook = json.loads((EXAMPLES / "shards_and_views.ipynb").read_text())
     names = {}
-    for cell in notebook["cells"]:
+    for cell in json.loads((EXAMPLES / name).read_text())["cells"]:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
             exec("".join(cell["source"]), names)
     matplotlib.pyplot.close("all")
+    return names
+
+
+def test_the_notebook_runs_from_top_to_bottom():
+    names = run_notebook("shards_and_views.ipynb")
     assert names["batch"].pixels["instances"].shape == (3, 4, 3, 96, 96)
+
+
+def test_the_notebook_of_the_four_functions_runs_from_top_to_bottom(capsys):
+    names = run_notebook("first_backbone.ipynb")
+    assert names["report"].manifest.totals["samples"] == 24
+    assert len(names["losses"]) == 12
+    assert names["result"]["used"] == {"train": 24, "val": 12}
+    assert names["maps"].map is not None
+    assert "optim.rate" in capsys.readouterr().out

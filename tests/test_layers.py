@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "univip_stream"
 # From the top down. A module may import what stands on its own line or below it.
 LAYERS = [
     {"cli", "__main__"},
+    {"api"},
     {"pretrain", "mining", "evaluation", "export", "report"},
-    {"methods", "stream", "webdataset", "formats", "sources", "probe", "record"},
+    {"methods", "stream", "webdataset", "formats", "sources", "probe", "record", "loggers"},
     {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
     {"boxes", "shards", "images", "depth", "filetypes", "schedules", "checkpoint", "distributed", "workers", "cluster"},
     {"errors", "extras", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "__init__"},
@@ -59,7 +60,7 @@ def test_no_import_points_up():
 
 
 def test_the_programs_do_not_import_each_other():
-    programs = LAYERS[1]
+    programs = LAYERS[2]
     crossings = [
         f"{path.relative_to(PACKAGE)}:{line} imports {part}"
         for path in PACKAGE.rglob("*.py")
@@ -78,7 +79,9 @@ def loaded_after(statement: str, names: set[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["univip_stream.cli.mine", "univip_stream.mining", "univip_stream.cli.verify"])
+@pytest.mark.parametrize(
+    "module", ["univip_stream.cli.mine", "univip_stream.mining", "univip_stream.cli.verify", "univip_stream.api.mining"]
+)
 def test_mining_loads_no_torch(module):
     assert loaded_after(f"import {module}", {"torch", "torchvision", "webdataset"}) == set()
 
@@ -101,6 +104,15 @@ def test_training_runs_where_ray_numba_and_contrib_cannot_be_imported():
         "import univip_stream.cli.train, univip_stream.pretrain, univip_stream.stream, univip_stream.methods"
     )
     assert loaded_after(blocked, {"ray", "numba"}) == set()
+
+
+def test_what_the_package_offers_is_loaded_when_it_is_asked_for():
+    heavy = {"torch", "ray", "numba", "univip_stream.pretrain"}
+    assert (
+        loaded_after("import univip_stream; dir(univip_stream); univip_stream.MiningConfig, univip_stream.mine", heavy)
+        == set()
+    )
+    assert loaded_after("from univip_stream import train, evaluate, embed, TrainConfig", {"ray", "numba"}) == set()
 
 
 def test_the_list_of_commands_loads_nothing_heavy():

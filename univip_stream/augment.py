@@ -160,10 +160,10 @@ def augment(
         return x.to(torch.uint8) if keep_uint8 else x
 
 
-def normalised(images_NCSS: UInt8[Tensor, "N 3 S S"], config: AugmentConfig) -> Float[Tensor, "N 3 S S"]:
+def normalised(images_NCHW: UInt8[Tensor, "N 3 H W"], config: AugmentConfig) -> Float[Tensor, "N 3 H W"]:
     """Normalise a batch without augmentation by the mean and standard deviation of a run, as for judging its network."""
-    mean, std = (torch.tensor(values, device=images_NCSS.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
-    return (images_NCSS.float() / 255 - mean) / std
+    mean, std = (torch.tensor(values, device=images_NCHW.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    return (images_NCHW.float() / 255 - mean) / std
 
 
 def _finish(out: Tensor, x: Tensor, config: AugmentConfig, keep_uint8: bool) -> None:

@@ -1,9 +1,7 @@
-"""Record the metrics of a run: one JSON object per recorded step, and TensorBoard events if that is installed."""
+"""Record the metrics of a run: one JSON object per recorded step, and what loggers make of them."""
 
-import contextlib
 import json
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.files import no_room_in_words, written_atomically
+from univip_stream.loggers import Loggers
 
 METRICS = "metrics.jsonl"
 
@@ -24,14 +23,15 @@ class Recorder:
         folder: folder of the run.
         resumed: step from which the run continues. Lines of later steps, from a run that was killed after its checkpoint, are
             dropped: those steps are repeated, with the same results.
+        loggers: where the values go beside; None for nowhere.
 
     """
 
-    def __init__(self, folder: Path, resumed: int):
+    def __init__(self, folder: Path, resumed: int, loggers: Loggers | None = None):
         self.path = folder / METRICS
         self._drop_after(resumed)
         self._file = self.path.open("ab", buffering=0)
-        self._board = _Board(folder / "tensorboard", resumed)
+        self._loggers = loggers
 
     def write(self, values: dict[str, Any]) -> None:
         """Append the values of one step; `step` must be among them.
@@ -49,21 +49,23 @@ class Recorder:
             except OSError:
                 self._file.truncate(before)
                 raise
-        self._board.scalars({name: value for name, value in values.items() if name != "step"}, values["step"])
+        if self._loggers is not None:
+            self._loggers.scalars({name: value for name, value in values.items() if name != "step"}, values["step"])
 
     def pictures(self, pictures: Mapping[str, Tensor], config: AugmentConfig, step: int) -> None:
-        """Show normalised pictures, float (B, N, 3, S, S) by name, in TensorBoard, one row per image."""
-        if not self._board.open:
+        """Show normalised pictures, float (B, N, 3, S, S) by name, in the loggers, one row per image."""
+        if self._loggers is None or not self._loggers.open:
             return
         for name, shown in pictures.items():
             grid = shown.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # 3, B * S, views * S
             mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-            self._board.picture(name, (grid * std + mean).clamp(0, 1), step)
+            self._loggers.picture(name, (grid * std + mean).clamp(0, 1), step)
 
-    def close(self) -> None:
-        """Close the file and the TensorBoard events."""
+    def close(self, *, finished: bool = False) -> None:
+        """Close the file and the loggers; the run is finished, or will be continued."""
         self._file.close()
-        self._board.close()
+        if self._loggers is not None:
+            self._loggers.close(finished=finished)
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -79,54 +81,14 @@ class Recorder:
             file.write("".join(line + "\n" for line in kept).encode())
 
 
-class _Board:
-    """TensorBoard events of a run, if TensorBoard is installed: a copy of metrics.jsonl.
+class SilentRecorder:
+    """The recorder of a rank that is not the first."""
 
-    If they cannot be written (the disk is full), no more are written and the run continues: metrics.jsonl has all values.
-    """
+    def write(self, values: dict[str, Any]) -> None:
+        """Say nothing."""
 
-    def __init__(self, folder: Path, resumed: int) -> None:
-        self._writer: Any = None
-        self._hook: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        # Events are written in a thread, whose error would be printed with a traceback; `_call` gets the error too.
-        self._hook = threading.excepthook
-        threading.excepthook = self._on_thread_error
-        with contextlib.suppress(OSError):
-            self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)  # type: ignore[no-untyped-call]
+    def pictures(self, pictures: Mapping[str, Tensor], config: AugmentConfig, step: int) -> None:
+        """Show nothing."""
 
-    @property
-    def open(self) -> bool:
-        """Whether events are written."""
-        return self._writer is not None
-
-    def scalars(self, values: dict[str, Any], step: int) -> None:
-        """Add a point to each curve."""
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._call("add_scalar", name, value, step)
-
-    def picture(self, name: str, image: Tensor, step: int) -> None:
-        """Add a picture, 3 x H x W, 0 to 1."""
-        self._call("add_image", name, image, step)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._call("close")
-        self._writer = None
-        if threading.excepthook == self._on_thread_error:
-            threading.excepthook = self._hook
-
-    def _on_thread_error(self, hook: threading.ExceptHookArgs) -> None:
-        if not (isinstance(hook.exc_value, OSError) and type(hook.thread).__module__.startswith("tensorboard.")):
-            self._hook(hook)
-
-    def _call(self, what: str, *arguments: Any) -> None:
-        try:
-            if self._writer is not None:
-                getattr(self._writer, what)(*arguments)
-        except OSError:
-            self._writer = None
+    def close(self, *, finished: bool = False) -> None:
+        """Close nothing."""

@@ -40,7 +40,7 @@ def called(*words):
 @pytest.fixture
 def by_itself(monkeypatch):
     """Mining without Ray, which other tests start: as on a machine with one CPU."""
-    monkeypatch.setattr("univip_stream.cli.photographs.usable_cpus", lambda: 1)
+    monkeypatch.setattr("univip_stream.api.photographs.usable_cpus", lambda: 1)
 
 
 def test_one_command_from_photographs_to_a_backbone_and_again(photographs, tmp_path, by_itself):

@@ -48,7 +48,7 @@ def test_a_recipes_other_values_are_told_and_can_be_set(name):
 @pytest.mark.parametrize(
     ("key", "allowed"),
     [
-        ("optim.name", "sgd or lars"),
+        ("optim.name", "sgd or lars or adamw"),
         ("optim.lr", "a number of at least 0"),
         ("views.scene_size", "a whole number, at least 8, at most 4096 pixels"),
         ("augment.blur_p", "a chance for each view, 0 to 1"),

@@ -115,7 +115,7 @@ def test_a_setting_changes_exactly_what_it_says(text, key, value):
         ("optim.lr=fast", "optim.lr is 'fast'; expected float"),
         ("steps=1.5", "steps is 1.5; expected int | None"),
         ("channels_last=1", "channels_last is 1; expected bool"),
-        ("optim.name=adam", "expected sgd or lars"),
+        ("optim.name=adam", "expected sgd or lars or adamw"),
         ("views.tries=0", "expected at least 1"),
         ("seed.x=1", "there is no setting 'seed.x'"),
     ],

@@ -100,3 +100,20 @@ def test_bad_input_is_said_in_words(image, run_folder, tmp_path):
         assert done.exit_code == status, done.output
         assert said in done.output
         assert "Traceback" not in done.output
+
+
+def test_dense_features_are_drawn_for_any_method(image, univip_run, run_folder, tmp_path):
+    """With --run they are that run's; --features takes any run, and the map has the image's shape."""
+    from univip_stream.images import read_picture
+    from univip_stream.report.explain import dense_features
+
+    pixels = read_picture(image.read_bytes(), max_pixels=10**8, min_side=1).pixels
+    found = dense_features(pixels, run_folder)
+    h, w, _ = found.size
+    assert found.colours.shape == (h, w, 3)
+    assert w > h  # as the image
+    assert sum(found.shares) == pytest.approx(1, abs=0.9)
+    for words in (["--run", univip_run], ["--features", run_folder]):
+        done = command(image, *words, "--out", tmp_path / "out.png", "--json")
+        assert done.exit_code == 0, done.output
+        assert len(json.loads(done.stdout)["features"]["variance"]) == 3

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from univip_stream.api.judging import reading_workers, sole_writer, write_result
+from univip_stream.api.progress import duration
 from univip_stream.boxes import FRAMES, UPRIGHT
 from univip_stream.cli.judging import (
     learning_rate_option,
@@ -15,12 +17,8 @@ from univip_stream.cli.judging import (
     max_failures_option,
     out_option,
     print_left_out,
-    reading_workers,
     run_argument,
-    sole_writer,
-    write_result,
 )
-from univip_stream.cli.progress import duration
 from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError, counted
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc

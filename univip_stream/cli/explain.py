@@ -18,6 +18,12 @@ from univip_stream.proposals import ENGINES
     "--run", type=click.Path(path_type=Path), help="A run of UniVIP, or a checkpoint: its settings, and its transport plan."
 )
 @click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="A run of any method, whose dense features are shown as colours.  [default: that of --run]",
+)
+@click.option(
     "--proposals",
     type=click.Choice(list(ENGINES)),
     default="selective-search",
@@ -37,6 +43,7 @@ def explain(
     image: Path,
     out: Path,
     run: Path | None,
+    features: Path | None,
     proposals: str,
     min_scale: int,
     max_aspect: float,
@@ -49,18 +56,22 @@ def explain(
     """Draw how the method processes IMAGE: Figures 1 (b) and 2 of the paper, for your own image.
 
     The figure shows proposals before and after the filter, the tries of Algorithm 1, the views and instances as the network
-    sees them, and with --run the transport plan between online and target instances.
+    sees them, and with --run the transport plan between online and target instances. With --run or --features, the last row
+    shows the backbone's dense features of the whole image: their three main directions (PCA) as red, green and blue.
 
     \b
     univip-stream explain photos/beach.jpg --out beach.png
     univip-stream explain photos/beach.jpg --run runs/coco --out beach.png
+    univip-stream explain photos/beach.jpg --features runs/byol --out beach.png
     """
     from univip_stream.boxes import BoxFilter
     from univip_stream.files import written_by_one
     from univip_stream.report import explain as explaining
 
     boxes = BoxFilter(min_scale=min_scale, max_aspect=max_aspect, max_iou=max_iou)
-    found = explaining.explain(image, run=run, engine=proposals, boxes=boxes, seed=seed, max_pixels=max_pixels)
+    found = explaining.explain(
+        image, run=run, features=features, engine=proposals, boxes=boxes, seed=seed, max_pixels=max_pixels
+    )
     with written_by_one(out):
         explaining.figure(found, out)
     if as_json:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from univip_stream.api.progress import Progress
 from univip_stream.boxes import FRAMES
-from univip_stream.cli.progress import Progress
 from univip_stream.errors import counted
 from univip_stream.export.boxes import export_boxes
 from univip_stream.files import written_by_one

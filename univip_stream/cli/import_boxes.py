@@ -5,10 +5,11 @@ import os
 
 import click
 
+from univip_stream.api.mining import summary
+from univip_stream.api.progress import Progress
 from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.export_boxes import print_some
-from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
-from univip_stream.cli.progress import Progress
+from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import counted
 from univip_stream.formats.registry import FORMATS, read_published

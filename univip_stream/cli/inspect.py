@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from univip_stream.api.progress import Progress
 from univip_stream.cli.judging import limit_option
-from univip_stream.cli.progress import Progress
 from univip_stream.errors import InputError, UsageError, counted
 
 if TYPE_CHECKING:

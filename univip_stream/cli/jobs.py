@@ -7,10 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from univip_stream.errors import counted
-from univip_stream.shards.entry import numbers
-from univip_stream.shards.manifest import Manifest
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -43,14 +39,3 @@ def stop_on_sigterm(what: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
         raise SystemExit(1) from None
-
-
-def summary(manifest: Manifest) -> str:
-    """Return a manifest in one line: images by status, boxes, bytes."""
-    totals, shards = manifest.totals, manifest.shards
-    reasons = ", ".join(f"{totals[name]} {name}" for name in totals if name not in ("images", "samples", "bytes"))
-    boxes = int(numbers(shards, "boxes").clip(0).sum()) / max(totals["samples"], 1)
-    return (
-        f"{counted(totals['images'], 'image')}: {reasons}; {boxes:.1f} boxes each; {totals['bytes'] / 1e6:.1f} MB in "
-        f"{counted(len(shards), 'shard')}"
-    )

@@ -1,10 +1,7 @@
 """Shared by the commands that judge: options, and writing a result."""
 
-import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,11 +10,9 @@ import click
 from univip_stream.errors import InputError
 from univip_stream.failures import MAX_FAILURES, allowed_failures, listed
 from univip_stream.images import MAX_PIXELS
-from univip_stream.machine import usable_cpus
 
 if TYPE_CHECKING:  # it loads torch, and not every command that judges does
-    from univip_stream.distributed import Process
-    from univip_stream.probe.labelled import ImageSource
+    pass
 
 MOST_LISTED = 10
 """Number of images that a printed result names; the JSON names all."""
@@ -121,22 +116,6 @@ def running_options(command: _Command) -> _Command:
     return command
 
 
-def print_source_notes(*sources: "ImageSource", quiet: bool) -> None:
-    """Print what is left out of the sources, on the first rank only."""
-    from univip_stream.distributed import process_from_environment
-
-    if quiet or not process_from_environment().is_first:
-        return
-    for source in sources:
-        for note in source.notes:
-            click.echo(f"{source.name}: {note}", err=True)
-
-
-def reading_workers(asked: int | None) -> int:
-    """Return the number of processes that read images: by default, one CPU is left to the network."""
-    return usable_cpus() - 1 if asked is None else asked
-
-
 def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
     """Print notes about the shards, each once, on the first rank only."""
     from univip_stream.distributed import process_from_environment
@@ -144,22 +123,6 @@ def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
     if not quiet and process_from_environment().is_first:
         for note in dict.fromkeys(notes):
             click.echo(note, err=True)
-
-
-@contextmanager
-def cache_folder(run: Path, asked: Path | None, process: "Process") -> Iterator[Path]:
-    """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
-    from univip_stream.distributed import said_by_the_first
-
-    if asked is not None or run.is_dir():
-        yield run / "features" if asked is None else asked
-        return
-    made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
-    try:
-        yield Path(said_by_the_first(made, process))
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def print_left_out(result: dict[str, Any]) -> None:
@@ -172,20 +135,3 @@ def print_left_out(result: dict[str, Any]) -> None:
                 click.echo(line)
     for note in result["notes"]:
         click.echo(f"note: {note}")
-
-
-def sole_writer(out: Path | None, process: "Process") -> AbstractContextManager[None]:
-    """While inside: only this job writes `out` and the state beside it; the first of its processes holds the lock."""
-    from univip_stream.files import written_by_one
-
-    return written_by_one(out) if out is not None and process.is_first else nullcontext()
-
-
-def write_result(result: dict[str, Any], out: Path | None) -> None:
-    """Write the result as a JSON file, whole or not at all."""
-    from univip_stream.files import written_atomically
-
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with written_atomically(out) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())

@@ -1,21 +1,18 @@
 """`univip-stream mine`: parse, call, print."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from univip_stream.api.mining import addition_lines, print_plan, summary
+from univip_stream.api.mining import mine as run_mining
 from univip_stream.boxes import FRAMES, BoxFilter
-from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
-from univip_stream.cli.progress import Progress
+from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import UsageError, counted
 from univip_stream.mining import MiningConfig, MiningReport
-from univip_stream.mining import mine as run_mining
-from univip_stream.mining.adding import Addition
-from univip_stream.mining.noticed import left_out
-from univip_stream.mining.pipeline import MiningPlan, plan_job
+from univip_stream.mining.pipeline import plan_job
 from univip_stream.proposals import ENGINES
 
 DEMO_BATCH = 32
@@ -174,19 +171,8 @@ def mine(
     if dry_run:
         print_plan(plan_job(config), 0, out)
         return
-    bar: list[Progress] = []
-
-    def planned(plan: MiningPlan, finished: int) -> None:
-        if not quiet:
-            print_plan(plan, finished, out)
-        bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
-
     with stop_on_sigterm("mine"):
-        try:
-            report = run_mining(config, planned=planned, progress=lambda images: bar[0].add(images))
-        finally:
-            for line in bar:
-                line.__exit__(None, None, None)
+        report = run_mining(config, quiet=quiet)
     if as_json:
         notes = {"notes": report.notes} if report.notes else {}
         totals = report.manifest.totals
@@ -209,39 +195,6 @@ def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def print_plan(plan: MiningPlan, finished: int, out: str) -> None:
-    """Print what is to be mined: images, shards, labels, and what the sources hold beside images."""
-    kept = f", {finished} of them mined before" if finished else ""
-    new = "" if plan.addition is None else "new "
-    click.echo(
-        f"{counted(plan.job.images, f'{new}image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True
-    )
-    if plan.addition is not None:
-        for line in _addition_lines(plan.addition):
-            click.echo(line, err=True)
-    if classes := plan.listing.classes:
-        names = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
-        click.echo(f"labels: {len(classes)} ({names})", err=True)
-    for line in plan.listing.remarks:
-        click.echo(line, err=True)
-    for line in left_out(plan.listing, None):
-        click.echo(line, err=True)
-    if plan.upright is False:
-        click.echo(
-            "boxes are those of the stored pixels, and turn with images that EXIF turns (--box-frame stored)", err=True
-        )
-
-
-def _addition_lines(added: Addition) -> Iterator[str]:
-    """Yield lines that say which of the sources' images the set already has."""
-    yield f"{counted(added.known, 'image')} of the sources {'is' if added.known == 1 else 'are'} in the set already"
-    if added.failed:
-        yield f"{added.failed} of them could not be used when they were mined; they are not tried again under their name"
-    if added.gone:
-        examples = ", ".join(added.gone[:3]) + ", ..." * (len(added.gone) > 3)
-        yield f"{counted(len(added.gone), 'image')} of the set not in the sources any more, kept: {examples}"
-
-
 def _addition_facts(report: MiningReport) -> dict[str, Any]:
     if report.addition is None:
         return {}
@@ -257,7 +210,7 @@ def _print_report(report: MiningReport, out: str) -> None:
     if added is not None:
         old = added.manifest.shards
         if len(old) == len(shards):
-            for line in _addition_lines(added):
+            for line in addition_lines(added):
                 click.echo(line)
             click.echo("nothing to add: the set stays as it is")
         else:
@@ -265,7 +218,7 @@ def _print_report(report: MiningReport, out: str) -> None:
             images = sum(entry.images for entry in new)
             click.echo(f"added {counted(images, 'image')} in {counted(len(new), 'shard')} ({new[0].name} to {new[-1].name})")
             if added.gone:
-                click.echo([*_addition_lines(added)][-1])
+                click.echo([*addition_lines(added)][-1])
     click.echo(summary(report.manifest))
     for line in report.notes:
         click.echo(line)

@@ -116,15 +116,16 @@ def _checked_type(kind: "click.ParamType[Any]", name: str) -> "click.ParamType[A
 class LocalPath(click.Path):
     """A file or folder of this machine: not a URL, and nothing that blocks when it is opened."""
 
-    def __init__(self, of: click.Path) -> None:
+    def __init__(self, of: click.Path, *, may_be_folder: bool = False) -> None:
         super().__init__(file_okay=of.file_okay, dir_okay=of.dir_okay, path_type=of.type)
+        self.may_be_folder = may_be_folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = os.fspath(value)
         if param is not None and ctx is not None:
             _require_ordinary(ctx, param, text)
             if param.name in _OUTPUT_PARAMETERS and self.file_okay:
-                _require_writable(ctx, param, Path(os.fsdecode(text)))
+                _require_writable(ctx, param, Path(os.fsdecode(text)), may_be_folder=self.may_be_folder)
         if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fsdecode(text)):
             raise click.BadParameter(f"{text!r}: expected a path of this machine; {scheme[0]} is not for this.", ctx, param)
         return super().convert(value, param, ctx)
@@ -134,9 +135,9 @@ _OUTPUT_PARAMETERS = ("out", "html")
 """Parameters that name a file written at the end; whether it can be written is checked before the work."""
 
 
-def _require_writable(ctx: click.Context, param: click.Parameter, path: Path) -> None:
+def _require_writable(ctx: click.Context, param: click.Parameter, path: Path, *, may_be_folder: bool) -> None:
     try:
-        if path.is_dir():
+        if path.is_dir() and not may_be_folder:
             raise UsageError(f"{param.opts[0]} {path} is a folder; expected a file")
         folder = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
     except OSError as error:

@@ -27,13 +27,16 @@ def plot(runs: tuple[Path, ...], out: Path, smooth: float, quiet: bool, as_json:
     """Draw the curves of RUNS over each other, one panel per metric.
 
     RUNS are run folders, or folders of runs; runs may still be training. TensorBoard shows the same, with pictures of views:
-    `tensorboard --logdir runs`.
+    `tensorboard --logdir runs`. Of each run a line says what its records do without labels: whether its features collapsed, and
+    since which step its loss is flat, if it is.
 
     \b
     univip-stream plot runs/coco runs/byol --out curves.html
     univip-stream plot runs/* --out curves.png --smooth 0.9
     """
     from univip_stream.files import written_by_one
+    from univip_stream.pretrain.results import records_of, run_folders
+    from univip_stream.pretrain.verdict import judge
     from univip_stream.report import curves
 
     with written_by_one(out):
@@ -43,3 +46,6 @@ def plot(runs: tuple[Path, ...], out: Path, smooth: float, quiet: bool, as_json:
     elif not quiet:
         lines = max(len(panel.lines) for panel in panels)
         click.echo(f"{out}: {len(panels)} metrics of {lines} {'run' if lines == 1 else 'runs'}")
+        for run in run_folders(runs):
+            if records := records_of(run):
+                click.echo(f"{run.name}, without labels: {judge(records).sentence()}")

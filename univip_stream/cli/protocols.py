@@ -1,37 +1,20 @@
 """`univip-stream eval knn|linear|finetune`: parse, call, print."""
 
 import json
-import math
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
+from univip_stream.api.judging import Finetune, Knn, Linear
+from univip_stream.api.judging import evaluate as judge
 from univip_stream.cli.judging import (
-    cache_folder,
     learning_rate_option,
     print_left_out,
-    print_source_notes,
-    reading_workers,
     run_argument,
     running_options,
-    sole_writer,
     source_options,
-    write_result,
 )
-from univip_stream.cli.progress import Progress
-from univip_stream.distributed import Process, joined, pick_device, process_from_environment
-from univip_stream.errors import UsageError
-from univip_stream.evaluation.finetune import finetune as finetune_subject
-from univip_stream.evaluation.finetune import protocol_for as finetuning_for
-from univip_stream.evaluation.linear import PROTOCOLS, protocol_for
-from univip_stream.evaluation.linear import linear as linear_on
-from univip_stream.evaluation.nearest import knn as knn_on
-from univip_stream.evaluation.subject import open_subject
-from univip_stream.probe.knn import KnnConfig
-from univip_stream.probe.labelled import LabelledSource
+from univip_stream.evaluation.linear import PROTOCOLS
 
 _CACHE = click.option(
     "--cache",
@@ -77,28 +60,13 @@ def knn(
     \b
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
     """
-    if not math.isfinite(temperature):
-        raise UsageError(f"--temperature is {temperature}; expected a number above 0")
-    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    print_source_notes(*sources, quiet=quiet)
-
-    def judged(process: Process, *, fresh: bool = False) -> dict[str, Any]:
-        subject = open_subject(run, image_size=image_size, untrained=fresh)
-        where = pick_device(device, process)
-        with cache_folder(run, cache, process) as folder:
-            return knn_on(
-                subject, *sources, KnnConfig(k=k, temperature=temperature), cache=folder, batch_size=batch_size,
-                workers=reading_workers(workers), device=where, process=process, max_failures=max_failures,
-            )  # fmt: skip
-
-    def both(process: Process) -> dict[str, Any]:
-        result = judged(process)
-        return result | ({"untrained": {"top1": judged(process, fresh=True)["top1"]}} if untrained else {})
-
-    result = _first_rank_result(both, device, out)
+    config = Knn(
+        run=run, train=train, val=val, max_pixels=max_pixels, image_size=image_size, workers=workers, device=device,
+        max_failures=max_failures, out=out, k=k, temperature=temperature, batch_size=batch_size, untrained=untrained, cache=cache,
+    )  # fmt: skip
+    result = judge(config, quiet=quiet)
     if result is None:
         return
-    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -151,39 +119,14 @@ def linear(
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
     univip-stream eval linear runs/mine --train labelled/train --val labelled/val --protocol features
     """
-    _positive("--lr", rates)
-    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    print_source_notes(*sources, quiet=quiet)
-    subject = open_subject(run, image_size=image_size)
-    chosen = PROTOCOLS[protocol or protocol_for(subject)]
-    given = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None}
-    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    say = _line_printer(quiet)
-    say(f"protocol {chosen.name}: {chosen.source}")
-
-    bar: list[Progress] = []
-
-    def progress(epoch: int, epochs: int) -> None:
-        if not bar:
-            silent = quiet or not process_from_environment().is_first
-            bar.append(Progress("linear", epochs, unit="epochs", done=epoch - 1, quiet=silent))
-        bar[0].add(epoch - bar[0].done)
-
-    def judged(process: Process) -> dict[str, Any]:
-        try:
-            with cache_folder(run, cache, process) as folder:
-                return linear_on(
-                    subject, *sources, chosen, cache=folder, out=out, seed=seed, workers=reading_workers(workers),
-                    device=pick_device(device, process), process=process, max_failures=max_failures, progress=progress, say=say,
-                )  # fmt: skip
-        finally:
-            for line in bar:
-                line.__exit__(None, None, None)
-
-    result = _first_rank_result(judged, device, out)
+    config = Linear(
+        run=run, train=train, val=val, max_pixels=max_pixels, image_size=image_size, workers=workers, device=device,
+        max_failures=max_failures, out=out, protocol=protocol, epochs=epochs, rates=rates, batch_size=batch_size, seed=seed,
+        cache=cache,
+    )  # fmt: skip
+    result = judge(config, quiet=quiet)
     if result is None:
         return
-    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -248,25 +191,14 @@ def finetune(
     univip-stream eval finetune runs/in1k --fraction 1% --train imagenet/train --val imagenet/val
     univip-stream eval finetune runs/in1k --fraction 10% --subset 10percent.txt --train imagenet/train --val imagenet/val
     """
-    _positive("--lr", rates)
-    _positive("--multiplier", multipliers)
-    share = _share(fraction)
-    sources = LabelledSource(train, max_pixels=max_pixels), LabelledSource(val, max_pixels=max_pixels)
-    print_source_notes(*sources, quiet=quiet)
-    subject = open_subject(run, image_size=image_size)
-    given = {"epochs": epochs, "batch_size": batch_size, "rates": rates or None, "multipliers": multipliers or None}
-    chosen = finetuning_for(share, **{name: value for name, value in given.items() if value is not None})
-
-    def judged(process: Process) -> dict[str, Any]:
-        return finetune_subject(
-            subject, *sources, share, chosen, subset=subset, out=out, seed=seed, workers=reading_workers(workers),
-            device=pick_device(device, process), process=process, max_failures=max_failures, say=_line_printer(quiet),
-        )  # fmt: skip
-
-    result = _first_rank_result(judged, device, out)
+    config = Finetune(
+        run=run, train=train, val=val, max_pixels=max_pixels, image_size=image_size, workers=workers, device=device,
+        max_failures=max_failures, out=out, fraction=fraction, subset=subset, epochs=epochs, rates=rates, multipliers=multipliers,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    result = judge(config, quiet=quiet)
     if result is None:
         return
-    write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -276,35 +208,3 @@ def finetune(
         f"(rate {result['rate']:g} x {result['multiplier']:g}{how}; chance {result['chance']:.3f})"
     )
     print_left_out(result)
-
-
-def _first_rank_result(judged: Callable[[Process], dict[str, Any]], device: str, out: Path | None) -> dict[str, Any] | None:
-    """Judge on all of torchrun's ranks; return the result on the first, None on the others."""
-    process = process_from_environment()
-    with sole_writer(out, process), joined(process, pick_device(device, process)):
-        result = judged(process)
-    return result if process.is_first else None
-
-
-def _line_printer(quiet: bool) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        if not quiet and process_from_environment().is_first:
-            click.echo(line, err=True)
-
-    return say
-
-
-def _positive(name: str, values: tuple[float, ...]) -> None:
-    for value in values:
-        if not 0 < value < float("inf"):
-            raise UsageError(f"{name} is {value}; expected a number above 0")
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UsageError(f"--fraction is {text!r}; expected a share such as 1%, 10% or 0.2")
-    return share

@@ -4,8 +4,9 @@ import json
 
 import click
 
-from univip_stream.cli.jobs import stop_on_sigterm, summary, where_options
-from univip_stream.cli.progress import Progress
+from univip_stream.api.mining import summary
+from univip_stream.api.progress import Progress
+from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.errors import counted
 from univip_stream.mining import RefilterConfig
 from univip_stream.mining import refilter as run_refilter

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import click
 
+from univip_stream.api.judging import reading_workers, sole_writer
+from univip_stream.api.progress import Progress
 from univip_stream.cli.judging import (
     MOST_LISTED,
     limit_option,
     max_failures_option,
     print_notes,
-    reading_workers,
     run_argument,
-    sole_writer,
 )
-from univip_stream.cli.progress import Progress
 from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.evaluation.retrieval import Retrieval
 from univip_stream.evaluation.subject import open_subject

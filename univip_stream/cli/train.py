@@ -1,27 +1,21 @@
 """`univip-stream train`: parse, call, print."""
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
-from univip_stream.cli.photographs import chosen, shards_of
-from univip_stream.cli.progress import duration
+from univip_stream.api.training import TrainConfig
+from univip_stream.api.training import train as run_training
 from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.methods import METHODS, method_class
-from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig, pretrain
+from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.ablations import ablation as ablation_named
-from univip_stream.pretrain.auto import seconds_of
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
-from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.results import last_record
-from univip_stream.pretrain.settings import flat, with_settings
+from univip_stream.pretrain.settings import flat
 from univip_stream.suggest import nearest
 
 
@@ -104,6 +98,13 @@ class _Train(click.Command):
     metavar="KEY=VALUE",
     help="Any setting, such as optim.lr=0.2; may be repeated. `--set help` tells what there is, `--set views.help` a part.",
 )
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    help="Where metrics go beside metrics.jsonl; may repeat. TensorBoard's events are written wherever it is installed.",
+)
 # Where to run.
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--workers", type=click.IntRange(min=0), help="Loader processes of a rank.  [default: the recipe's]")
@@ -145,6 +146,7 @@ def train(
     frozen: tuple[str, ...],
     seed: int | None,
     settings: tuple[str, ...],
+    logs: tuple[str, ...],
     device: str,
     workers: int | None,
     cache: str | None,
@@ -168,52 +170,32 @@ def train(
     The run folder holds config.json, metrics.jsonl, checkpoints/, TensorBoard events, and at the end
     backbone.safetensors. On SIGTERM it saves and exits with status 75.
     """
-    if not sources and not shards:
-        raise UsageError(
-            "neither --src nor --shards says what to train on; expected photographs by --src, or shards by --shards"
-        )
-    caches = (cache, decoded_cache)
-    process = process_from_environment()
-    recipe = recipe or ("auto" if sources else "coco")
-    if length is not None and recipe != "auto":
-        raise UsageError(f"--time is for recipe auto, which chooses the length; {recipe} has its own: --epochs or --steps")
-    seconds = None if length is None else seconds_of(length)
-    if recipe == "auto" and launcher == "ray":
-        raise UsageError("recipe auto measures what this process does, which --launcher ray leaves to others; name a recipe")
     if init is not None:
         settings = (f"init_from={json.dumps(init)}", *settings)
     if frozen:
         settings = (f"freeze={json.dumps(frozen)}", *settings)
-    texts = _texts(ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)
-    if recipe != "auto":
-        config = with_settings(recipe_named(recipe), texts)
-    if launcher == "torchrun" and (ranks is not None or address is not None):
-        raise UsageError("--ranks and --address are for --launcher ray; torchrun has --nproc-per-node")
-
-    def say(line: str) -> None:
-        if process.is_first and not quiet:
-            click.echo(line, err=True)
-
+    if logs:
+        settings = (f"log={json.dumps(logs)}", *settings)
+    caches = (cache, decoded_cache)
+    config = TrainConfig(
+        sources=sources,
+        shards=shards,
+        out=out,
+        recipe=recipe,
+        time=length,
+        settings=tuple(_texts(ablation, method, backbone, epochs, steps, batch_size, seed, workers, caches, settings)),
+        max_failures=max_failures,
+        device=device,
+        launcher=launcher,  # type: ignore[arg-type]
+        ranks=ranks,
+        address=address,
+    )
+    process = process_from_environment()
     try:
-        specs = (
-            [shards_of(sources, shards, out, process, max_failures=max_failures, say=say, quiet=quiet)]
-            if sources
-            else list(shards)
-        )
-        if recipe == "auto":
-            config = chosen(specs, out, texts, device=device, process=process, seconds=seconds, say=say)
-        # There is one seed for users; the stream's own field follows it.
-        config = replace(config, stream=replace(config.stream, seed=config.seed))
-        if launcher == "ray":
-            from univip_stream.pretrain.on_ray import pretrain_on_ray
-
-            values = pretrain_on_ray(
-                config, specs, out, ranks=ranks, address=address, device=device, say=say, progress=_ProgressLines(say)
-            )
-        else:
-            values = pretrain(config, specs, out, device=device, process=process, say=say, progress=_ProgressLines(say))
+        values = run_training(config, quiet=quiet)
     except Interrupted as stop:
-        say(str(stop))
+        if process.is_first and not quiet:
+            click.echo(str(stop), err=True)
         raise SystemExit(Interrupted.exit_status) from None
     if process.is_first:
         if as_json:
@@ -254,29 +236,3 @@ def _texts(
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()
     return [*of_method, *changes, *texts, *settings]
-
-
-class _ProgressLines:
-    """Prints a line at recorded steps, at most one every few seconds."""
-
-    every = 5.0
-    """Seconds between two lines."""
-
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.last_printed, self.began, self.first = say, 0.0, 0.0, 0
-
-    def __call__(self, step: int, steps: int, values: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if not self.first:
-            self.first, self.began = step, now
-        if now - self.last_printed < self.every and step < steps:
-            return
-        self.last_printed = now
-        done = step - self.first
-        left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
-        terms = {name.removeprefix("loss_").replace("_", "-"): value for name, value in values.items() if name[:5] == "loss_"}
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
-        self.say(
-            f"step {step}/{steps}  loss {values['loss']:.3f}{f' ({parts})' if parts else ''}  std {values['feature_std']:.2f}  "
-            f"{values['images_per_second']:.1f} images/s, waiting {values['data_wait']:.0%}  {left}"
-        )

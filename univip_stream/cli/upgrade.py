@@ -4,8 +4,8 @@ import json
 
 import click
 
+from univip_stream.api.progress import Progress
 from univip_stream.cli.jobs import stop_on_sigterm
-from univip_stream.cli.progress import Progress
 from univip_stream.errors import counted
 from univip_stream.mining import upgrade as run_upgrade
 from univip_stream.shards.manifest import Manifest

@@ -1,35 +1,51 @@
 """`univip-stream verify`: parse, call, print."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from univip_stream.api.progress import Progress
 from univip_stream.cli.jobs import where_options
-from univip_stream.cli.progress import Progress
-from univip_stream.errors import counted
+from univip_stream.errors import UsageError, counted
 from univip_stream.mining.runner import Compute, run
 from univip_stream.shards.entry import numbers, tar_names
 from univip_stream.shards.manifest import MANIFEST, being_added, read_manifest
 from univip_stream.shards.spec import expand_shards
-from univip_stream.shards.verify import Finding, check_shard, check_tasks, check_totals
+from univip_stream.shards.verify import CheckTask, Finding, check_shard, check_tasks, check_totals
 from univip_stream.storage import is_remote, name_of, parent
 
 _SHOWN = 3
 """Findings printed for each shard: a replaced shard has two per image."""
 _ON_RAY_FROM = 4 << 30
 """Bytes of shards from which starting several processes is worth the time."""
+_OF_RUNS = ("config.json", "provenance.json")
+"""Files of a run folder; repeated here because what trains loads torch, and a machine that mines verifies too."""
+EXPORTED = ".provenance.json"
+"""How the provenance beside an exported backbone ends."""
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True)
+@click.argument("places", nargs=-1, required=True, metavar="SHARDS|RUN...")
+@click.option("--shards", "elsewhere", metavar="DIR", help="With a RUN: the folder that its shards lie in now.")
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def verify(
-    shards: tuple[str, ...], workers: int | None, address: str | None, inline: bool, quiet: bool, as_json: bool
+    places: tuple[str, ...],
+    elsewhere: str | None,
+    workers: int | None,
+    address: str | None,
+    inline: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Read SHARDS back: sizes, hashes, counts, members, and boxes inside images. Exit status 1 if anything is wrong.
+
+    Of a RUN the whole chain is followed, from the weights' hash to settings, code, manifest, shards and every image, by its
+    provenance.json; so is that of an exported backbone, by the .provenance.json beside it. A broken link is named.
 
     The first findings of each shard are printed, and all by --json.
 
@@ -38,43 +54,75 @@ def verify(
 
     \b
     univip-stream verify shards/
+    univip-stream verify runs/coco
     """
-    folders = list(dict.fromkeys(folder for spec in shards for folder in _folders(spec)))
-    findings = []
-    images = 0
-    for folder in folders:
-        manifest = read_manifest(folder)
-        small = int(numbers(manifest.shards, "bytes").sum()) < _ON_RAY_FROM and workers is None and address is None
-        place = Compute(workers=workers, address=address, inline=inline or small)
-        total = manifest.totals["images"]
-        found: dict[str, list[Finding]] = {}
-        with Progress(f"verifying {folder}", total, unit="images", quiet=quiet) as bar:
-            for task, result in run(check_shard, check_tasks(folder, manifest), place, bar.add):
+    chains = [place for place in places if _is_chain(place)]
+    if elsewhere is not None and not chains:
+        raise UsageError(f"--shards {elsewhere} is for a run, and {' '.join(places)} is none; name the shards alone")
+    folders = list(dict.fromkeys(folder for spec in places if spec not in chains for folder in _folders(spec)))
+    findings, images, notes, digests = [], 0, [], {}
+
+    def looked_through(what: str, check: Any, tasks: Iterable[Any], entries: int, total: int) -> dict[str, list[Finding]]:
+        small = entries < _ON_RAY_FROM and workers is None and address is None
+        found = {}
+        with Progress(f"verifying {what}", total, unit="images", quiet=quiet) as bar:
+            for task, result in run(check, tasks, Compute(workers=workers, address=address, inline=inline or small), bar.add):
                 if result:
                     found[task.name] = result
+        return found
+
+    for folder in folders:
+        manifest = read_manifest(folder)
+        size, total = int(numbers(manifest.shards, "bytes").sum()), manifest.totals["images"]
+        found = looked_through(folder, check_shard, check_tasks(folder, manifest), size, total)
         in_order = [finding for name in tar_names(manifest.shards) for finding in found.get(name, [])]
         findings += [{"folder": folder, **asdict(finding)} for finding in in_order + check_totals(folder, manifest)]
         images += total
+    for place in chains:
+        from univip_stream.pretrain.chain import check_link, follow_any
+
+        path = Path(place)
+        chain = follow_any(path, shards=elsewhere)
+        size = sum(task.entry.bytes for task in chain.tasks if isinstance(task, CheckTask))
+        total = sum(task.entry.images for task in chain.tasks if isinstance(task, CheckTask))
+        found = looked_through(place, check_link, chain.tasks, size, total)
+        in_shards = [finding for task in chain.tasks for finding in found.get(task.name, [])]
+        findings += [{"folder": place, **asdict(finding)} for finding in chain.findings + in_shards]
+        images += chain.images
+        notes += [f"{place}: {note}" for note in chain.notes]
+        digests[place] = chain.digest
     if as_json:
-        click.echo(json.dumps({"images": images, "findings": findings}))
+        more = {"provenance": digests, "notes": notes} if chains else {}
+        click.echo(json.dumps({"images": images, "findings": findings, **more}))
     else:
         by_shard: dict[str, list[str]] = {}
         for finding in findings:
-            by_shard.setdefault(f"{finding['folder']}/{finding['shard']}", []).append(finding["problem"])
+            name = finding["shard"] if finding["shard"].startswith("/") else f"{finding['folder']}/{finding['shard']}"
+            by_shard.setdefault(name, []).append(finding["problem"])
         for shard, problems in by_shard.items():
             for problem in problems[:_SHOWN]:
                 click.echo(f"{shard}: {problem}")
             if len(problems) > _SHOWN:
                 click.echo(f"{shard}: and {len(problems) - _SHOWN} more findings; --json prints all")
-        where = f" in {counted(len(by_shard), 'shard')}" if findings else ""
-        click.echo(
-            f"{counted(images, 'image')} in {counted(len(folders), 'folder')}: {counted(len(findings), 'finding')}{where}"
-        )
+        for note in notes:
+            click.echo(note)
+        where = f" in {counted(len(by_shard), 'file' if chains else 'shard')}" if findings else ""
+        looked = counted(len(folders) + len(chains), "folder" if folders or not chains else "chain")
+        click.echo(f"{counted(images, 'image')} in {looked}: {counted(len(findings), 'finding')}{where}")
+        for place, digest in digests.items():
+            click.echo(f"{place}: provenance {digest}")
         for folder in folders:
             if adding := being_added(folder):
                 click.echo(f"{folder}: a `mine --add` is not finished ({counted(len(adding), 'shard')} from {adding[0]} on)")
     if findings:
         raise SystemExit(1)
+
+
+def _is_chain(spec: str) -> bool:
+    """Whether this is a run folder, or the provenance of something exported; found out without loading torch."""
+    path = Path(spec)
+    of_run = path.is_dir() and not (path / MANIFEST).exists() and any((path / name).exists() for name in _OF_RUNS)
+    return of_run or (spec.endswith(EXPORTED) and path.is_file())
 
 
 def _folders(spec: str) -> list[str]:

@@ -81,7 +81,7 @@ def embed(
         return []
     wanted = fingerprint(subject, source)
     failed = list(_failed(source, chunks(parts, wanted)).values())
-    _stop_if_hopeless(failed, source, len(source), max_failures)
+    stop_if_hopeless(failed, source, len(source), max_failures)
     with written_atomically(out) as file:
         writer = None
         for table in chunks(parts, wanted):
@@ -156,7 +156,7 @@ def make_chunks(
                 pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         failed += bad.values()
         looked_at += last - first
-        _stop_if_hopeless(failed, source, looked_at, max_failures)
+        stop_if_hopeless(failed, source, looked_at, max_failures)
 
 
 def _table(source: ImageSource, first: int, values_ND: np.ndarray, bad: dict[int, Failure]) -> pa.Table:
@@ -189,7 +189,8 @@ def _failed(source: ImageSource, tables: Iterable[pa.Table]) -> dict[int, Failur
     return found
 
 
-def _stop_if_hopeless(failed: list[Failure], source: ImageSource, seen: int, max_failures: str) -> None:
+def stop_if_hopeless(failed: list[Failure], source: ImageSource, seen: int, max_failures: str) -> None:
+    """Raise InputError where too many images seen so far, or all of them, cannot be read."""
     stop_if_too_many(
         failed, seen=seen, images=len(source), allowed=max_failures, where=source.name,
         advice="Finished features are kept.",
@@ -245,7 +246,7 @@ def features(
     tables = list(chunks(folder, wanted))
     wait_for_all(process)  # before whoever is ready first may remove a folder that was made for this run alone
     failed = _failed(source, tables)
-    _stop_if_hopeless(list(failed.values()), source, len(source), max_failures)
+    stop_if_hopeless(list(failed.values()), source, len(source), max_failures)
     return StoredFeatures(vectors_ND=np.concatenate([_matrix(table) for table in tables]), failed=failed)
 
 

@@ -1,6 +1,5 @@
 """The network that is judged: its backbone, the origin of its weights, and everything needed to reproduce a result."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from univip_stream import __version__
 from univip_stream.augment import AugmentConfig
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig, load_backbone
+from univip_stream.pretrain.provenance import weights_sha256
 from univip_stream.probe.labelled import ImageSource
 
 
@@ -34,11 +34,7 @@ class Subject:
 
     def weights_hash(self) -> str:
         """Return the SHA-256 over names and bytes of the weights."""
-        found = hashlib.sha256()
-        for name, value in sorted(self.backbone.state_dict().items()):
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        return weights_sha256(self.backbone)
 
     def facts(self, **sources: ImageSource) -> dict[str, Any]:
         """Return what a result records about its subject and the images, so that it can be reproduced."""

@@ -22,8 +22,13 @@ _ALWAYS_SHOWN = {"recipe", "method.name", "method.backbone", "stream.batch_size"
 """Settings that the card always shows."""
 
 
-def export_card(run: Path, out: Path) -> int:
+def export_card(run: Path, out: Path, *, hub: bool = False) -> int:
     """Write the card of a run folder; return the number of places that a person must fill in.
+
+    Args:
+        run: the run folder.
+        out: the Markdown file.
+        hub: for a folder that timm and transformers load, and the Hub shows: it says so, and how.
 
     Raises:
         InputError: there is no run, or it has no checkpoint.
@@ -41,6 +46,7 @@ def export_card(run: Path, out: Path) -> int:
             "fingerprint": shards["fingerprint"][:16],
             "settings": settings,
             "changed": _changed(settings),
+            "hub": hub,
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} cannot be read as a run ({why(error)})") from error

@@ -14,18 +14,22 @@ from univip_stream.views import ViewConfig
 class OptimConfig:
     """How the online network follows its gradient."""
 
-    name: Literal["sgd", "lars"] = "sgd"
-    """sgd is SGD with momentum; lars (You et al. 2017) adapts the rate of each layer, for batches of thousands. Source: ORL
-    has SGD on COCO, BYOL LARS on ImageNet."""
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    """sgd is SGD with momentum; lars (You et al. 2017) adapts the rate of each layer, for batches of thousands; adamw (Loshchilov
+    and Hutter 2019) that of each weight, for vision transformers and ConvNeXt. Source: ORL has SGD on COCO, BYOL LARS on
+    ImageNet."""
     lr: float = 0.4
     """Highest learning rate, reached after the warm-up, for the batch size as it is: nothing scales it. Source: UniVIP and
     ORL on COCO, 0.2 x 512 / 256."""
     momentum: float = 0.9
-    """Momentum of the gradient. Source: ORL and BYOL."""
+    """Momentum of the gradient; AdamW's first beta. Source: ORL and BYOL."""
+    beta2: float = 0.999
+    """AdamW's second beta, the momentum of the squared gradient. Source: MoCo v3."""
     weight_decay: float = 1e-4
     """How strongly weights are pulled towards zero. Source: ORL on COCO."""
     exclude_norm_and_bias: bool = False
-    """Spare normalisations and biases from weight decay and from LARS's adaptation. Source: BYOL does, ORL does not."""
+    """Spare normalisations and biases from weight decay and from LARS's adaptation; with AdamW also what the network names, such as
+    positions and class tokens. Source: BYOL does, ORL does not."""
     trust: float = 1e-3
     """LARS's trust coefficient, eta. Source: BYOL."""
     warmup_epochs: float = 4.0
@@ -38,6 +42,10 @@ class OptimConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UsageError(f"optim.{name} is {value}; expected a number of at least 0")
+        if not 0 <= self.beta2 < 1:
+            raise UsageError(f"optim.beta2 is {self.beta2}; expected a number from 0 to below 1")
+        if self.name == "adamw" and self.momentum >= 1:
+            raise UsageError(f"optim.momentum is {self.momentum}; expected below 1 with optim.name adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,9 @@ class PretrainConfig:
     """Steps from one checkpoint to the next."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where metrics go beside metrics.jsonl, as --log names it. TensorBoard's events are written where it is installed, asked for
+    or not."""
 
     def __post_init__(self) -> None:
         for name, least in (("accumulate", 1), ("record_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 1)):
@@ -138,6 +149,7 @@ HARMLESS = frozenset(
         "record_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "log",
         "stream.workers",
         "stream.prefetch",
         "stream.cache",

@@ -85,8 +85,12 @@ def as_text(settings: list[Setting], width: int = 100) -> str:
         if setting.group != group:
             group = setting.group
             lines += ["", f"{group or 'Without a group'}: {meanings[group]}"]
-        others = "".join(f"; {recipe} has {value}" for recipe, value in setting.recipes.items())
-        lines.append(f"  {setting.key}  [default: {setting.default}{others}]")
+        alike: dict[str, list[str]] = {}
+        for recipe, value in setting.recipes.items():
+            alike.setdefault(value, []).append(recipe)
+        others = "".join(f"; {', '.join(named)} {'have' if named[1:] else 'has'} {value}" for value, named in alike.items())
+        first = f"  {setting.key}  [default: {setting.default}{others}]"
+        lines += textwrap.wrap(first, width + 20, subsequent_indent=" " * 6, break_on_hyphens=False)
         source = f" Source: {setting.source}" if setting.source else ""
         whose = f"Of {', '.join(setting.methods)}. " if setting.methods else ""
         text = f"{whose}{setting.meaning} Allowed: {setting.allowed}.{source}"

@@ -14,8 +14,8 @@ from univip_stream.augment import draw
 from univip_stream.distributed import ALONE
 from univip_stream.methods import build_method, build_plan
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.hardware import pick_precision
 from univip_stream.pretrain.optim import build_optimizer
-from univip_stream.pretrain.train import pick_precision
 from univip_stream.pretrain.update import Updates
 from univip_stream.stream import Batch
 

@@ -83,11 +83,51 @@ def cpu_demo() -> PretrainConfig:
     )
 
 
+def vit() -> PretrainConfig:
+    """A vision transformer, ViT-S/16, batch 512, 300 epochs; the paper has none.
+
+    MoCo v3 (Chen, Xie and He 2021): AdamW at 1.5e-4 x batch / 256, weight decay 0.1, warm-up 40 epochs, EMA 0.99, and the
+    projection of the patches left as it began, without which they found training unstable. That norms and biases are spared
+    from decay is DINO's (Caron et al. 2021). Scenes and instances have sides that are multiples of the patch's 16.
+    """
+    return PretrainConfig(
+        recipe="vit",
+        method=UniVIPConfig(backbone="vit_small_patch16_224"),
+        views=ViewConfig(interpolation="bicubic"),
+        augment=AugmentConfig(),
+        stream=StreamConfig(batch_size=512, workers=8),
+        optim=OptimConfig(name="adamw", lr=3e-4, weight_decay=0.1, exclude_norm_and_bias=True, warmup_epochs=40.0),
+        epochs=300,
+        ema=0.99,
+        freeze=("patch_embed",),
+    )
+
+
+def convnext() -> PretrainConfig:
+    """ConvNeXt-T, batch 512, 300 epochs; the paper has none, and nobody has published BYOL's settings for it.
+
+    ConvNeXt's own, with labels (Liu et al. 2022): AdamW at 4e-3 for a batch of 4096, here in proportion, weight decay 0.05,
+    warm-up 20 epochs; norms, biases and layer scales are spared from decay. EMA as in `vit`.
+    """
+    return PretrainConfig(
+        recipe="convnext",
+        method=UniVIPConfig(backbone="convnext_tiny"),
+        views=ViewConfig(interpolation="bicubic"),
+        augment=AugmentConfig(),
+        stream=StreamConfig(batch_size=512, workers=8),
+        optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.05, exclude_norm_and_bias=True, warmup_epochs=20.0),
+        epochs=300,
+        ema=0.99,
+    )
+
+
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "coco": coco,
     "coco-plus": coco_plus,
     "imagenet-200": imagenet_200,
     "imagenet-300": imagenet_300,
+    "vit": vit,
+    "convnext": convnext,
     "cpu-demo": cpu_demo,
 }
 

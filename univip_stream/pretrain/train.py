@@ -2,8 +2,6 @@
 
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import (
     ALONE,
@@ -27,20 +24,25 @@ from univip_stream.distributed import (
 )
 from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.files import written_atomically
+from univip_stream.loggers import Loggers, check_loggers
 from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
+from univip_stream.pretrain import provenance
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
+from univip_stream.pretrain.hardware import memory, pick_precision
 from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
+from univip_stream.pretrain.results import records_of
 from univip_stream.pretrain.rundir import check_run, open_run
-from univip_stream.pretrain.settings import to_dict
+from univip_stream.pretrain.settings import flat, to_dict
 from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
-from univip_stream.record import Recorder
+from univip_stream.pretrain.verdict import judge
+from univip_stream.record import Recorder, SilentRecorder
 from univip_stream.schedules import cosine_lr
 from univip_stream.stream import Stream
 
@@ -88,7 +90,7 @@ def pretrain(
     with joined(process, where), asked.listening(), _in_words(config, process):
         try:
             with asked.waiting():
-                trainer = _Trainer(config, shards, run, where, process)
+                trainer = _Trainer(config, shards, run, where, process, say)
         except WaitedEnoughError:
             raise Interrupted("stopped before a step was made; run the same command to begin") from None
         with closing(trainer):
@@ -100,6 +102,8 @@ def pretrain(
             for line in trainer.doubts():
                 say(line)
             trainer.export()
+            if values and process.is_first:
+                say(f"without labels: {judge(records_of(run)).sentence()}")
         return values
 
 
@@ -116,7 +120,10 @@ def _in_words(config: PretrainConfig, process: Process) -> Iterator[None]:
 class _Trainer:
     """A run in progress: it builds everything once, and then makes one step at a time."""
 
-    def __init__(self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process):
+    def __init__(
+        self, config: PretrainConfig, shards: str | list[str], run: Path, device: torch.device, process: Process,
+        say: Callable[[str], None],
+    ):  # fmt: skip
         self.config, self.run, self.device, self.process = config, run, device, process
         if config.stream.batch_size < 2 * process.world_size * config.accumulate:
             raise UsageError(
@@ -125,6 +132,7 @@ class _Trainer:
             )
         if (config.knn.train is None) != (config.knn.val is None):
             raise UsageError(f"knn.train is {config.knn.train} and knn.val {config.knn.val}; expected both, or neither")
+        check_loggers(config.log)
         plan = build_plan(config.method, config.views, config.augment)
         check_run(run, config, shards)
         stream = Stream(
@@ -169,6 +177,8 @@ class _Trainer:
 
         self.first = self._resume()
         agree(self.first, process, "the step to continue from")
+        if process.is_first:
+            provenance.begin(run, stream.index, config.method.name, first=self.first, total=self.total)
 
         parallel = in_parallel(self.method, process, device)
         model: nn.Module = torch.compile(parallel) if config.compile else parallel  # type: ignore[assignment]
@@ -178,7 +188,12 @@ class _Trainer:
             regions=plan.regions, device=device, process=process, run=run, channels_last=config.channels_last,
         )  # fmt: skip
         self.stream = stream.starting_at(self.first)
-        self.recorder = Recorder(run, resumed=self.first) if process.is_first else _Silent()
+        self.recorder: Recorder | SilentRecorder = SilentRecorder()
+        if process.is_first:
+            # A run that was finished before has nothing to log, and is not opened again elsewhere.
+            loggers = Loggers(config.log, run, self.first, flat(config), say) if self.first < self.total else None
+            self.recorder = Recorder(run, resumed=self.first, loggers=loggers)
+        self.finished = self.first
 
     def arithmetic(self) -> Iterator[str]:
         """Yield lines about the run for a person: its images, batch, method, recipe, device and warnings."""
@@ -201,16 +216,17 @@ class _Trainer:
         if self.frozen:
             yield f"{' '.join(config.freeze)} stay as they were: {self.frozen / 1e6:.2f} M parameters of the backbone"
         optim = config.optim
+        momenta = f"betas {optim.momentum:g}, {optim.beta2:g}" if optim.name == "adamw" else f"momentum {optim.momentum:g}"
         yield (
             f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
-            f"{optim.final_lr:g}, momentum {optim.momentum:g}, weight decay {optim.weight_decay:g}; "
+            f"{optim.final_lr:g}, {momenta}, weight decay {optim.weight_decay:g}; "
             f"{self._momenta()}"
         )
-        if not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
+        if optim.name != "adamw" and not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
             yield (
-                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). The "
-                f"recipes' learning rates are for ResNets, and {optim.name} may train it badly at {optim.lr:g}: watch loss and "
-                "std in the first hundred steps, and try a tenth of optim.lr"
+                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). This "
+                f"recipe's learning rate is for ResNets, and {optim.name} may train it badly at {optim.lr:g}: --recipe vit and "
+                "--recipe convnext are for such networks"
             )
         if self.warmup >= self.total:
             reached = max(cosine_lr(step, self.total, optim.lr, self.warmup, optim.final_lr) for step in range(self.total))
@@ -240,20 +256,21 @@ class _Trainer:
                 finished = step + 1
                 last = finished == self.total
                 record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
-                judge = config.knn.train is not None and (last or finished % config.knn.every == 0)
+                knn_due = config.knn.train is not None and (last or finished % config.knn.every == 0)
                 try:
                     self.updates.gradient(batches, step, keep_views=self.process.is_first and (step == self.first or save))
                 except WaitedEnoughError:
                     raise self._leave(step) from None
                 losses: dict[str, float] = {}
                 stop = False
-                if record or save or judge or self.updates.look_due(finished):
+                if record or save or knn_due or self.updates.look_due(finished):
                     losses, stop = self.updates.look(asked)
                 rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
                 momentum = self.method.target_momentum(step, self.total, config.ema)
                 self.updates.apply(rate, momentum)
+                self.finished = finished
 
-                if record or judge:
+                if record or knn_due:
                     seconds = time.perf_counter() - began
                     values = {
                         "step": finished,
@@ -266,7 +283,7 @@ class _Trainer:
                         "data_wait": round((self.stream.wait_seconds - waited) / seconds, 4),
                         **memory(self.device),
                     }
-                    if judge and self.knn is not None:
+                    if knn_due and self.knn is not None:
                         values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
                         if self.knn.failed:
                             values["knn_failed"] = len(self.knn.failed)
@@ -333,7 +350,7 @@ class _Trainer:
 
     def close(self) -> None:
         """Let go of the files, and of the run folder."""
-        self.recorder.close()
+        self.recorder.close(finished=self.finished == self.total)
         if self.lock is not None:
             os.close(self.lock)
 
@@ -356,19 +373,7 @@ class _Trainer:
         data = save(weights, metadata={"format": "pt", **backbone_facts(self.config), "steps": str(self.total)})
         with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
             file.write(data)
-
-
-class _Silent:
-    """The recorder of a rank that is not the first."""
-
-    def write(self, values: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def pictures(self, pictures: dict[str, Tensor], config: AugmentConfig, step: int) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Close nothing."""
+        provenance.finish(self.run, self.method.backbone, self.total)
 
 
 def _shared_out(config: PretrainConfig, process: Process) -> str:
@@ -376,26 +381,3 @@ def _shared_out(config: PretrainConfig, process: Process) -> str:
     share = config.stream.batch_size // process.world_size
     words = f", {share} on each of {process.world_size} ranks" if process.world_size > 1 else ""
     return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")
-
-
-def memory(device: torch.device) -> dict[str, int]:
-    """Most bytes that were in use so far: of the GPU where there is one, else of this process."""
-    if device.type == "cuda":
-        return {"gpu_memory_bytes": torch.cuda.max_memory_allocated(device)}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
-
-
-def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """(type of the networks' arithmetic, why)."""
-    if name == "fp32":
-        return torch.float32, "as asked"
-    if name == "bf16":
-        return torch.bfloat16, "as asked"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported():
-            return torch.bfloat16, "this GPU multiplies bf16 in hardware"
-        return torch.float32, "this GPU has no bf16"
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "this CPU multiplies bf16 in hardware"
-    return torch.float32, "this CPU has no bf16 instructions"

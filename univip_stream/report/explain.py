@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.transforms.v2.functional import resize
 
-from univip_stream.augment import AugmentConfig
+from univip_stream.augment import AugmentConfig, normalised
 from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError, UsageError
 from univip_stream.files import written_atomically
 from univip_stream.images import MAX_PIXELS, read_picture
 from univip_stream.methods.univip import Transport, UniVIP
-from univip_stream.pretrain.load import load_method
+from univip_stream.pretrain.load import load_backbone, load_method
+from univip_stream.probe.dense import dense_map, principal_colours
 from univip_stream.proposals import propose
 from univip_stream.report.inputs import NetworkInputs, draw_inputs
 from univip_stream.shapes import Int32, UInt8
@@ -24,6 +27,9 @@ from univip_stream.views import ViewConfig, overlaps_of
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 VIEW_COLOURS = ("#0072b2", "#d55e00")
 INSTANCE_COLOURS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6bd6", "#8c6d46", "#c0392b", "#2c7a7b")
+GRID = 32
+"""Pixels that the sides of an image are multiples of where its dense features are computed, or of patches that do not fit in."""
+LEAST_SIDE = 256
 DRAWN = 100
 """Maximal number of boxes drawn into the picture of all proposals; more would cover it."""
 
@@ -40,6 +46,8 @@ class Explained:
     inputs: NetworkInputs
     transport: Transport | None
     """The plan between online and target instances; None without a checkpoint."""
+    features: "DenseFeatures | None" = None
+    """Dense features of the whole image; None without a network to compute them."""
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers as a dictionary for JSON."""
@@ -57,13 +65,58 @@ class Explained:
         }
         if self.transport is not None:
             facts |= {name: values[0].tolist() for name, values in self.transport._asdict().items()}
+        if self.features is not None:
+            facts["features"] = {
+                "map": list(self.features.size),
+                "variance": [round(share, 4) for share in self.features.shares],
+            }
         return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFeatures:
+    """A backbone's features at every place of an image, as colours."""
+
+    colours: np.ndarray
+    """float32 h x w x 3, 0 to 1: the three main directions as red, green and blue."""
+    shares: list[float]
+    """Of the variance, that of each direction."""
+    size: tuple[int, int, int]
+    """h, w, D of the map."""
+
+
+def dense_features(image: UInt8[np.ndarray, "H W 3"], run: Path) -> DenseFeatures:
+    """Compute the dense features of a whole image and their main directions.
+
+    Its longest side becomes twice that of the run's scenes, 256 px at least, so that there are places to see.
+
+    Args:
+        image: RGB.
+        run: run folder, checkpoint or backbone.safetensors of any method.
+
+    Raises:
+        InputError: as `load_backbone`; UsageError: the network gives no maps.
+
+    """
+    backbone, config = load_backbone(run)
+    scale = max(2 * config.views.scene_size, LEAST_SIDE) / max(image.shape[:2])
+    patch = getattr(getattr(backbone.trunk, "patch_embed", None), "patch_size", GRID)
+    side_of_patch = patch[0] if isinstance(patch, tuple) else int(patch)
+    grid = max(1, GRID // side_of_patch) * side_of_patch
+    height, width = (max(1, round(side * scale / grid)) * grid for side in image.shape[:2])
+    pixels = torch.tensor(image).permute(2, 0, 1)
+    shown = resize(pixels, [height, width], antialias=True)[None]
+    with torch.inference_mode():
+        [found] = dense_map(backbone, normalised(shown, config.augment), config.method.backbone)
+        colours, shares = principal_colours(found)
+    return DenseFeatures(colours=colours.numpy(), shares=shares, size=tuple(found.shape))
 
 
 def explain(
     path: Path,
     *,
     run: Path | None = None,
+    features: Path | None = None,
     engine: str = "selective-search",
     boxes: BoxFilter | None = None,
     seed: int = 0,
@@ -75,6 +128,7 @@ def explain(
         path: path of an image.
         run: a run folder or checkpoint of UniVIP: its settings are used, and its networks give the transport plan. Batch
             normalisation uses its running statistics, as there is no batch. None: the paper's settings, and no plan.
+        features: a run of any method, whose dense features are shown; None: those of `run`, where that is given.
         engine: engine that proposes boxes.
         boxes: filter of the boxes; None is the paper's.
         seed: seed of the views and augmentations. The same seed gives the same figure.
@@ -113,7 +167,9 @@ def explain(
     if method is not None:
         crops = dict(zip(("instances", "instances_again"), inputs.instance_inputs.unsqueeze(1), strict=False))
         transport = method.eval().transport({"scenes": inputs.scene_inputs.unsqueeze(1), **crops})
-    return Explained(image=image, proposals=proposals, kept=kept, inputs=inputs, transport=transport)
+    of = features or run
+    dense = None if of is None else dense_features(image, of)
+    return Explained(image=image, proposals=proposals, kept=kept, inputs=inputs, transport=transport, features=dense)
 
 
 def figure(found: Explained, out: Path) -> None:
@@ -128,13 +184,15 @@ def figure(found: Explained, out: Path) -> None:
     if out.suffix.lower() not in SUFFIXES:
         raise InputError(f"{out}: expected a name that ends in {', '.join(SUFFIXES)}")
     K = len(found.inputs.instances)
-    rows = 3 if found.transport is not None else 2
+    rows = 2 + (found.transport is not None) + (found.features is not None)
     whole = Figure(figsize=(15, 4.4 * rows), layout="constrained")
-    parts = whole.subfigures(rows, 1, height_ratios=[1, 1, 1.1][:rows], squeeze=False)[:, 0]
+    parts = whole.subfigures(rows, 1, height_ratios=[1, 1, *[1.1] * (rows - 2)], squeeze=False)[:, 0]
     _draw_boxes(parts[0], found)
     _draw_crops(parts[1], found, K)
     if found.transport is not None:
         _draw_plan(parts[2], found, found.transport, K)
+    if found.features is not None:
+        _draw_features(parts[-1], found, found.features)
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(out) as file:
         whole.savefig(file, format=out.suffix[1:].lower(), dpi=110)
@@ -233,6 +291,22 @@ def _draw_plan(part: Any, found: Explained, transport: Transport, K: int) -> Non
                     ax.set_ylabel(f"{name}\n{weight}", fontsize=8, rotation=0, ha="right", va="center")
                 else:
                     ax.set_title(f"{name}   {weight}", fontsize=8)
+
+
+def _draw_features(part: Any, found: Explained, features: DenseFeatures) -> None:
+    """Draw the map's colours beside the image: places of one colour have like features."""
+    image, colours = part.subplots(1, 2)
+    _picture(image, found.image)
+    image.set_title("the image, whole")
+    colours.imshow(features.colours, interpolation="nearest", aspect="auto")
+    colours.set_box_aspect(found.image.shape[0] / found.image.shape[1])
+    colours.set_xticks([])
+    colours.set_yticks([])
+    h, w, D = features.size
+    shares = ", ".join(f"{share:.0%}" for share in features.shares)
+    colours.set_title(
+        f"dense features, {h} x {w} x {D}: three main directions as red, green, blue ({shares} of the variance)"
+    )
 
 
 def _picture(ax: Any, pixels: np.ndarray) -> None:

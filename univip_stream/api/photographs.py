@@ -3,21 +3,20 @@
 import importlib.util
 import json
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from univip_stream.cli.jobs import summary
-from univip_stream.cli.mine import print_plan
-from univip_stream.cli.progress import Progress, duration
+from univip_stream.api.mining import mine as run_mining
+from univip_stream.api.mining import summary
+from univip_stream.api.progress import duration
 from univip_stream.distributed import ALONE, Process, pick_device
 from univip_stream.errors import InputError, UsageError, counted, why
 from univip_stream.machine import available_memory, usable_cpus
 from univip_stream.mining import MiningConfig
-from univip_stream.mining import mine as run_mining
-from univip_stream.mining.pipeline import MiningPlan
 from univip_stream.pretrain import Interrupted, PretrainConfig
 from univip_stream.pretrain.auto import Images, Machine, choose
 from univip_stream.pretrain.load import CONFIG, told_now
@@ -66,26 +65,19 @@ def shards_of(
         raise UsageError(
             "--src with several ranks: each would mine; run `univip-stream mine` first, then train with --shards"
         )
-    bar: list[Progress] = []
-
-    def planned(plan: MiningPlan, finished: int) -> None:
-        say("1 of 2: mining")
-        if not quiet:
-            print_plan(plan, finished, str(folder))
-        bar.append(Progress("mining", plan.job.images, unit="images", done=finished, quiet=quiet))
-
     # Where Ray is not installed, and where there is one CPU to share, this process mines by itself.
     inline = importlib.util.find_spec("ray") is None or usable_cpus() == 1
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    in_main = threading.current_thread() is threading.main_thread()  # signals belong to it
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
         config = MiningConfig(sources=sources, out=str(folder), inline=inline, max_failures=max_failures)
-        report = run_mining(config, planned=planned, progress=lambda images: bar[0].add(images))
+        say("1 of 2: mining")
+        report = run_mining(config, quiet=quiet)
     except KeyboardInterrupt:
         raise Interrupted("stopped while mining: finished shards are kept; run the same command to go on") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
-        for line in bar:
-            line.__exit__(None, None, None)
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     say(summary(report.manifest))
     for note in report.notes:
         say(note)

@@ -1,0 +1,91 @@
+"""`univip_stream.mine`, `train`, `evaluate`, `embed`: the commands' own work, with errors as exceptions."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import univip_stream as us
+from univip_stream.cli import cli
+
+SETTINGS = {
+    "method.backbone": "test_resnet", "method.hidden": 32, "method.width": 16, "views.scene_size": 32, "views.instances": 0,
+    "stream.batch_size": 4, "stream.workers": 0, "precision": "fp32", "steps": 2,
+}  # fmt: skip
+
+
+def test_everything_offered_is_there_and_nothing_else():
+    for name in us.__all__:
+        assert getattr(us, name) is not None
+    assert set(us.__all__) <= set(dir(us))
+    with pytest.raises(AttributeError, match="no attribute 'mime'"):
+        us.mime  # noqa: B018
+
+
+def test_a_run_of_the_command_is_gone_on_with_from_python_and_shown_alike(drawn_shards, tmp_path, capsys):
+    """One configuration, whichever way it is given: the run is the same run."""
+    words = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    run = tmp_path / "run"
+    done = CliRunner().invoke(
+        cli, ["train", "--shards", str(drawn_shards), "--out", str(run), "--recipe", "cpu-demo", *words]
+    )
+    assert done.exit_code == 0, done.output
+    config = us.TrainConfig(out=run, shards=str(drawn_shards), recipe="cpu-demo", settings=SETTINGS)
+    assert us.train(config, quiet=True) == {}
+    assert capsys.readouterr() == ("", "")
+    seen = []
+    last = us.train(
+        us.TrainConfig(out=tmp_path / "other", shards=(str(drawn_shards),), recipe="cpu-demo", settings=SETTINGS),
+        progress=lambda step, steps, values: seen.append((step, steps, values["loss"])),
+    )
+    shown = capsys.readouterr().err
+    assert [line for line in shown.splitlines() if line.startswith("step ")][-1].startswith("step 2/2  loss ")
+    assert seen[-1] == (2, 2, last["loss"])
+    by_command = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [loss for _, _, loss in seen] == by_command
+
+
+WRONG = {
+    "nothing to train on": lambda shards, out: us.train(us.TrainConfig(out=out)),
+    "a setting that is none": lambda shards, out: us.train(
+        us.TrainConfig(out=out, shards=str(shards), settings={"optim.rate": 1})
+    ),
+    "a time for a recipe that has its own": lambda shards, out: us.train(
+        us.TrainConfig(out=out, shards=str(shards), recipe="cpu-demo", time="1h")
+    ),
+    "no neighbours": lambda shards, out: us.Knn(run=out, train=shards, val=shards, k=0),
+    "a protocol that is none": lambda shards, out: us.Linear(run=out, train=shards, val=shards, protocol="orla"),
+    "a rate that is none": lambda shards, out: us.Finetune(run=out, train=shards, val=shards, rates=(float("nan"),)),
+    "a share of nothing": lambda shards, out: us.evaluate(us.Finetune(run=out, train=shards, val=shards, fraction="0%")),
+    "a folder as a file": lambda shards, out: us.EmbedConfig(run=out, source=shards, out=shards),
+    "an engine that is none": lambda shards, out: us.mine(us.MiningConfig(sources=(shards,), out=out, proposals="selective")),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_called_wrongly_is_an_exception_before_any_work(what, drawn_shards, tmp_path):
+    with pytest.raises(us.UsageError):
+        WRONG[what](drawn_shards, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_an_input_error(tmp_path, drawn_folder):
+    with pytest.raises(us.InputError, match="no such"):
+        us.mine(us.MiningConfig(sources=(tmp_path / "none",), out=tmp_path / "out"))
+    with pytest.raises(us.InputError, match="no such run"):
+        us.embed(us.EmbedConfig(run=tmp_path / "none", source=drawn_folder, out=tmp_path / "f.parquet"))
+
+
+def test_a_command_takes_what_its_configuration_has():
+    """An option that reaches no field, or a field that no option sets, would be a second way."""
+    from dataclasses import fields
+
+    from univip_stream.cli import embed, protocols
+
+    for command, kind, own in (
+        (embed.embed, us.EmbedConfig, {"quiet", "as_json"}),
+        (protocols.knn, us.Knn, {"quiet", "as_json"}),
+        (protocols.linear, us.Linear, {"quiet", "as_json"}),
+        (protocols.finetune, us.Finetune, {"quiet", "as_json"}),
+    ):
+        assert {option.name for option in command.params} - own == {member.name for member in fields(kind)}
