@@ -33,13 +33,19 @@ class Backbone(nn.Module):
         return cast(Tensor, self.trunk(images))
 
 
-def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = False) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    small_stem: bool = False,
+    instead: str = "leave method.pretrained off to begin with random weights",
+) -> Backbone:
     """Build a backbone by name: a torchvision ResNet (resnet18, resnet50, wide_resnet50_2 ...) or any timm model.
 
     A name that both have is torchvision's, the paper's; `timm/NAME` asks for timm's. `pretrained` downloads the library's
-    weights. `small_stem` gives a ResNet a 3 x 3 stride-1 first convolution and no max-pooling, for images of some 32 to
-    96 px. Raises UsageError for a name that neither has, and for a small stem on another architecture; InputError for weights
-    that cannot be had.
+    weights; `instead` ends the sentence that says that they cannot be had. `small_stem` gives a ResNet a 3 x 3 stride-1 first
+    convolution and no max-pooling, for images of some 32 to 96 px. Raises UsageError for a name that neither has, and for a
+    small stem on another architecture; InputError for weights that cannot be had.
     """
     try:
         trunk, width = _trunk(name, pretrained)
@@ -51,8 +57,7 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"the library's weights of {name} cannot be had ({why[0]}). They are downloaded once, and kept below $TORCH_HOME "
-            "(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or leave method.pretrained "
-            "off to begin with random weights"
+            f"(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or {instead}"
         ) from error
     if small_stem:
         _make_stem_small(trunk, name)

@@ -34,7 +34,8 @@ LABELLED = {
     "run": ["{run}"], "train": ["{labelled}"], "val": ["{labelled}"], "workers": ["0"], "device": ["cpu"], "image_size": ["32"],
     "out": ["{out}.json"],
 }  # fmt: skip
-JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": DEVICE}
+SUBJECT = DEVICE | {"subject"}
+JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": SUBJECT}
 IMPORT = {"sources": ["{coco}/train2017"], "out": ["{out}"], "inline": []}
 IMPORTED = {
     "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"},
@@ -97,14 +98,14 @@ TABLE: dict[str, Walked] = {
     "eval linear": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "batch_size": ["8"]},
         outputs={"out": ".json", "cache": "/"},
-        **JUDGED | {"texts": DEVICE | {"protocol"}},
+        **JUDGED | {"texts": SUBJECT | {"protocol"}},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval finetune": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "multipliers": ["1"], "batch_size": ["8"], "fraction": ["50%"]},
         outputs={"out": ".json"},
         inputs=JUDGED["inputs"] | {"subset": (".txt",)},
-        texts=DEVICE | {"fraction"},
+        texts=SUBJECT | {"fraction"},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval detect": Walked(
@@ -119,7 +120,7 @@ TABLE: dict[str, Walked] = {
             "run": RUN, "train_json": (".json",), "train_images": ("/",), "val_json": (".json",), "val_images": ("/",),
         },
         outputs={"out": ".json"},
-        texts=DEVICE,
+        texts=SUBJECT,
         long=frozenset({"iterations", "workers", "batch_size", "sides"}),
     ),
     "embed": Walked(

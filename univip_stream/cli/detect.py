@@ -16,8 +16,8 @@ from univip_stream.cli.judging import (
     out_option,
     print_left_out,
     reading_workers,
-    run_argument,
     sole_writer,
+    subject_argument,
     write_result,
 )
 from univip_stream.cli.progress import duration
@@ -36,7 +36,7 @@ _PROGRESS_EVERY = 5.0
 
 
 @click.command()
-@run_argument
+@subject_argument
 # What to judge on.
 @click.option("--train-json", type=_FILE, help="COCO's annotations of the images to learn from.")
 @click.option("--train-images", type=_FOLDER, help="Their folder.")
@@ -74,7 +74,7 @@ _PROGRESS_EVERY = 5.0
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def detect(
-    run: Path,
+    run: str,
     train_json: Path | None,
     train_images: Path | None,
     val_json: Path | None,

@@ -14,9 +14,10 @@ PROTOCOLS = {
 
 @click.group(cls=LazyGroup, table=PROTOCOLS)
 def evaluate() -> None:
-    """Judge the representation of a run, a checkpoint or a backbone.safetensors.
+    """Judge the representation of a run, a checkpoint or a backbone.safetensors; or, by --subject, of another network.
 
     \b
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val --out runs/coco/eval/linear.json
+    univip-stream eval linear --subject random:resnet50 --train imagenet/train --val imagenet/val --out random.json
     """

@@ -1,5 +1,6 @@
 """Shared by the commands that judge: options, and writing a result."""
 
+import functools
 import json
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.failures import MAX_FAILURES, allowed_failures, listed
 from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
@@ -27,6 +28,26 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def run_argument(command: _Command) -> _Command:
     """Add the argument RUN, the network that is judged."""
     return click.argument("run", type=click.Path(path_type=Path))(command)
+
+
+def subject_argument(command: _Command) -> _Command:
+    """Add the argument RUN and --subject, of which one names the network that is judged; the command gets it as `run`."""
+
+    @functools.wraps(command)
+    def with_subject(*args: Any, run: str | None, subject: str | None, **options: Any) -> Any:
+        if (run is None) == (subject is None):
+            found = "neither is" if run is None else "both are"
+            raise UsageError(f"RUN and --subject name the network to judge, and {found} given; expected one of them")
+        return command(*args, run=subject if run is None else run, **options)
+
+    option = click.option(
+        "--subject",
+        metavar="NETWORK",
+        help="Judge another network than a run's, by the same code: random:resnet50 (@SEED for another than 0), "
+        "torchvision:resnet50 (supervised; @WEIGHTS for others than its first), timm:NETWORK, or a file of a ResNet's weights "
+        "(of others, say its network: timm:NETWORK=FILE). Its crops have 224 px, or what timm names.",
+    )
+    return click.argument("run", required=False)(option(with_subject))  # type: ignore[return-value]
 
 
 def source_options(command: _Command) -> _Command:
@@ -147,12 +168,12 @@ def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
 
 
 @contextmanager
-def cache_folder(run: Path, asked: Path | None, process: "Process") -> Iterator[Path]:
+def cache_folder(run: str | Path, asked: Path | None, process: "Process") -> Iterator[Path]:
     """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
     from univip_stream.distributed import said_by_the_first
 
-    if asked is not None or run.is_dir():
-        yield run / "features" if asked is None else asked
+    if asked is not None or Path(run).is_dir():
+        yield Path(run) / "features" if asked is None else asked
         return
     made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
     try:

@@ -15,10 +15,10 @@ from univip_stream.cli.judging import (
     print_left_out,
     print_source_notes,
     reading_workers,
-    run_argument,
     running_options,
     sole_writer,
     source_options,
+    subject_argument,
     write_result,
 )
 from univip_stream.cli.progress import Progress
@@ -42,7 +42,7 @@ _CACHE = click.option(
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Neighbours that vote.")
 @click.option("--temperature", default=0.07, show_default=True, type=click.FloatRange(min=0, min_open=True),
@@ -52,7 +52,7 @@ _CACHE = click.option(
 @_CACHE
 @running_options
 def knn(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,
@@ -110,7 +110,7 @@ def knn(
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option("--protocol", type=click.Choice([*PROTOCOLS]), help="[default: the paper's for RUN's recipe, else features]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the protocol's]")
@@ -122,7 +122,7 @@ def knn(
 @_CACHE
 @running_options
 def linear(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,
@@ -196,7 +196,7 @@ def linear(
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option(
     "--fraction",
@@ -219,7 +219,7 @@ def linear(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @running_options
 def finetune(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,
