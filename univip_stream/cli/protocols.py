@@ -143,9 +143,9 @@ def linear(
     """Train a linear classifier on the frozen features of RUN.
 
     All learning rates are tried at once, each with its own classifier. The best is chosen on held-out training images, and
-    only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for COCO),
-    orl-last, features (central crops, computed once: minutes instead of hours). With --out, an interrupted command continues
-    from the last epoch when it is run again.
+    only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for COCO: a
+    classifier on each depth of a ResNet, the result is the last's), orl-last, features (central crops, computed once: minutes
+    instead of hours). With --out, an interrupted command continues from the last epoch when it is run again.
 
     \b
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
@@ -192,6 +192,8 @@ def linear(
                f"(rate {result['rate']:g}{how}; chance {result['chance']:.3f})")  # fmt: skip
     for row in result["rates"] if result["held_out"] else []:
         click.echo(f"  rate {row['rate']:<8g} held out {row['held_out_top1']:.3f}  top-1 {row['top1']:.3f}")
+    for name, row in result.get("layers", {}).items():
+        click.echo(f"  {name:8} top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}")
     print_left_out(result)
 
 
