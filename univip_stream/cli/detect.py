@@ -99,13 +99,14 @@ def detect(
 ) -> None:
     """Fine-tune a detector around the backbone of RUN and score it with pycocotools.
 
-    Mask R-CNN, Faster R-CNN or RetinaNet with a feature pyramid (torchvision's), nothing frozen, batch normalisation over all
-    ranks. Killed with --out, the same command goes on from its last state.
+    Mask R-CNN, Faster R-CNN or RetinaNet with a feature pyramid, or the first two without one (-c4), of torchvision's parts;
+    nothing frozen, batch normalisation over all ranks. With --voc, VOC's own AP is computed too. Killed with --out, the same
+    command goes on from its last state.
 
     \b
     univip-stream eval detect runs/coco --train-json instances_train2017.json --train-images train2017 \\
         --val-json instances_val2017.json --val-images val2017 --out runs/coco/eval/mask-rcnn.json
-    torchrun --nproc-per-node 8 -m univip_stream eval detect runs/coco --voc VOCdevkit
+    torchrun --nproc-per-node 8 -m univip_stream eval detect runs/coco --voc VOCdevkit --model faster-rcnn-c4
     """
     if schedule is not None and iterations is not None:
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
@@ -162,7 +163,7 @@ def detect(
     if as_json:
         click.echo(json.dumps(result))
         return
-    for kind in ("bbox", "segm"):
+    for kind in ("bbox", "segm", "voc"):
         if kind in result:
             click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in result[kind].items()))
     print_left_out(result)
