@@ -91,7 +91,7 @@ TABLE: dict[str, Walked] = {
         long=frozenset({"workers", "max_boxes", "image_size"}),
     ),
     "plot": Walked({"runs": ["{run}"], "out": ["{out}.html"]}, inputs={"runs": ("/",)}, outputs={"out": ".html"}),
-    "results": Walked({"runs": ["{run}"]}, inputs={"runs": ("/",)}),
+    "results": Walked({"runs": ["{run}"]}, inputs={"runs": ("/",)}, texts=frozenset({"paper"})),
     "eval knn": Walked(
         LABELLED, outputs={"out": ".json", "cache": "/"}, long=frozenset({"workers", "image_size"}), **JUDGED
     ),
@@ -131,7 +131,8 @@ TABLE: dict[str, Walked] = {
         long=frozenset({"workers", "image_size"}),
     ),
     "export backbone": Walked(
-        {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"}
+        {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"},
+        texts=frozenset({"subject"}),
     ),
     "export card": Walked({"run": ["{run}"], "out": ["{out}.md"]}, inputs={"run": ("/",)}, outputs={"out": ".md"}),
     "export boxes": Walked(

@@ -1,5 +1,8 @@
 """Recipes: a name, and the whole configuration it stands for. Every number says where it comes from.
 
+The first lines of a recipe are its promise: hardware and hours, the expected number, the command. The hours are derived, not measured
+(`paper_tables.RATES`), and the numbers are the paper's: no recipe but `cpu-demo` has been run to its end here.
+
 The paper (section 4) follows ORL on COCO and BYOL on ImageNet; what it leaves out is theirs.
 """
 
