@@ -99,6 +99,22 @@ def test_all_tables_are_there_and_a_row_of_ours_or_byols_has_its_command():
         table_of(14)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "cpu-demo"])
+def test_a_recipe_begins_with_its_promise(name):
+    """Hardware, hours, number and command, those of the tables; and the loss scale and rate that go together."""
+    text = " ".join(RECIPES[name].__doc__.split())
+    network, config = NETWORKS[name], RECIPES[name]()
+    first = RECIPES[name].__doc__.splitlines()[0]
+    assert f"{network.hours():.0f} h on one H200 (derived)" in first
+    rows = {number: next(row for row in TABLES[number].rows if row.network == name) for number in (1, 4)}
+    assert f"top-1 {rows[1].numbers[0]}" in first
+    assert f"box AP {rows[4].numbers[0]}" in first
+    assert network.train in text
+    assert parsed(network.train)[1]["recipe"] == name
+    assert re.search(rf"(loss_scale=|loss scale ){config.method.loss_scale:g}\b", text)
+    assert re.search(rf"rate {config.optim.lr:g}\b", text)
+
+
 def detected(model, iterations, run, **more):
     return {"protocol": "detect", "run": run, "detect": {"model": model, "iterations": iterations, "batch_size": 16}, **more}
 
