@@ -108,6 +108,16 @@ TABLE: dict[str, Walked] = {
         texts=SUBJECT | {"fraction"},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
+    "eval svm": Walked(
+        {
+            "run": ["{run}"], "devkit": ["{voc07}"], "costs": ["1"], "workers": ["0"], "device": ["cpu"], "image_size": ["32"],
+            "out": ["{out}.json"],
+        },
+        inputs={"run": RUN, "devkit": ("/",)},
+        outputs={"out": ".json"},
+        texts=SUBJECT,
+        long=frozenset({"workers", "image_size"}),
+    ),
     "eval detect": Walked(
         {
             "run": ["{resnet}"], "train_json": ["{coco}/annotations/instances_train2017.json"],

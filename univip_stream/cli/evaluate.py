@@ -8,6 +8,7 @@ PROTOCOLS = {
     "knn": Command("univip_stream.cli.protocols:knn", "The nearest labelled images vote: quick, nothing is trained."),
     "linear": Command("univip_stream.cli.protocols:linear", "A linear classifier on frozen features."),
     "finetune": Command("univip_stream.cli.protocols:finetune", "The whole network, on few labels."),
+    "svm": Command("univip_stream.cli.svm:svm", "Linear SVMs on frozen features, on VOC07."),
     "detect": Command("univip_stream.cli.detect:detect", "A detector around it, on COCO or VOC."),
 }
 

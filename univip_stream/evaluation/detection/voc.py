@@ -79,6 +79,11 @@ def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def _area(recall: np.ndarray, precision: np.ndarray, eleven: bool) -> float:
     if eleven:
         return float(np.mean([precision[recall >= point].max(initial=0) for point in np.arange(0, 1.1, 0.1)]))
+    return area_under(recall, precision)
+
+
+def area_under(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Return the area under a curve of precision over recall, each precision the highest of its recall or a larger one."""
     recall = np.concatenate([[0], recall, [1]])
     highest = np.maximum.accumulate(np.concatenate([[0], precision, [0]])[::-1])[::-1]
     return float((np.diff(recall) * highest[1:]).sum())
