@@ -68,7 +68,7 @@ class LayerHeads(nn.Module):
         return [weight for layer in self.layers for weight in layer.weights]  # type: ignore[union-attr,misc]
 
     def forward(self, maps_BD: Tensor) -> Tensor:
-        parts = maps_BD.split([channels * places for channels, places in self.shapes], dim=1)
+        parts = maps_BD.split([channels * places for channels, places in self.shapes], dim=1)  # type: ignore[no-untyped-call]
         return torch.cat(
             [
                 layer(norm(part.unflatten(1, shape)).flatten(1))

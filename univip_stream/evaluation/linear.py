@@ -204,7 +204,9 @@ def linear(
     heads.to(device)
     if process.world_size > 1:
         synchronise_batchnorm(heads, device.type)
-    groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
+    # A set of fewer images than a batch is one smaller batch; up to 256 the rates are as they are.
+    batch = min(protocol.batch_size, max(len(learn), 256))
+    groups = heads.groups([rate * batch / 256 for rate in protocol.rates], protocol.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
     batches_of: _FeatureBatches
     if protocol.augment is None:

@@ -48,10 +48,11 @@ def voc_svm(
     """Judge by linear SVMs on VOC07: trained on `trainval`, mean AP over the classes on `test`.
 
     ORL's protocol (2ad64f7, benchmarks/dist_test_svm_pretrain.sh): images of 256 px, squeezed to a square of the subject's size;
-    res5 pooled to 2 x 2, 8,192 features of a ResNet-50, divided by their length; for each class scikit-learn's LinearSVC with squared
-    hinge, class weights 2 : 1, 2,000 iterations; its cost the best mean AP of three folds; AP is the area under the curve. Images
-    whose objects of a class are all difficult train as negatives and are not judged. Different here: a network that is no ResNet
-    gives its pooled output; a class with fewer than three images in either set is left out and named, where ORL would fail.
+    res5 pooled to 2 x 2, 8,192 features of a ResNet-50, divided by their length; for each class scikit-learn's LinearSVC with
+    squared hinge, class weights 2 : 1, 2,000 iterations; its cost the best mean AP of three folds; AP is the area under the
+    curve. Images whose objects of a class are all difficult train as negatives and are not judged. Different here: a network that
+    is no ResNet gives its pooled output; a class with fewer than three images in either set is left out and named, where ORL
+    would fail.
 
     Args:
         subject: network to judge.

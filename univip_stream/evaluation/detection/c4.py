@@ -42,7 +42,7 @@ class Region5(nn.Module):
         return cast(Tensor, self.norm(self.res5(pooled)))
 
 
-class Res5Heads(RoIHeads):
+class Res5Heads(RoIHeads):  # type: ignore[misc]
     """torchvision's heads on the maps of res5. Masks are learnt on the maps that boxes were learnt on, those of the objects.
 
     So res5 runs once a step, on one batch of regions, and its normalisation is scored with what it was trained on; torchvision's
