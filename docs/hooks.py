@@ -1,7 +1,7 @@
 """MkDocs calls these while it builds the site: pages made from what the code and the repository already say.
 
-`python docs/hooks.py` writes reference/settings.md and the tree in ARCHITECTURE.md, which are kept in the repository to be read
-there too; a test holds them to the code.
+`python docs/hooks.py` writes reference/settings.md, tables.md and the tree in ARCHITECTURE.md, which are kept in the repository
+to be read there too; tests hold them to the code.
 """
 
 import ast
@@ -14,8 +14,10 @@ from mkdocs.structure.files import File, Files
 
 from univip_stream.cli import COMMANDS, cli
 from univip_stream.pretrain.meanings import Setting, group_meanings, settings_of
+from univip_stream.pretrain.paper_tables import NETWORKS, RATES, TABLES, commands_for
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TABLES_PAGE = REPOSITORY / "docs" / "tables.md"
 SETTINGS = REPOSITORY / "docs" / "reference" / "settings.md"
 ARCHITECTURE = REPOSITORY / "ARCHITECTURE.md"
 _TREE = ("<!-- tree begins -->", "<!-- tree ends -->")
@@ -84,6 +86,69 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def tables_page() -> str:
+    """Every table of the paper: the numbers of its rows that are ours, BYOL's or a reference, and the commands that make them."""
+    lines = [
+        "# The tables of the paper",
+        "",
+        "Written by `python docs/hooks.py` from `univip_stream/pretrain/paper_tables.py`; do not edit it by hand.",
+        "",
+        "Each row of Tables 1 to 13 that is UniVIP's, BYOL's or a reference (random, supervised), with its command. `univip-stream",
+        "results --paper N RUN...` prints a whole table, other methods too, with your runs beside it. With `torchrun",
+        "--nproc-per-node 8 -m univip_stream` in place of `univip-stream`, training and judging use eight GPUs.",
+        "",
+        "**No row has been made at the paper's size here:** the numbers are the paper's; what was tried at small scale is said",
+        "under each table.",
+        "",
+        f"Hours are derived. {RATES}.",
+        "",
+        "The rows of detection have two roads: Detectron2, as the paper, from a configuration of ours (`detectron2/` is a checkout",
+        "of it, `$DETECTRON2_DATASETS` says where its data is), and `eval detect`, which needs no Detectron2 and differs from it",
+        "as `DetectionProtocol` says.",
+        "",
+        "## The shards",
+        "",
+        "```bash",
+        "univip-stream mine --src coco/train2017 --out shards-coco",
+        "univip-stream mine --src coco/train2017 --src coco/unlabeled2017 --out shards-coco-plus",
+        "univip-stream mine --src imagenet/train --out shards-imagenet",
+        "# of Table 8 (b)",
+        "univip-stream mine --src coco/train2017 --proposals ground-truth --annotations coco/annotations/instances_train2017.json"
+        " --out shards-coco-gt",
+        "```",
+        "",
+        "## The networks",
+        "",
+        "| network | hours on one H200, derived | command |",
+        "|---|---|---|",
+    ]
+    for name, network in NETWORKS.items():
+        hours = f"{network.hours():.0f}" if network.train else "-"
+        lines.append(f"| `{name}` | {hours} | `{network.train or network.run}` |")
+    for number, table in TABLES.items():
+        own = [row for row in table.rows if row.network is not None]
+        heads = ["method", "pre-trained on", "epochs", *(column.name for column in table.columns), "network"]
+        lines += [
+            "",
+            f"## Table {number}: {table.title}",
+            "",
+            f"{table.protocol}.",
+            "",
+            f"Hours for judging one network: {table.hours}.",
+        ]
+        lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        for row in own:
+            numbers = ["-" if value is None else f"{value:.1f}" for value in row.numbers]
+            cells = [row.method, row.data, "-" if row.epochs is None else str(row.epochs), *numbers, f"`{row.network}`"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", "```bash"]
+        for network in dict.fromkeys(row.network for row in own):
+            row = next(row for row in own if row.network == network)
+            lines += [f"# {network}", *commands_for(table, row)]
+        lines += ["```", "", f"Last tried at small scale: {table.tried}."]
+    return "\n".join(lines) + "\n"
+
+
 def _row(setting: Setting) -> str:
     others = "".join(f"<br>{recipe}: `{value}`" for recipe, value in setting.recipes.items())
     cells = [
@@ -129,4 +194,5 @@ def _first_sentence(path: Path) -> str:
 
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page())
+    TABLES_PAGE.write_text(tables_page())
     ARCHITECTURE.write_text(with_tree(ARCHITECTURE.read_text()))

@@ -8,6 +8,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "torch": "torch", "torchvision": "torchvision", "timm": "timm", "webdataset": "webdataset", "safetensors": "safetensors",
         "tensorboard": "tensorboard", "pycocotools": "pycocotools",
     },
+    "svm": {"sklearn": "scikit-learn"},
 }  # fmt: skip
 """Extras of pyproject.toml -> their modules, each with the name of its package."""
 

@@ -33,7 +33,13 @@ class Backbone(nn.Module):
         return cast(Tensor, self.trunk(images))
 
 
-def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = False) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    small_stem: bool = False,
+    instead: str = "leave method.pretrained off to begin with random weights",
+) -> Backbone:
     """Build a backbone by name: a torchvision ResNet (resnet18, resnet50, wide_resnet50_2 ...) or any timm model.
 
     If both have a name, it means torchvision's, as in the paper; `timm/NAME` asks for timm's.
@@ -43,6 +49,7 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
         pretrained: download the weights of the library.
         small_stem: give a ResNet a first convolution of 3 x 3 with stride 1 and no max-pooling, for images of 32 to 96
             pixels.
+        instead: how the sentence ends that says that the library's weights cannot be had.
 
     Raises:
         UsageError: neither library has the name, or a small stem is asked for on another architecture.
@@ -59,8 +66,7 @@ def build_backbone(name: str, *, pretrained: bool = False, small_stem: bool = Fa
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"the library's weights of {name} cannot be had ({why[0]}). They are downloaded once, and kept below $TORCH_HOME "
-            "(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or leave method.pretrained "
-            "off to begin with random weights"
+            f"(torchvision) or $HF_HOME (timm): fetch them where a network is and copy that folder, or {instead}"
         ) from error
     if small_stem:
         _make_stem_small(trunk, name)

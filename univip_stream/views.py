@@ -27,9 +27,10 @@ class ViewConfig:
     overlap: bool = True
     """Draw pairs of views until their overlap holds K boxes (Algorithm 1). False takes any two views. Source: UniVIP, Table
     8 (a)."""
-    regions: Literal["mined", "naive", "none"] = "mined"
-    """Origin of the instances: mined takes the boxes of the shards, naive random ones, and none goes with
-    views.instances=0. Source: UniVIP, Table 8 (b)."""
+    regions: Literal["mined", "naive", "naive-candidates", "none"] = "mined"
+    """Origin of the instances: mined takes the boxes of the shards; naive random ones inside whatever overlap comes;
+    naive-candidates puts random boxes in the places of the shards', as many as an image has, so that Algorithm 1 chooses views by
+    them; and none goes with views.instances=0. Source: UniVIP, Table 8 (b)."""
     scene_size: int = 224
     """Side of a scene view, in pixels. Source: BYOL."""
     instance_size: int = 96
@@ -85,7 +86,7 @@ class ViewConfig:
             if getattr(self, name) > 4096:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at most 4096 pixels")
         for name, allowed in (
-            ("regions", ("mined", "naive", "none")),
+            ("regions", ("mined", "naive", "naive-candidates", "none")),
             ("interpolation", ("bilinear", "bicubic")),
             ("instance_augmentations", (1, 2)),
             ("instance_draws", ("in-order", "either")),
@@ -146,6 +147,11 @@ def draw_views(
     """
     K = config.instances
     mined = boxes if config.regions == "mined" else boxes[:0]
+    if config.regions == "naive-candidates":
+        mined = naive_boxes(
+            (0, 0, width, height), len(boxes), rng, min_scale=config.min_scale, max_aspect=config.max_aspect,
+            max_iou=config.max_iou,
+        )  # fmt: skip
     if not config.overlap:
         scenes_24 = pairs_of_crops(rng, 1, width, height, config)[0]
         region = np.array([0, 0, width, height], np.int32)

@@ -34,7 +34,8 @@ LABELLED = {
     "run": ["{run}"], "train": ["{labelled}"], "val": ["{labelled}"], "workers": ["0"], "device": ["cpu"], "image_size": ["32"],
     "out": ["{out}.json"],
 }  # fmt: skip
-JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": DEVICE}
+SUBJECT = DEVICE | {"subject"}
+JUDGED = {"inputs": {"run": RUN, "train": ("/", ".tar"), "val": ("/", ".tar")}, "texts": SUBJECT}
 IMPORT = {"sources": ["{coco}/train2017"], "out": ["{out}"], "inline": []}
 IMPORTED = {
     "inputs": {"sources": IMAGES, "annotations": (".json",)}, "outputs": {"out": "/"},
@@ -90,22 +91,32 @@ TABLE: dict[str, Walked] = {
         long=frozenset({"workers", "max_boxes", "image_size"}),
     ),
     "plot": Walked({"runs": ["{run}"], "out": ["{out}.html"]}, inputs={"runs": ("/",)}, outputs={"out": ".html"}),
-    "results": Walked({"runs": ["{run}"]}, inputs={"runs": ("/",)}),
+    "results": Walked({"runs": ["{run}"]}, inputs={"runs": ("/",)}, texts=frozenset({"paper"})),
     "eval knn": Walked(
         LABELLED, outputs={"out": ".json", "cache": "/"}, long=frozenset({"workers", "image_size"}), **JUDGED
     ),
     "eval linear": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "batch_size": ["8"]},
         outputs={"out": ".json", "cache": "/"},
-        **JUDGED | {"texts": DEVICE | {"protocol"}},
+        **JUDGED | {"texts": SUBJECT | {"protocol"}},
         long=frozenset({"epochs", "workers", "image_size"}),
     ),
     "eval finetune": Walked(
         {**LABELLED, "epochs": ["1"], "rates": ["0.1"], "multipliers": ["1"], "batch_size": ["8"], "fraction": ["50%"]},
         outputs={"out": ".json"},
         inputs=JUDGED["inputs"] | {"subset": (".txt",)},
-        texts=DEVICE | {"fraction"},
+        texts=SUBJECT | {"fraction"},
         long=frozenset({"epochs", "workers", "image_size"}),
+    ),
+    "eval svm": Walked(
+        {
+            "run": ["{run}"], "devkit": ["{voc07}"], "costs": ["1"], "workers": ["0"], "device": ["cpu"], "image_size": ["32"],
+            "out": ["{out}.json"],
+        },
+        inputs={"run": RUN, "devkit": ("/",)},
+        outputs={"out": ".json"},
+        texts=SUBJECT,
+        long=frozenset({"workers", "image_size"}),
     ),
     "eval detect": Walked(
         {
@@ -119,7 +130,7 @@ TABLE: dict[str, Walked] = {
             "run": RUN, "train_json": (".json",), "train_images": ("/",), "val_json": (".json",), "val_images": ("/",),
         },
         outputs={"out": ".json"},
-        texts=DEVICE,
+        texts=SUBJECT,
         long=frozenset({"iterations", "workers", "batch_size", "sides"}),
     ),
     "embed": Walked(
@@ -130,7 +141,8 @@ TABLE: dict[str, Walked] = {
         long=frozenset({"workers", "image_size"}),
     ),
     "export backbone": Walked(
-        {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"}
+        {"run": ["{run}"], "format": ["timm"], "out": ["{out}.pth"]}, inputs={"run": RUN}, outputs={"out": ".pth"},
+        texts=frozenset({"subject"}),
     ),
     "export card": Walked({"run": ["{run}"], "out": ["{out}.md"]}, inputs={"run": ("/",)}, outputs={"out": ".md"}),
     "export boxes": Walked(

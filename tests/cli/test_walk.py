@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from commands import MORE, TABLE, coco_of, command_of, every_command, line
+from small_voc import voc07
 from unusable import inputs, numbers, outputs
 
 from univip_stream.cli import cli
@@ -99,6 +100,7 @@ def places(tmp_path_factory, drawn_folder, drawn_shards, labelled_folder, run_fo
     found = {
         "images": str(drawn_folder), "image": str(drawn_folder / names[0]), "labelled": str(labelled_folder), "coco": str(coco),
         "shards": str(drawn_shards), "run": str(run_folder), "resnet": str(resnet_folder), "missing": str(home / "missing"),
+        "voc07": str(voc07(home / "voc")),
         "features": str(home / "features.parquet"), "boxes.json": str(coco / "annotations" / "instances_train2017.json"),
     }  # fmt: skip
     base = ["--device", "cpu", "--workers", "0", "--quiet"]

@@ -17,8 +17,9 @@ from pycocotools import mask as mask_tools
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.evaluation.detection import protocol as module
+from univip_stream.evaluation.detection.batches import DetectionItems
 from univip_stream.evaluation.detection.data import DetectionSet, read_coco, read_voc
-from univip_stream.evaluation.detection.models import MODELS, build_detector, first_label
+from univip_stream.evaluation.detection.models import MODELS, build_detector, first_label, has_masks
 from univip_stream.evaluation.detection.protocol import DetectionProtocol, voc
 from univip_stream.evaluation.detection.score import average_precision, detections
 from univip_stream.evaluation.subject import open_subject
@@ -253,20 +254,21 @@ def test_every_detector_takes_the_backbone_and_freezes_nothing(name, run):
     subject = open_subject(run)
     network = build_detector(name, subject, 2, sides=(64,), longest=96)
     assert all(parameter.requires_grad for parameter in network.parameters())
-    for mine, theirs in zip(
-        network.backbone.body.state_dict().items(), subject.backbone.trunk.state_dict().items(), strict=True
-    ):
-        assert mine[0] == theirs[0]
-        assert torch.equal(mine[1], theirs[1])
+    mine = network.backbone.body.state_dict()
+    if name.endswith("-c4"):
+        mine |= {f"layer4.{key}": value for key, value in network.roi_heads.region.res5.state_dict().items()}
+    theirs = subject.backbone.trunk.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     assert not any("Frozen" in type(part).__name__ for part in network.modules())
     heads = network.head if name == "retinanet" else network.roi_heads
     assert any(isinstance(part, torch.nn.BatchNorm2d) for part in heads.modules()) == (name != "retinanet")
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1 + first_label(name)])}
-    if name == "mask-rcnn":
+    if has_masks(name):
         target["masks"] = torch.ones(1, 64, 64, dtype=torch.uint8)
     losses = network.train()([torch.rand(3, 64, 64)] * 2, [target] * 2)
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert ("loss_mask" in losses) == (name == "mask-rcnn")
+    assert ("loss_mask" in losses) == has_masks(name)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -276,7 +278,7 @@ def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name
     network = build_detector(name, open_subject(run), 2, sides=(64,), longest=96).train()
     if name != "retinanet":
         network.roi_heads.fg_bg_sampler.batch_size_per_image = 8  # for the test's time
-    images = module._Images(read_coco(drawn / "boxes.json", drawn), masks=name == "mask-rcnn")
+    images = DetectionItems(read_coco(drawn / "boxes.json", drawn), masks=has_masks(name))
     pixels, targets, _ = zip(*(images[number, False] for number in range(3)), strict=True)
     targets = [{**target, "labels": target["labels"] + first_label(name)} for target in targets]
     norms = [part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)]
@@ -306,7 +308,7 @@ def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name
 
 
 def test_rates_and_decays_are_detectron2s(run):
-    assert [module.rate_for(name, 16) for name in MODELS] == [0.02, 0.02, 0.01]
+    assert [module.rate_for(name, 16) for name in MODELS] == [0.02, 0.02, 0.01, 0.02, 0.02]
     assert module.rate_for("retinanet", 8) == 0.005
     network = build_detector("faster-rcnn", open_subject(run), 2, sides=(64,), longest=96)
     others, norms = module._groups(network, DetectionProtocol())
@@ -326,7 +328,11 @@ def test_the_rate_is_the_schedules():
     assert [protocol.rate_at(at) for at in (1000, 59_999, 60_000, 80_000)] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
     assert protocol.rate_at(0) == pytest.approx(0.02 * 1e-3)
     assert [round(voc().rate_at(at), 6) for at in (17_999, 18_000, 22_000)] == [0.02, 0.002, 0.0002]
+    assert [round(voc().rate_at(at), 6) for at in (99, 100)] == [0.0198, 0.02]  # MoCo's WARMUP_ITERS: 100
     assert DetectionProtocol(iterations=100).rate_at(10) == pytest.approx(0.02)
+    # Detectron2 02b5c4e: SOLVER.STEPS of its 1x, MoCo's 2x, its 3x; and the last 60 and 20 thousand of any longer one.
+    for iterations, falls in ((90, (60, 80)), (180, (120, 160)), (270, (210, 250)), (540, (480, 520))):
+        assert DetectionProtocol(iterations=iterations * 1000).falls() == tuple(at * 1000 for at in falls)
 
 
 def command(run, drawn, out, *more):
@@ -377,7 +383,7 @@ def test_the_loss_falls(run, drawn, tmp_path):
 def test_flipped_boxes_lie_on_flipped_pixels(drawn):
     known = read_coco(drawn / "boxes.json", drawn)
     for flip in (False, True):
-        image, target, _ = module._Images(known, masks=True)[0, flip]
+        image, target, _ = DetectionItems(known, masks=True)[0, flip]
         x1, y1, x2, y2 = target["boxes"][0].int().tolist()
         inside = torch.zeros(80, 96, dtype=torch.bool)
         inside[y1:y2, x1:x2] = True

@@ -1,7 +1,9 @@
-"""scrl and soco: RoIAlign and both losses against plain loops in float64."""
+"""scrl and soco: RoIAlign and both losses against plain loops in float64, and their variants as published."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,9 +11,12 @@ from torchvision.ops import roi_align
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import UsageError
-from univip_stream.methods import MethodConfig, ScenePlan, build_method
+from univip_stream.methods import METHODS, ScenePlan, build_method
+from univip_stream.methods.contrast import nt_xent
 from univip_stream.methods.maps import early_map, last_map, last_stage, pool_boxes
 from univip_stream.methods.regression import regression_loss
+from univip_stream.methods.soco import SoCoConfig, SoCoPlan, draw_cutouts
+from univip_stream.plan import Look
 from univip_stream.views import ViewConfig
 
 B, K, S, T = 3, 2, 64, 32
@@ -80,12 +85,14 @@ def test_regression_loss_is_byols_equation_2():
     assert regression_loss(q, z).item() == pytest.approx(expected / 5, abs=1e-12)
 
 
-def built(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+def built(name: str, **settings) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Two equal methods in float64 whose targets differ from their online networks."""
     torch.manual_seed(0)
     pair = []
     for _ in range(2):
-        method = build_method(MethodConfig(name=name, backbone="resnet18", hidden=12, width=6), PLAN).double()
+        method = build_method(
+            METHODS[name].Settings(name=name, backbone="resnet18", hidden=12, width=6, **settings), PLAN
+        ).double()
         pair.append(method)
         rng = torch.Generator().manual_seed(5)
         method.load_state_dict(pair[0].state_dict())
@@ -138,6 +145,94 @@ def test_scrl_is_its_equation():
     assert result["loss"].item() == pytest.approx(both_ways(*q, *t), abs=1e-9)
 
 
+def test_scrl_with_joint_statistics_is_one_batch_of_both_views():
+    """As kakaobrain/scrl runs it: the same boxes of both views through every network at once."""
+    method, twin = built("scrl", joint_statistics=True)
+    scenes, _, boxes = views()
+    result = method({"scenes": scenes, "boxes": boxes[:2].transpose(0, 1)})
+    with torch.no_grad():
+        images, places = scenes.reshape(2 * B, 3, S, S), [*boxes[0], *boxes[1]]
+        pooled = [
+            roi_align(last_map(net.backbone, images), places, 1, 1 / 32, aligned=False).flatten(1)
+            for net in (twin.online, twin.target)
+        ]
+        q = twin.predictor(twin.online.projector(pooled[0])).chunk(2)
+        t = twin.target.projector(pooled[1]).chunk(2)
+    assert result["loss"].item() == pytest.approx(both_ways(*q, *t), abs=1e-9)
+    apart, _ = built("scrl")
+    assert apart({"scenes": scenes, "boxes": boxes[:2].transpose(0, 1)})["loss"].item() != pytest.approx(
+        result["loss"].item()
+    )
+
+
+def test_simclr_with_joint_statistics_is_one_batch_of_both_views():
+    settings = METHODS["simclr"].Settings(name="simclr", backbone="test_resnet", hidden=12, width=6, joint_statistics=True)
+    torch.manual_seed(0)
+    method = build_method(settings, PLAN).double()
+    scenes = views()[0]
+    before = copy.deepcopy(method.online)
+    result = method({"scenes": scenes})
+    first, second = before(scenes.reshape(2 * B, 3, S, S)).chunk(2)
+    assert result["loss"].item() == pytest.approx(nt_xent(first, second, settings.temperature).item(), abs=1e-12)
+    norm = next(part for part in method.online.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    assert norm.num_batches_tracked == 1
+
+
+def test_soco_without_a_third_view_is_its_first_term_on_views_with_holes():
+    method, twin = built("soco", cutout_p=0.5)
+    scenes, _, boxes = views()
+    squares = torch.zeros(B, K, 4, dtype=torch.float64)
+    squares[0, 0], squares[2, 1] = torch.tensor([3.0, 5, 20, 22]), torch.tensor([40.0, 40, 64, 64])
+    result = method({"scenes": scenes.clone(), "boxes": boxes[:2].transpose(0, 1), "cutouts": squares})
+    holed = scenes[1].clone()
+    holed[0, :, 5:22, 3:20] = 0
+    holed[2, :, 40:64, 40:64] = 0
+    with torch.no_grad():
+        q, t = [], []
+        for view, image in enumerate((scenes[0], holed)):
+            features = []
+            for net in (twin.online, twin.target):
+                pooled = roi_align(early_map(net.backbone, image), list(boxes[view]), 14, 1 / 16, aligned=True)
+                features.append(net.projector(last_stage(net.backbone, pooled).mean((2, 3))))
+            q.append(twin.predictor(features[0]))
+            t.append(features[1])
+    assert result["loss"].item() == pytest.approx(both_ways(*q, *t), abs=1e-9)
+    assert result["loss_sizes"] == 0
+
+
+def test_cutouts_are_squares_around_a_point_of_their_box():
+    boxes = np.array([[10.0, 20, 110, 90], [0, 0, 224, 224]])
+    drawn = np.stack([draw_cutouts(boxes, 224, 0.5, (0.1, 0.3), np.random.default_rng(seed)) for seed in range(300)])
+    some = drawn[..., 2] > 0
+    assert 0.4 < some.mean() < 0.6
+    x1, y1, x2, y2 = np.moveaxis(drawn[:, 0][some[:, 0]], -1, 0)
+    assert ((x2 - x1) == (y2 - y1))[(x1 > 0) & (y1 > 0)].all()
+    share = (x2 - x1) * (y2 - y1) / (100 * 70)
+    assert 0.06 < share.min() < share.max() < 0.34
+    middle_x, middle_y = (x1 + x2) / 2, (y1 + y2) / 2
+    inside = (x1 > 0) & (y1 > 0)
+    assert ((middle_x >= 10) & (middle_x <= 111) & (middle_y >= 20) & (middle_y <= 91))[inside].all()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 224
+
+
+def test_socos_draws_without_the_variant_are_what_they_were():
+    """The variant draws after everything else, and a plan without it draws nothing more."""
+    views_of = ViewConfig(third_size=T, scene_size=S, box_jitter=0.1)
+    look = Look(sample=0, boxes=np.array([[5, 5, 90, 90]], np.int32), width=200, height=150)
+    plain, variant = (
+        SoCoPlan(SoCoConfig(name="soco", cutout_p=chance), views_of, AugmentConfig()).draw(look, np.random.default_rng(3))
+        for chance in (0.0, 1.0)
+    )
+    assert "cutouts" not in plain.facts
+    assert (plain.windows["scenes"] == variant.windows["scenes"]).all()
+    assert (plain.draws["scenes"] == variant.draws["scenes"]).all()
+    assert (plain.facts["boxes"][:2] == variant.facts["boxes"][:2]).all()
+    two = SoCoPlan(SoCoConfig(name="soco"), ViewConfig(scene_size=S), AugmentConfig()).draw(look, np.random.default_rng(3))
+    assert "third" not in two.windows
+    assert two.facts["boxes"].shape == (2, 4, 4)
+
+
 def test_soco_is_its_equation():
     method, twin = built("soco")
     scenes, third, boxes = views()
@@ -159,4 +254,4 @@ def test_soco_is_its_equation():
 
 def test_soco_asks_for_a_resnet():
     with pytest.raises(UsageError, match="soco needs a ResNet"):
-        build_method(MethodConfig(name="soco", backbone="convnext_atto", hidden=8, width=4), PLAN)
+        build_method(METHODS["soco"].Settings(name="soco", backbone="convnext_atto", hidden=8, width=4), PLAN)

@@ -34,7 +34,7 @@ class Judging:
     """What every protocol needs; use `Knn`, `Linear` or `Finetune`."""
 
     run: str | Path
-    """A run folder, a checkpoint or a backbone.safetensors."""
+    """A run folder, a checkpoint or a backbone.safetensors; or a reference such as random:resnet50 (see `pretrain.reference`)."""
     train: str | Path
     """Labelled images to learn from: a folder of class folders, or shards."""
     val: str | Path
@@ -168,9 +168,9 @@ def _knn(config: Knn, quiet: bool) -> Judged:
     sources = _sources(config, quiet)
 
     def judged(process: Process, *, fresh: bool = False) -> dict[str, Any]:
-        subject = open_subject(Path(config.run), image_size=config.image_size, untrained=fresh)
+        subject = open_subject(config.run, image_size=config.image_size, untrained=fresh)
         where = pick_device(config.device, process)
-        with cache_folder(Path(config.run), config.cache, process) as folder:
+        with cache_folder(config.run, config.cache, process) as folder:
             return knn_on(
                 subject, *sources, KnnConfig(k=config.k, temperature=config.temperature), cache=folder,
                 batch_size=config.batch_size, workers=reading_workers(config.workers), device=where, process=process,
@@ -186,7 +186,7 @@ def _knn(config: Knn, quiet: bool) -> Judged:
 
 def _linear(config: Linear, quiet: bool) -> Judged:
     sources = _sources(config, quiet)
-    subject = open_subject(Path(config.run), image_size=config.image_size)
+    subject = open_subject(config.run, image_size=config.image_size)
     chosen = PROTOCOLS[config.protocol or protocol_for(subject)]
     given = {"epochs": config.epochs, "batch_size": config.batch_size, "rates": config.rates or None}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def _linear(config: Linear, quiet: bool) -> Judged:
 
     def judged(process: Process) -> dict[str, Any]:
         try:
-            with cache_folder(Path(config.run), config.cache, process) as folder:
+            with cache_folder(config.run, config.cache, process) as folder:
                 return linear_on(
                     subject, *sources, chosen, cache=folder, out=None if config.out is None else Path(config.out),
                     seed=config.seed, workers=reading_workers(config.workers), device=pick_device(config.device, process),
@@ -218,7 +218,7 @@ def _linear(config: Linear, quiet: bool) -> Judged:
 def _finetune(config: Finetune, quiet: bool) -> Judged:
     share = _share(config.fraction)
     sources = _sources(config, quiet)
-    subject = open_subject(Path(config.run), image_size=config.image_size)
+    subject = open_subject(config.run, image_size=config.image_size)
     given = {
         "epochs": config.epochs, "batch_size": config.batch_size, "rates": config.rates or None,
         "multipliers": config.multipliers or None,
@@ -270,10 +270,10 @@ def reading_workers(asked: int | None) -> int:
 
 
 @contextmanager
-def cache_folder(run: Path, asked: str | Path | None, process: Process) -> Iterator[Path]:
+def cache_folder(run: str | Path, asked: str | Path | None, process: Process) -> Iterator[Path]:
     """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
-    if asked is not None or run.is_dir():
-        yield run / "features" if asked is None else Path(asked)
+    if asked is not None or Path(run).is_dir():
+        yield Path(run) / "features" if asked is None else Path(asked)
         return
     made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
     try:

@@ -17,7 +17,7 @@ from univip_stream.cli.judging import (
     max_failures_option,
     out_option,
     print_left_out,
-    run_argument,
+    subject_argument,
 )
 from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError, counted
@@ -34,7 +34,7 @@ _PROGRESS_EVERY = 5.0
 
 
 @click.command()
-@run_argument
+@subject_argument
 # What to judge on.
 @click.option("--train-json", type=_FILE, help="COCO's annotations of the images to learn from.")
 @click.option("--train-images", type=_FOLDER, help="Their folder.")
@@ -72,7 +72,7 @@ _PROGRESS_EVERY = 5.0
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def detect(
-    run: Path,
+    run: str,
     train_json: Path | None,
     train_images: Path | None,
     val_json: Path | None,
@@ -97,13 +97,14 @@ def detect(
 ) -> None:
     """Fine-tune a detector around the backbone of RUN and score it with pycocotools.
 
-    Mask R-CNN, Faster R-CNN or RetinaNet with a feature pyramid (torchvision's), nothing frozen, batch normalisation over all
-    ranks. Killed with --out, the same command goes on from its last state.
+    Mask R-CNN, Faster R-CNN or RetinaNet with a feature pyramid, or the first two without one (-c4), of torchvision's parts;
+    nothing frozen, batch normalisation over all ranks. With --voc, VOC's own AP is computed too. Killed with --out, the same
+    command goes on from its last state.
 
     \b
     univip-stream eval detect runs/coco --train-json instances_train2017.json --train-images train2017 \\
         --val-json instances_val2017.json --val-images val2017 --out runs/coco/eval/mask-rcnn.json
-    torchrun --nproc-per-node 8 -m univip_stream eval detect runs/coco --voc VOCdevkit
+    torchrun --nproc-per-node 8 -m univip_stream eval detect runs/coco --voc VOCdevkit --model faster-rcnn-c4
     """
     if schedule is not None and iterations is not None:
         raise UsageError("--schedule and --iterations both say how long to train; expected one of them")
@@ -160,7 +161,7 @@ def detect(
     if as_json:
         click.echo(json.dumps(result))
         return
-    for kind in ("bbox", "segm"):
+    for kind in ("bbox", "segm", "voc"):
         if kind in result:
             click.echo(f"{kind}: " + "  ".join(f"{name} {value:.3f}" for name, value in result[kind].items()))
     print_left_out(result)

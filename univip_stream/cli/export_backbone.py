@@ -5,19 +5,19 @@ from pathlib import Path
 
 import click
 
-from univip_stream.cli.judging import run_argument
+from univip_stream.cli.judging import subject_argument
 from univip_stream.cli.options import LocalPath
 from univip_stream.export.backbone import FORMATS, export_backbone
 from univip_stream.export.huggingface import export_huggingface
 from univip_stream.export.origin import carry_along
 from univip_stream.files import written_by_one
-from univip_stream.pretrain import load_backbone
+from univip_stream.pretrain.reference import judged_backbone
 
 HUB = "huggingface"
 
 
 @click.command()
-@run_argument
+@subject_argument
 @click.option("--format", "format", required=True, type=click.Choice([*FORMATS, HUB]), help="What is to read it.")
 @click.option(
     "--out",
@@ -25,15 +25,18 @@ HUB = "huggingface"
     type=LocalPath(click.Path(path_type=Path), may_be_folder=True),
     help="The file; for huggingface a new folder.",
 )
+@click.option("--table", type=click.IntRange(1, 13), metavar="N", help="Of detectron2: the table of the paper whose detector, "
+              "schedule and data its configuration has: 2 to 5, 10 to 13.  [default: 2]")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> None:
+def backbone(run: str, format: str, out: Path, table: int | None, quiet: bool, as_json: bool) -> None:
     """Write the backbone of RUN in the form that a library reads.
 
     For Detectron2 a YAML file and for MMDetection a Python configuration is written beside it: RGB statistics, stride in the
     3 x 3 convolution, SyncBN, nothing frozen, as the paper trains them. It names the weights by their absolute path, so it
-    works from any folder. Detectron2 needs a name that ends in .pkl. Beside the weights a .provenance.json says where they come
-    from, and `univip-stream verify` checks it.
+    works from any folder. Detectron2 needs a name that ends in .pkl; with --table it gets the configuration of another table
+    than 2 (of 5, three schedules), and for those without a pyramid (10 to 12) the program that knows MoCo's box head. Beside
+    the weights a .provenance.json says where they come from, and `univip-stream verify` checks it.
 
     huggingface is a folder for the Hub, which timm and transformers load from there or from a disk, with the model card: places
     for what only you know are marked CHANGE: in it.
@@ -41,13 +44,16 @@ def backbone(run: Path, format: str, out: Path, quiet: bool, as_json: bool) -> N
     \b
     univip-stream export backbone runs/coco --format timm --out univip-resnet50.pth
     univip-stream export backbone runs/coco --format detectron2 --out univip.pkl
+    univip-stream export backbone runs/coco --format detectron2 --table 12 --out univip-voc.pkl
     univip-stream export backbone runs/coco --format huggingface --out univip-resnet50/
     """
-    network, config = load_backbone(run)
+    network, config = judged_backbone(run)
     with written_by_one(out):
-        hub = format == HUB
-        written = export_huggingface(network, config, run, out) if hub else export_backbone(network, config, format, out)
-        origin, why_not = carry_along(run, network, written.files, format, out)
+        if format == HUB:
+            written = export_huggingface(network, config, Path(run), out)
+        else:
+            written = export_backbone(network, config, format, out, table=table)
+        origin, why_not = carry_along(Path(run), network, written.files, format, out)
     if as_json:
         facts = {"files": list(map(str, written.files)), "tensors": written.tensors, "use": written.use}
         click.echo(json.dumps(facts | {"provenance": None if origin is None else str(origin)}))

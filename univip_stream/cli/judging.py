@@ -1,18 +1,16 @@
 """Shared by the commands that judge: options, and writing a result."""
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.failures import MAX_FAILURES, allowed_failures, listed
 from univip_stream.images import MAX_PIXELS
-
-if TYPE_CHECKING:  # it loads torch, and not every command that judges does
-    pass
 
 MOST_LISTED = 10
 """Number of images that a printed result names; the JSON names all."""
@@ -22,6 +20,26 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def run_argument(command: _Command) -> _Command:
     """Add the argument RUN, the network that is judged."""
     return click.argument("run", type=click.Path(path_type=Path))(command)
+
+
+def subject_argument(command: _Command) -> _Command:
+    """Add the argument RUN and --subject, of which one names the network that is judged; the command gets it as `run`."""
+
+    @functools.wraps(command)
+    def with_subject(*args: Any, run: str | None, subject: str | None, **options: Any) -> Any:
+        if (run is None) == (subject is None):
+            found = "neither is" if run is None else "both are"
+            raise UsageError(f"RUN and --subject name the network to judge, and {found} given; expected one of them")
+        return command(*args, run=subject if run is None else run, **options)
+
+    option = click.option(
+        "--subject",
+        metavar="NETWORK",
+        help="Judge another network than a run's, by the same code: random:resnet50 (@SEED for another than 0), "
+        "torchvision:resnet50 (supervised; @WEIGHTS for others than its first), timm:NETWORK, or a file of a ResNet's weights "
+        "(of others, say its network: timm:NETWORK=FILE). Its crops have 224 px, or what timm names.",
+    )
+    return click.argument("run", required=False)(option(with_subject))  # type: ignore[return-value]
 
 
 def source_options(command: _Command) -> _Command:

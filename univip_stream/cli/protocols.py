@@ -10,9 +10,9 @@ from univip_stream.api.judging import evaluate as judge
 from univip_stream.cli.judging import (
     learning_rate_option,
     print_left_out,
-    run_argument,
     running_options,
     source_options,
+    subject_argument,
 )
 from univip_stream.evaluation.linear import PROTOCOLS
 
@@ -25,7 +25,7 @@ _CACHE = click.option(
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option("--k", default=20, show_default=True, type=click.IntRange(min=1), help="Neighbours that vote.")
 @click.option("--temperature", default=0.07, show_default=True, type=click.FloatRange(min=0, min_open=True),
@@ -35,7 +35,7 @@ _CACHE = click.option(
 @_CACHE
 @running_options
 def knn(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,
@@ -78,7 +78,7 @@ def knn(
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option("--protocol", type=click.Choice([*PROTOCOLS]), help="[default: the paper's for RUN's recipe, else features]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images.  [default: the protocol's]")
@@ -90,7 +90,7 @@ def knn(
 @_CACHE
 @running_options
 def linear(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,
@@ -111,9 +111,9 @@ def linear(
     """Train a linear classifier on the frozen features of RUN.
 
     All learning rates are tried at once, each with its own classifier. The best is chosen on held-out training images, and
-    only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for COCO),
-    orl-last, features (central crops, computed once: minutes instead of hours). With --out, an interrupted command continues
-    from the last epoch when it is run again.
+    only then judged by --val; with one rate nothing is held out. Protocols: byol (the paper's for ImageNet), orl (for COCO: a
+    classifier on each depth of a ResNet, the result is the last's), orl-last, features (central crops, computed once: minutes
+    instead of hours). With --out, an interrupted command continues from the last epoch when it is run again.
 
     \b
     univip-stream eval linear runs/coco --train imagenet/train --val imagenet/val
@@ -135,11 +135,13 @@ def linear(
                f"(rate {result['rate']:g}{how}; chance {result['chance']:.3f})")  # fmt: skip
     for row in result["rates"] if result["held_out"] else []:
         click.echo(f"  rate {row['rate']:<8g} held out {row['held_out_top1']:.3f}  top-1 {row['top1']:.3f}")
+    for name, row in result.get("layers", {}).items():
+        click.echo(f"  {name:8} top-1 {row['top1']:.3f}, top-5 {row['top5']:.3f}")
     print_left_out(result)
 
 
 @click.command()
-@run_argument
+@subject_argument
 @source_options
 @click.option(
     "--fraction",
@@ -162,7 +164,7 @@ def linear(
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Decides every random choice.")
 @running_options
 def finetune(
-    run: Path,
+    run: str,
     train: str,
     val: str,
     max_pixels: int,

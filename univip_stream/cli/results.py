@@ -8,27 +8,37 @@ import click
 
 from univip_stream.errors import UsageError
 from univip_stream.pretrain.ablations import ABLATIONS
-from univip_stream.pretrain.results import PAPER, collect
+from univip_stream.pretrain.paper_tables import table_of
+from univip_stream.pretrain.results import PAPER, collect, own_rows
 
 _SHORT = {"scene": "S", "scene-instance": "SI", "instance": "I"}
 
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--paper", is_flag=True, help="Print the paper's ablations instead, and what `train --ablation` sets for each.")
+@click.option("--paper", is_flag=False, flag_value="ablations", metavar="[N]",
+              help="Print the paper's Table N, 1 to 13, with RUNS beside it; without N its ablations, and what `train --ablation` "
+              "sets for each.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
+def results(runs: tuple[Path, ...], paper: str | None, as_json: bool) -> None:
     """Compare RUNS: settings, loss and evaluations, one row per run.
 
     RUNS are run folders, or folders of runs. Evaluations are the files that `eval ... --out RUN/eval/NAME.json` wrote.
     Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; compare
-    it only between runs with the same terms. If runs were evaluated, the paper's numbers for their recipe follow.
+    it only between runs with the same terms. If runs were evaluated, the paper's numbers for their recipe follow. With --paper
+    N, RUNS may also be files of results, or folders of them, such as those of `eval --subject`.
 
     \b
     univip-stream results runs/*
+    univip-stream results --paper 2 runs/coco references/random
     """
-    if paper == bool(runs):
-        raise UsageError("expected run folders, or --paper")
+    if paper is not None and paper != "ablations":
+        if not paper.isascii() or not paper.isdigit():
+            raise UsageError(f"--paper is {paper!r}; expected the number of a table, 1 to 13 (runs come after it)")
+        _print_table(int(paper), runs, as_json)
+        return
+    if (paper is not None) == bool(runs):
+        raise UsageError("expected run folders, or --paper, or --paper N with or without them")
     if paper:
         _print_paper(as_json)
         return
@@ -45,6 +55,29 @@ def results(runs: tuple[Path, ...], paper: bool, as_json: bool) -> None:
     own = ["run", "recipe", "method", "backbone", "batch", "lr", "terms", "views", "regions", "K", "tries", "seed", "steps"]
     head = [*own, "loss", "std", *protocols]
     click.echo("\n".join(_table([head, *lines])))
+
+
+def _print_table(number: int, runs: tuple[Path, ...], as_json: bool) -> None:
+    table = table_of(number)
+    of_runs = own_rows(table, runs)
+    if as_json:
+        rows = [{"method": r.method, "data": r.data, "epochs": r.epochs, "numbers": r.numbers} for r in table.rows]
+        facts = {"table": number, "title": table.title, "columns": [column.name for column in table.columns], "rows": rows}
+        click.echo(json.dumps({**facts, "protocol": table.protocol, "runs": of_runs}))
+        return
+    lines = [["method", "pre-trained on", "epochs", *(column.name for column in table.columns)]]
+    for row in table.rows:
+        numbers = ["-" if value is None else f"{value:.1f}" for value in row.numbers]
+        lines.append([row.method, row.data, "-" if row.epochs is None else str(row.epochs), *numbers])
+    for own in of_runs:
+        numbers = ["-" if one is None else f"{one['value']:.1f}{'' if one['exact'] else '*'}" for one in own["numbers"]]
+        lines.append([own["name"], own["recipe"] or "-", "yours", *numbers])
+    click.echo(f"Table {number} of the paper: {table.title}")
+    click.echo("\n".join(_table(lines)))
+    if any(one is not None and not one["exact"] for own in of_runs for one in own["numbers"]):
+        click.echo("* by another protocol than the paper's (other epochs, iterations, batch or classifier)")
+    click.echo(f"protocol: {table.protocol}")
+    click.echo("commands for each row: docs/tables.md")
 
 
 def _print_paper(as_json: bool) -> None:

@@ -44,6 +44,43 @@ class Heads(nn.Module):
         ]
 
 
+class LayerHeads(nn.Module):
+    """R linear layers on each of L pooled maps, ORL's `MultiClsHead`: B x D flat maps to (L R) x B x C logits, layer by layer.
+
+    Each map is normalised over the batch and its places, channel by channel, without learnt scale and shift, and flattened.
+
+    Args:
+        shapes: channels and places of each map.
+        classes: C.
+        count: R.
+
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], classes: int, count: int) -> None:
+        super().__init__()
+        self.shapes = list(shapes)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(channels, affine=False) for channels, _ in shapes)
+        self.layers = nn.ModuleList(Heads(channels * places, classes, count) for channels, places in shapes)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The weights of all linear layers, in the order of the logits."""
+        return [weight for layer in self.layers for weight in layer.weights]  # type: ignore[union-attr,misc]
+
+    def forward(self, maps_BD: Tensor) -> Tensor:
+        parts = maps_BD.split([channels * places for channels, places in self.shapes], dim=1)  # type: ignore[no-untyped-call]
+        return torch.cat(
+            [
+                layer(norm(part.unflatten(1, shape)).flatten(1))
+                for part, shape, norm, layer in zip(parts, self.shapes, self.norms, self.layers, strict=True)
+            ]
+        )
+
+    def groups(self, rates: Sequence[float], weight_decay: float) -> list[dict[str, object]]:
+        """Return an optimizer's parameter groups, in the order of the logits."""
+        return [group for layer in self.layers for group in layer.groups(rates, weight_decay)]  # type: ignore[operator,union-attr]
+
+
 def loss_of(logits_RBC: Tensor, classes_B: Tensor) -> Tensor:
     """Return the sum of the classifiers' mean cross-entropies, so that each gets the gradient it would get alone."""
     count = len(logits_RBC)

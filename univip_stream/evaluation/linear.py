@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from univip_stream.augment import AugmentConfig, augment, normalised
 from univip_stream.distributed import ALONE, Process, in_parallel
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.embedding import features
-from univip_stream.evaluation.heads import Heads, Tally, loss_of
+from univip_stream.evaluation.heads import Heads, LayerHeads, Tally, loss_of
+from univip_stream.evaluation.layers import LAYERS, LayerFeatures, has_stages
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.split import hold_out
 from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import collapsed, unreadable, used_images
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, require_readable
+from univip_stream.probe.crops import CentreCrop, RandomCrop, batches, lit, require_readable
 from univip_stream.probe.knn import chance
 from univip_stream.probe.labelled import LabelledSource, same_classes
 
@@ -61,6 +62,12 @@ class LinearProtocol:
     """Standardise features over the batch, without learnt scale and shift."""
     augment: AugmentConfig | None = FLIP_ONLY
     """Augmentation of training images after a random resized crop; None: central crops, whose features are computed once."""
+    lighting: float = 0.0
+    """Standard deviation of AlexNet's lighting noise on training images; 0 for none."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation with which images are resized, for training and judging; central crops for `features` are bilinear."""
+    layers: bool = False
+    """Whether there is a classifier on each depth of a ResNet (`layers.LAYERS`), always normalised; the last is the result."""
 
 
 PROTOCOLS = {
@@ -68,22 +75,27 @@ PROTOCOLS = {
     for protocol in (
         LinearProtocol(
             name="byol",
-            source="BYOL, arXiv:2006.07733, appendix C.1: 80 epochs, SGD with Nesterov momentum, cosine, no weight decay, random "
-            "resized crop and flip, the best of five rates on 10,000 held-out training images. The paper's ImageNet models",
-            epochs=80, rates=(0.05, 0.1, 0.2, 0.3, 0.4),
+            source="BYOL, arXiv:2006.07733, appendix C.1: 80 epochs at batch 1024, SGD with Nesterov momentum, cosine, no weight "
+            "decay, random resized crop and flip, bicubic, the best of five rates on held-out images. For the paper's ImageNet "
+            "models. Different here: ten images of each class are held out, BYOL has 10,009 of its own; and they are not "
+            "learnt from after the choice either",
+            epochs=80, batch_size=1024, rates=(0.05, 0.1, 0.2, 0.3, 0.4), interpolation="bicubic",
         ),
         LinearProtocol(
             name="orl",
-            source="ORL, arXiv:2106.11952, ImageNet linear probe: 28 epochs, rate 0.01 divided by ten after 8, 16 and 24, weight "
-            "decay 1e-4, affine-free batch normalisation, crop, flip, jitter. Not taken over: lighting noise, and the heads on "
-            "earlier layers. The paper's COCO models",
+            source="ORL, arXiv:2106.11952, r50_multihead_28ep: a classifier on each of conv1, res2 to res5 after average pooling "
+            "(8,192 features at res5 of a ResNet-50) and affine-free batch normalisation; 28 epochs, rate 0.01 divided by ten "
+            "after 8, 16 and 24, weight decay 1e-4, Nesterov, crop, flip, jitter, lighting. The paper's COCO models. Different "
+            "here: a last batch that is not full is left out, where ORL fills it; the result is res5's, where some tables print "
+            "the best layer's",
             epochs=28, rates=(0.01,), milestones=(8 / 28, 16 / 28, 24 / 28), weight_decay=1e-4, normalise=True,
-            augment=ORL_AUGMENT,
+            augment=ORL_AUGMENT, lighting=0.1, layers=True,
         ),
         LinearProtocol(
             name="orl-last",
             source="ORL's r50_last, MoCo's setting (arXiv:1911.05722, section 4.1): 100 epochs, rate 30 divided by ten after 60 "
-            "and 80, no weight decay, random resized crop and flip",
+            "and 80, no weight decay, random resized crop and flip. Different here: the last epoch's result, where ORL's tables "
+            "print the best epoch's",
             epochs=100, rates=(30.0,), milestones=(0.6, 0.8), nesterov=False,
         ),
         LinearProtocol(
@@ -97,9 +109,13 @@ PROTOCOLS = {
 
 
 def protocol_for(subject: Subject) -> str:
-    """Return the name of the paper's protocol for the network's training data; `features` if the paper has none."""
+    """Return the name of the paper's protocol for the network's training data; `features` if the paper has none.
+
+    For COCO that is ORL's, on all depths of a ResNet; a network without its stages has ORL's other one, on the pooled output.
+    """
     recipe = subject.config.recipe
-    return "orl" if recipe.startswith("coco") else "byol" if recipe.startswith("imagenet") else "features"
+    of_coco = "orl" if has_stages(subject.backbone) else "orl-last"
+    return of_coco if recipe.startswith("coco") else "byol" if recipe.startswith("imagenet") else "features"
 
 
 def linear(
@@ -141,9 +157,11 @@ def linear(
 
     Returns:
         top1, top5 and rate of the best; all rates with their top1 on held-out images (None if there are none) and on
-        validation images; chance; what was done.
+        validation images; `layers`, if the protocol has them, each with the rate that is best on it; chance; what was done. With
+        layers, top1, top5 and rate are those of the last, res5, because the best one would be chosen by `val`.
 
     Raises:
+        UsageError: the protocol has layers, and the network no stages.
         InputError: the sources cannot be judged, or there are more unreadable images than allowed.
 
     """
@@ -152,6 +170,9 @@ def linear(
         raise UsageError(
             f"a batch of {protocol.batch_size} does not split over {process.world_size} ranks; expected a divisor"
         )
+    network: nn.Module = subject.backbone
+    if protocol.layers:
+        network = LayerFeatures(subject.backbone.eval(), subject.size, subject.config.method.backbone)
     sources = {"train": train, "val": val}
     made: dict[str, Tensor] = {}
     failed: dict[str, dict[int, Failure]] = {}
@@ -175,11 +196,17 @@ def linear(
     }  # fmt: skip
     classes_of = {"train": torch.from_numpy(train.numbers), "val": _numbers_in(val, train.classes)}
     torch.manual_seed(seed)
-    heads = Heads(subject.backbone.width, len(train.classes), len(protocol.rates), normalise=protocol.normalise)
+    heads: Heads | LayerHeads
+    if isinstance(network, LayerFeatures):
+        heads = LayerHeads(network.shapes, len(train.classes), len(protocol.rates))
+    else:
+        heads = Heads(subject.backbone.width, len(train.classes), len(protocol.rates), normalise=protocol.normalise)
     heads.to(device)
     if process.world_size > 1:
         synchronise_batchnorm(heads, device.type)
-    groups = heads.groups([rate * protocol.batch_size / 256 for rate in protocol.rates], protocol.weight_decay)
+    # A set of fewer images than a batch is one smaller batch; up to 256 the rates are as they are.
+    batch = min(protocol.batch_size, max(len(learn), 256))
+    groups = heads.groups([rate * batch / 256 for rate in protocol.rates], protocol.weight_decay)
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=protocol.nesterov)
     batches_of: _FeatureBatches
     if protocol.augment is None:
@@ -188,8 +215,8 @@ def linear(
         )
     else:
         batches_of = _FreshBatches(
-            subject, sources, classes_of, learn, protocol.augment, device=device, process=process, batch_size=protocol.batch_size,
-            workers=workers, seed=seed,
+            subject, network, sources, classes_of, learn, protocol, device=device, process=process,
+            batch_size=protocol.batch_size, workers=workers, seed=seed,
         )  # fmt: skip
     partial = Partial(out, json.dumps(facts, sort_keys=True))
     first = 0
@@ -212,24 +239,35 @@ def linear(
         if process.is_first:
             partial.save(step=epoch + 1, heads=heads.state_dict(), optimizer=optimizer.state_dict())
     heads.eval()
-    diverged = [f"{rate:g}" for rate, w in zip(protocol.rates, heads.weights, strict=True) if not w.isfinite().all()]
+    rates = len(protocol.rates)
+    diverged = {number % rates for number, weight in enumerate(heads.weights) if not weight.isfinite().all()}
     if diverged:
-        used.notes.append(
-            f"the classifiers of the rates {', '.join(diverged)} diverged: their weights are not finite; try smaller ones"
-        )
+        named = ", ".join(f"{protocol.rates[number]:g}" for number in sorted(diverged))
+        used.notes.append(f"the classifiers of the rates {named} diverged: their weights are not finite; try smaller ones")
     held_out = _judged(heads, batches_of.judging("train", choose), process).top1() if several else []
     judged = _judged(heads, batches_of.judging("val", used.val), process)
-    best = int(np.argmax(held_out)) if several else 0
     if process.is_first:
         partial.clear()
-    rows = zip(protocol.rates, held_out if several else [None], judged.top1(), judged.top5(), strict=True)
+    rows = [
+        {"rate": rate, "held_out_top1": held, "top1": one, "top5": five}
+        for rate, held, one, five in zip(
+            protocol.rates * (len(heads.weights) // rates), held_out if several else [None] * len(heads.weights),
+            judged.top1(), judged.top5(), strict=True,
+        )
+    ]  # fmt: skip
+    best = [
+        max(rows[at : at + rates], key=lambda row: row["held_out_top1"] or 0.0)
+        for at in range(0, len(rows), rates)
+    ]
+    named_layers = {"layers": dict(zip(LAYERS, best, strict=True))} if protocol.layers else {}
     return {
         **facts,
-        "top1": judged.top1()[best],
-        "top5": judged.top5()[best],
-        "rate": protocol.rates[best],
+        "top1": best[-1]["top1"],
+        "top5": best[-1]["top5"],
+        "rate": best[-1]["rate"],
         "chosen_by": "top1 on held-out training images" if several else "nothing: there is one rate",
-        "rates": [{"rate": r, "held_out_top1": h, "top1": one, "top5": five} for r, h, one, five in rows],
+        "rates": rows[-rates:],
+        **named_layers,
         "chance": chance([val.labels[number] for number in used.val]),
     }
 
@@ -247,7 +285,7 @@ def _numbers_in(source: LabelledSource, classes: list[str]) -> Tensor:
 
 
 @torch.inference_mode()
-def _judged(heads: Heads, parts: Any, process: Process) -> Tally:
+def _judged(heads: Heads | LayerHeads, parts: Any, process: Process) -> Tally:
     tally = Tally(len(heads.weights))
     for vectors, classes in parts:
         tally.add(heads(vectors), classes)
@@ -293,34 +331,42 @@ class _FreshBatches(_FeatureBatches):
     def __init__(
         self,
         subject: Subject,
+        network: nn.Module,
         sources: dict[str, LabelledSource],
         classes: dict[str, Tensor],
         learn: np.ndarray,
-        config: AugmentConfig,
+        protocol: LinearProtocol,
         *,
         workers: int,
         **more: Any,
     ) -> None:
         super().__init__(learn, **more)
         self.subject, self.sources, self.classes, self.workers = subject, sources, classes, workers
-        self.config = subject.with_own_statistics(config)
-        self.backbone: nn.Module = subject.backbone.to(self.device).eval()
+        assert protocol.augment is not None
+        self.protocol, self.config = protocol, subject.with_own_statistics(protocol.augment)
+        self.network = network.to(self.device).eval()
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
-        found: Tensor = self.backbone(images).float()
+        found: Tensor = self.network(images).float()
         return found
 
     def training(self, epoch: int) -> Any:
-        crop = RandomCrop(self.subject.size, self.config, seed=self.seed, epoch=epoch)
+        how, size = self.protocol, self.subject.size
+        crop = RandomCrop(
+            size, self.config, seed=self.seed, epoch=epoch, interpolation=how.interpolation, lighting=how.lighting
+        )
         parts = batches(self.sources["train"], self.order(epoch), crop, batch_size=self.size, workers=self.workers)
         for crops in require_readable(parts):
-            images = augment(crops.images.to(self.device), crops.draws.to(self.device), self.config)
+            draws = crops.draws.to(self.device)
+            images = augment(crops.images.to(self.device), draws, self.config)
+            if how.lighting:
+                images = lit(images, draws[:, -3:], self.config.std)
             yield self._features(images), self.classes["train"][crops.numbers].to(self.device)
 
     def judging(self, name: str, numbers: np.ndarray) -> Any:
         mine = numbers[self.process.rank :: self.process.world_size]
-        crop = CentreCrop(self.subject.size)
+        crop = CentreCrop(self.subject.size, self.protocol.interpolation)
         for crops in require_readable(batches(self.sources[name], mine, crop, batch_size=self.size, workers=self.workers)):
             images = normalised(crops.images.to(self.device), self.subject.config.augment)
             yield self._features(images), self.classes[name][crops.numbers].to(self.device)

@@ -10,17 +10,18 @@ import torchvision
 from univip_stream import __version__
 from univip_stream.augment import AugmentConfig
 from univip_stream.networks import Backbone
-from univip_stream.pretrain import PretrainConfig, load_backbone
+from univip_stream.pretrain import PretrainConfig
 from univip_stream.pretrain.provenance import weights_sha256
+from univip_stream.pretrain.reference import judged_backbone
 from univip_stream.probe.labelled import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A pre-trained network that is judged."""
+    """A network that is judged."""
 
     run: str
-    """Run folder, checkpoint or backbone.safetensors, as the user named it."""
+    """Run folder, checkpoint, file or reference such as random:resnet50, as the user named it."""
     backbone: Backbone
     """B x 3 x S x S images, normalised as its training did (`config.augment`) -> B x D pooled features."""
     config: PretrainConfig
@@ -56,17 +57,19 @@ class Subject:
         }  # fmt: skip
 
 
-def open_subject(run: Path, *, image_size: int | None = None, untrained: bool = False) -> Subject:
+def open_subject(run: str | Path, *, image_size: int | None = None, untrained: bool = False) -> Subject:
     """Load the network to judge.
 
     Args:
-        run: run folder (its newest checkpoint), one checkpoint, or a backbone.safetensors of ours.
+        run: run folder (its newest checkpoint), one checkpoint, a backbone.safetensors of ours; or a reference: torchvision:, timm:
+            or random: with a network, or a file of a ResNet's weights (see `pretrain.reference`).
         image_size: side of the crops, pixels; None is the size of the scenes it was trained with.
         untrained: whether to use the weights that the run began with, as a baseline.
 
     Raises:
-        InputError: there is no run, it has no checkpoint yet, or a damaged one.
+        UsageError: a reference names no network.
+        InputError: there is no run, it has no checkpoint yet, or a damaged one; a library's weights are not at hand.
 
     """
-    backbone, config = load_backbone(run, untrained=untrained)
+    backbone, config = judged_backbone(run, untrained=untrained)
     return Subject(run=str(run), backbone=backbone, config=config, size=image_size or config.views.scene_size)

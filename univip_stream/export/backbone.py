@@ -1,7 +1,6 @@
 """Export a trained backbone for torchvision, timm, Detectron2, MMDetection, or as safetensors."""
 
 import io
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError, UsageError
+from univip_stream.export.detectron2 import EXTRA_NORM, FIRST_WORDS, as_yaml, detection_of, settings_of
 from univip_stream.files import written_atomically
 from univip_stream.formats.pickles import pickled
 from univip_stream.networks import Backbone
@@ -20,6 +20,8 @@ from univip_stream.pretrain.load import BACKBONE, backbone_facts
 
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 """Depths that all five formats support."""
+TABLE = 2
+"""The table of the paper whose configuration Detectron2 gets if none is named: Mask R-CNN R50-FPN, 1x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,9 @@ class Exported:
     """A line of code that reads it."""
 
 
-def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out: Path) -> Exported:
+def export_backbone(
+    backbone: Backbone, config: PretrainConfig, format: str, out: Path, *, table: int | None = None
+) -> Exported:
     """Write a backbone in the form that a library reads.
 
     Args:
@@ -43,9 +47,11 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
         config: settings of its pre-training, which name the architecture.
         format: a name of `FORMATS`.
         out: file of the weights; a configuration goes beside it under the same stem, and names it by its absolute path.
+        table: of detectron2, the table of the paper whose configuration is written; None is 2.
 
     Raises:
-        UsageError: there is no such format, it lacks the architecture, or the file's suffix belongs to another format.
+        UsageError: there is no such format, it lacks the architecture, or the file's suffix belongs to another format; no
+            detection is in that table, or another format than detectron2 is asked for one.
         InputError: `out` is a folder, or a file that we did not write is in the configuration's place.
 
     """
@@ -55,7 +61,12 @@ def export_backbone(backbone: Backbone, config: PretrainConfig, format: str, out
         raise InputError(f"--out {out} is a folder; expected the name of a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.trunk.state_dict().items()}
-    written = FORMATS[format](weights, config, out)
+    if table is not None and format != "detectron2":
+        raise UsageError(f"--table is for --format detectron2, whose configurations the tables have; found {format}")
+    if format == "detectron2":
+        written = _detectron2(weights, config, out, table=TABLE if table is None else table)
+    else:
+        written = FORMATS[format](weights, config, out)
     pixels, usual = config.augment, AugmentConfig()
     if (pixels.mean, pixels.std) != (usual.mean, usual.std):
         # Not every format can record these, and its reader assumes ImageNet's.
@@ -98,19 +109,35 @@ def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) 
     return Exported(files=[out], tensors=len(weights), use=f'safetensors.torch.load_file("{out}")')
 
 
-def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
+def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path, *, table: int = TABLE) -> Exported:
     depth = _require_resnet(config, "detectron2")
     _check_suffix(out, "detectron2", only=".pkl")  # its checkpointer recognises a pickle by that suffix only
-    settings = _config_path(out, ".yaml")
+    detection = detection_of(table)
+    several = len(detection.schedules) > 1
+    stem = out.with_suffix("")
+    places = {
+        schedule: _config_path(stem.with_name(f"{stem.name}-{schedule}") if several else stem, ".yaml", out)
+        for schedule in detection.schedules
+    }
     named = {
         detectron2_name(name): value.numpy() for name, value in weights.items() if not name.endswith("num_batches_tracked")
     }
+    program = "tools/train_net.py"
+    files = [out, *places.values()]
+    if detection.model == "c4":
+        head = _config_path(stem, ".py", out)
+        files.append(head)
+        program = str(head)
+        first = next(iter(places.values()))
+        _write(head, (_C4_LINE + EXTRA_NORM.format(name=head.name, config=first.name)).encode())
     # Detectron2 reads a pickle; this one holds only arrays and text.
     _write(out, pickled({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
-    place = json.dumps(str(out.absolute()), ensure_ascii=False)  # a string of YAML too
-    res2 = 64 if depth < 50 else 256
-    _write(settings, DETECTRON2.format(weights=place, depth=depth, res2=res2, **_grey_levels(config)).encode())
-    return Exported(files=[out, settings], tensors=len(named), use=f"tools/train_net.py --config-file {settings}")
+    for schedule, place in places.items():
+        settings = settings_of(detection, schedule, weights=str(out.absolute()), depth=depth, **_grey_levels(config))
+        title = f"# {detection.says.format(depth=depth)}, {schedule}, from this backbone; nothing frozen. UniVIP's Table {table}.\n"
+        _write(place, (title + as_yaml(settings)).encode())
+    uses = [f"python {program} --config-file {place}" for place in places.values()]
+    return Exported(files=files, tensors=len(named), use="\n     ".join(uses) if several else uses[0])
 
 
 def _mmdet(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
@@ -135,39 +162,6 @@ FORMATS: dict[str, Callable[[dict[str, Tensor], PretrainConfig, Path], Exported]
 }
 """Writers by the name of the library."""
 
-# The protocol of the paper's tables 2 and 4: nothing frozen, SyncBN in backbone, FPN and heads, a 4conv1fc box head; RGB
-# statistics and the stride in the 3 x 3 convolution, as torchvision's networks have it and Caffe's have not.
-DETECTRON2 = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing frozen. 2x: STEPS (120000, 160000), MAX_ITER 180000.
-MODEL:
-  META_ARCHITECTURE: GeneralizedRCNN
-  WEIGHTS: {weights}
-  PIXEL_MEAN: {mean}
-  PIXEL_STD: {std}
-  MASK_ON: true
-  BACKBONE: {{NAME: build_resnet_fpn_backbone, FREEZE_AT: 0}}
-  RESNETS:
-    DEPTH: {depth}
-    RES2_OUT_CHANNELS: {res2}
-    STRIDE_IN_1X1: false
-    NORM: SyncBN
-    OUT_FEATURES: [res2, res3, res4, res5]
-  FPN: {{IN_FEATURES: [res2, res3, res4, res5], NORM: SyncBN}}
-  ANCHOR_GENERATOR: {{SIZES: [[32], [64], [128], [256], [512]], ASPECT_RATIOS: [[0.5, 1.0, 2.0]]}}
-  RPN:
-    IN_FEATURES: [p2, p3, p4, p5, p6]
-    PRE_NMS_TOPK_TRAIN: 2000
-    PRE_NMS_TOPK_TEST: 1000
-    POST_NMS_TOPK_TRAIN: 1000
-    POST_NMS_TOPK_TEST: 1000
-  ROI_HEADS: {{NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}}
-  ROI_BOX_HEAD: {{NAME: FastRCNNConvFCHead, NUM_CONV: 4, NUM_FC: 1, NORM: SyncBN, POOLER_RESOLUTION: 7}}
-  ROI_MASK_HEAD: {{NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 4, NORM: SyncBN, POOLER_RESOLUTION: 14}}
-INPUT: {{FORMAT: RGB, MIN_SIZE_TRAIN: [640, 672, 704, 736, 768, 800]}}
-DATASETS: {{TRAIN: [coco_2017_train], TEST: [coco_2017_val]}}
-SOLVER: {{IMS_PER_BATCH: 16, BASE_LR: 0.02, STEPS: [60000, 80000], MAX_ITER: 90000}}
-TEST: {{PRECISE_BN: {{ENABLED: true}}}}
-VERSION: 2
-"""
 MMDET = """# Mask R-CNN R{depth}-FPN, 1x, from this backbone; nothing frozen. For MMDetection 3.
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 norm_cfg = dict(type="SyncBN", requires_grad=True)
@@ -188,8 +182,9 @@ model = dict(
 
 _OTHERS = (".pkl", ".safetensors", ".yaml", ".yml", ".py", ".json")
 """Suffixes that a file of torch.save must not have: a library would read it as something else."""
-_FIRST_LINE = b"# Mask R-CNN R"
-"""Beginning of every configuration that we write."""
+_C4_LINE = "# Mask R-CNN R-C4's program\n"
+_OURS = tuple(words.encode() for words in FIRST_WORDS)
+"""Beginnings of every configuration that we write."""
 
 
 def _check_suffix(out: Path, format: str, only: str | None = None) -> None:
@@ -211,14 +206,15 @@ def _check_suffix(out: Path, format: str, only: str | None = None) -> None:
         )
 
 
-def _config_path(out: Path, suffix: str) -> Path:
-    """Return the path of the configuration beside `out`.
+def _config_path(out: Path, suffix: str, weights: Path | None = None) -> Path:
+    """Return the path of the configuration with the stem of `out`, beside the weights (`out`, if they are not named).
 
     Raises:
         InputError: a folder or a file that we did not write is there, or the path is not valid UTF-8.
 
     """
-    path = out.with_suffix(suffix)
+    # A stem without suffix may have a dot in it.
+    path, out = (out.with_suffix(suffix), out) if weights is None else (out.with_name(out.name + suffix), weights)
     if path.is_dir():
         raise InputError(f"{path} is a folder, and the configuration beside {out} would have its name; choose another --out")
     if path.exists() and not _is_our_config(path):
@@ -236,7 +232,7 @@ def _config_path(out: Path, suffix: str) -> Path:
 
 def _is_our_config(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(_FIRST_LINE)) == _FIRST_LINE
+        return file.read(max(map(len, _OURS))).startswith(_OURS)
 
 
 def _grey_levels(config: PretrainConfig) -> dict[str, list[float]]:

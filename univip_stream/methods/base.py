@@ -179,6 +179,11 @@ class Method(nn.Module, ABC):
         """Run every view through a network, batch statistics kept per view."""
         return self._per_view(encoder, views)
 
+    def encode_together(self, encoder: nn.Module, views: Float[Tensor, "V B 3 S S"]) -> Float[Tensor, "V B D"]:
+        """Run all views through a network as one batch, whose statistics they share."""
+        together: Tensor = encoder(views.flatten(0, 1))
+        return together.reshape(*views.shape[:2], -1)
+
     def _per_view(self, module: nn.Module, views: Tensor) -> Tensor:
         if not self.config.joint_views:
             return torch.stack([module(view) for view in views])

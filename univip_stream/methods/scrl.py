@@ -11,12 +11,14 @@ least 32 px, IoU at most 0.5; RoIAlign to 1 x 1, stride of the whole network, no
 weight decay 1e-6, 256 images a GPU, warm-up 10 epochs: a recipe's own is left.
 
 Differences: sides are of the image's pixels, not of the smaller view's, and uniform, not by its grid; an image whose views do
-not overlap does not drop out, because the stream draws views that do. The augmentations are BYOL's.
+not overlap does not drop out, because the stream draws views that do. The augmentations are BYOL's. Its code runs both
+views as one batch, whose statistics they share: `method.joint_statistics`; here each view has its own unless that is set.
 
 Letters: B images, K boxes an image, S side, D width, C channels, N boxes of a view (B K).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -32,9 +34,19 @@ from univip_stream.shapes import Float
 from univip_stream.views import ViewConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class SCRLConfig(MethodConfig):
+    """Settings of SCRL."""
+
+    joint_statistics: bool = False
+    """Take batch statistics over both views together, as they are in SCRL's own code, one batch. False takes each view's."""
+
+
 class SCRL(Bootstrap):
     """BYOL's networks; projector and predictor get boxes, never whole images. The shards' boxes are not used."""
 
+    Settings = SCRLConfig
+    config: SCRLConfig
     settings: ClassVar[dict[str, object]] = {
         "views.overlap": True,
         "views.regions": "naive",
@@ -48,7 +60,7 @@ class SCRL(Bootstrap):
         "ema": 0.97,
     }
 
-    def __init__(self, config: MethodConfig, plan: Plan) -> None:
+    def __init__(self, config: SCRLConfig, plan: Plan) -> None:
         super().__init__(config, plan)
         check_maps(self.backbone, "scrl", config.backbone)
 
@@ -57,12 +69,22 @@ class SCRL(Bootstrap):
         return BoxPlan(views, augment, method="scrl")
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        scenes, boxes = batch["scenes"], batch["boxes"].unbind(1)
         with torch.no_grad():
-            targets_2ND = torch.stack([project_boxes(self.target, scenes[v], boxes[v]) for v in range(2)])
-        projections_2ND = torch.stack([project_boxes(self.online, scenes[v], boxes[v]) for v in range(2)])
-        loss = symmetric_loss(*self.predict(projections_2ND), *targets_2ND)
+            targets_2ND = self._projections(self.target, batch)
+        projections_2ND = self._projections(self.online, batch)
+        if self.config.joint_statistics:
+            predictions_2ND = self.predictor(projections_2ND.flatten(0, 1)).unflatten(0, projections_2ND.shape[:2])
+        else:
+            predictions_2ND = self.predict(projections_2ND)
+        loss = symmetric_loss(*predictions_2ND, *targets_2ND)
         return {"loss": loss, "feature_std": feature_std(projections_2ND)}
+
+    def _projections(self, encoder: Encoder, batch: Mapping[str, Tensor]) -> Float[Tensor, "2 N D"]:
+        scenes, boxes = batch["scenes"], batch["boxes"].unbind(1)
+        if self.config.joint_statistics:
+            both = project_boxes(encoder, scenes.flatten(0, 1), torch.cat(boxes))
+            return torch.stack(both.chunk(2))
+        return torch.stack([project_boxes(encoder, scenes[v], boxes[v]) for v in range(2)])
 
 
 def project_boxes(encoder: Encoder, images: Float[Tensor, "B 3 S S"], boxes: Float[Tensor, "B K 4"]) -> Float[Tensor, "N D"]:

@@ -8,6 +8,9 @@ strength 1 (0.8, 0.8, 0.8, 0.2) with chance 0.8, grey 0.2, blur with chance 0.5 
 2048-2048-128 with batch normalisation after both layers; temperature 0.1. Its optimizer is LARS, learning rate 0.3 x batch /
 256, weight decay 1e-6, batch 4096, warm-up 10 epochs, for 100 epochs or more: `--set optim...`, a recipe's own is left.
 
+Its code runs both views as one batch, so that a normalisation has the statistics of both together; here each view has its own,
+as in all methods of this program, unless `method.joint_statistics` is set.
+
 Letters: B images, D width.
 """
 
@@ -29,6 +32,8 @@ class SimCLRConfig(MethodConfig):
 
     temperature: float = 0.1
     """Temperature, which divides the similarities. Source: SimCLR."""
+    joint_statistics: bool = False
+    """Take batch statistics over both views together, as they are in SimCLR's own code, one batch. False takes each view's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +69,8 @@ class SimCLR(Method):
         return 0.0
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        projections_2BD = self.encode(self.online, batch["scenes"])
+        encode = self.encode_together if self.config.joint_statistics else self.encode
+        projections_2BD = encode(self.online, batch["scenes"])
         loss = nt_xent(projections_2BD[0], projections_2BD[1], self.config.temperature)
         return {"loss": loss, "feature_std": feature_std(projections_2BD)}
 

@@ -64,7 +64,7 @@ class FirstWeights:
                 yield f"  {len(names)} {what}: {', '.join(names[:_SHOWN])}{more}"
 
 
-def first_weights(origin: str, backbone: Backbone, name: str) -> FirstWeights:
+def first_weights(origin: str, backbone: Backbone, name: str, *, option: str = "--init") -> FirstWeights:
     """Read weights for a backbone.
 
     Args:
@@ -72,13 +72,14 @@ def first_weights(origin: str, backbone: Backbone, name: str) -> FirstWeights:
             torchvision's or timm's names.
         backbone: that is to have them; it is not changed.
         name: what the backbone is called.
+        option: how the origin was named, for messages.
 
     Raises:
         InputError: nothing there, a file that cannot be read, or weights of another network.
 
     """
     own = backbone.trunk.state_dict()
-    found = _renamed(_read(origin), own)
+    found = _renamed(_read(origin, option), own)
     fitting = {key: value for key, value in found.items() if key in own and own[key].shape == value.shape}
     misshapen = [
         f"{key} {_shape(found[key])} there, {_shape(own[key])} here" for key in own if key in found and key not in fitting
@@ -91,14 +92,14 @@ def first_weights(origin: str, backbone: Backbone, name: str) -> FirstWeights:
         first = next(iter(found), "none")
         theirs = f" {_shape(found[first])}" if first in found else ""
         raise InputError(
-            f"--init {origin} fits {sum(key in fitting for key in counted)} of the {len(counted)} tensors of {name}, and is "
+            f"{option} {origin} fits {sum(key in fitting for key in counted)} of the {len(counted)} tensors of {name}, and is "
             f"another network's: its first is {first!r}{theirs}, ours {counted[0]!r} {_shape(own[counted[0]])}; expected "
             "weights of this backbone (--backbone names another)"
         )
     bad = [key for key, value in fitting.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise InputError(
-            f"--init {origin} has values that are no numbers ({len(bad)} tensors, such as {bad[0]}); use other weights"
+            f"{option} {origin} has values that are no numbers ({len(bad)} tensors, such as {bad[0]}); use other weights"
         )
     return FirstWeights(
         origin=origin, weights=fitting, missing=missing, misshapen=misshapen, unused=[key for key in found if key not in own]
@@ -162,10 +163,10 @@ def _stay_in_evaluation(module: nn.Module) -> None:
         child.train = lambda mode=True, *, child=child: child  # type: ignore[method-assign,misc,assignment]
 
 
-def _read(origin: str) -> dict[str, Tensor]:
+def _read(origin: str, option: str) -> dict[str, Tensor]:
     path = Path(origin)
     if not path.exists():
-        raise InputError(f"--init {origin}: nothing is there; expected a run folder, or a file of weights")
+        raise InputError(f"{option} {origin}: nothing is there; expected a run folder, or a file of weights")
     if path.is_dir():
         return dict(load_backbone(path)[0].trunk.state_dict())
     try:
@@ -178,18 +179,18 @@ def _read(origin: str) -> dict[str, Tensor]:
         raise
     except Exception as error:  # of safetensors, zip, pickle: a file may be damaged in any way
         raise InputError(
-            f"--init {origin} cannot be read as weights ({' '.join(why(error).split())[:200]}); expected a run folder, "
+            f"{option} {origin} cannot be read as weights ({' '.join(why(error).split())[:200]}); expected a run folder, "
             "safetensors, or a file that torch.save wrote of tensors alone"
         ) from error
     if isinstance(loaded, Mapping) and {"method", "config"} <= loaded.keys():  # a checkpoint of ours
         return dict(load_backbone(path)[0].trunk.state_dict())
-    weights = _tensors(loaded)
+    weights = tensors_in(loaded)
     if not weights:
-        raise InputError(f"--init {origin} holds no tensors by name; expected a state_dict")
+        raise InputError(f"{option} {origin} holds no tensors by name; expected a state_dict")
     return weights
 
 
-def _tensors(loaded: Any) -> dict[str, Tensor]:
+def tensors_in(loaded: Any) -> dict[str, Tensor]:
     """The state_dict in what a file holds."""
     if not isinstance(loaded, Mapping):
         return {}
@@ -197,7 +198,7 @@ def _tensors(loaded: Any) -> dict[str, Tensor]:
     if len(found) > 1:
         return found
     for key in _WRAPPERS:
-        if inner := _tensors(loaded.get(key)):
+        if inner := tensors_in(loaded.get(key)):
             return inner
     return found
 
@@ -217,7 +218,8 @@ def _renamed(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
             for name, value in weights.items()
         )
 
-    best = max(sorted(beginnings, key=len), key=fits)
+    # MoCo's file holds its queries' network and, equally long and fitting, the average of it: the papers transfer the first.
+    best = max(sorted(beginnings, key=lambda text: (len(text), "_k." in text, text)), key=fits)
     return {name[len(best) :]: value for name, value in weights.items() if name.startswith(best)}
 
 

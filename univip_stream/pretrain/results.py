@@ -7,6 +7,7 @@ from typing import Any
 
 from univip_stream.errors import InputError, why
 from univip_stream.pretrain.load import CONFIG
+from univip_stream.pretrain.paper import Table
 from univip_stream.pretrain.settings import flat_dict
 from univip_stream.record import METRICS
 
@@ -24,9 +25,10 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
     ("imagenet-200", "univip"): {"linear": 0.731, "detect bbox": 0.416, "detect segm": 0.376},
     ("imagenet-200", "byol"): {"linear": 0.706, "detect bbox": 0.407, "detect segm": 0.369},
     ("imagenet-300", "univip"): {"linear": 0.742, "detect bbox": 0.422, "detect segm": 0.382},
+    ("imagenet-300", "byol"): {"detect bbox": 0.409, "detect segm": 0.370},
 }
-"""The paper's results for a recipe and method: ImageNet top-1 of a linear probe (Table 1), COCO's box and mask AP of Mask
-R-CNN R50-FPN, 1x (Tables 2 and 4)."""
+"""The paper's results for a recipe and method (`paper_tables` has all its tables): ImageNet top-1 of a linear probe (Table 1),
+COCO's box and mask AP of Mask R-CNN R50-FPN, 1x (Tables 2 and 4)."""
 
 
 def collect(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -142,12 +144,72 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
+def judged(path: Path) -> list[dict[str, Any]]:
+    """What `eval --out` wrote: of a run in its folder and in `eval/` there, of another folder in it, or one file.
+
+    Raises:
+        InputError: a file that cannot be read, or a place that holds none.
+
+    """
+    try:
+        found = _results([path] if path.is_file() else [*path.glob("*.json"), *(path / EVALUATIONS).glob("*.json")])
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be read as results ({why(error)}); expected JSON that `eval ... --out` wrote"
+        ) from error
+    if not found and not (path / CONFIG).is_file():
+        raise InputError(f"{path} is no run and holds no result; expected run folders, or JSON that `eval ... --out` wrote")
+    return found
+
+
+def own_rows(table: Table, paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Rows of one's own for a table of the paper: name, recipe and, for each column, the number in per cent or None.
+
+    Runs have one row each. Results of networks that are no run's (`eval --subject`) have one row a network.
+
+    Raises:
+        InputError: as `judged`.
+
+    """
+    rows = []
+    for path in _places(paths):
+        of_network: dict[str, list[dict[str, Any]]] = {}
+        for result in judged(path):
+            of_network.setdefault(
+                path.name if path.is_dir() and (path / CONFIG).is_file() else str(result.get("run")), []
+            ).append(result)
+        recipe = _recipe_of(path)
+        for name, found in (of_network or {path.name: []}).items():
+            numbers = [next((one for one in map(column.of, found) if one is not None), None) for column in table.columns]
+            told = [None if one is None else {"value": one[0], "exact": one[1]} for one in numbers]
+            rows.append({"name": name, "recipe": recipe, "numbers": told})
+    return rows
+
+
+def _places(paths: Iterable[Path]) -> list[Path]:
+    """Runs, folders and files of results; a folder of runs stands for those in it."""
+    found = []
+    for path in paths:
+        inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        found += inside or [path]
+    return found
+
+
+def _recipe_of(path: Path) -> str:
+    if not (path / CONFIG).is_file():
+        return ""
+    row = _row(path)
+    return f"{row['recipe']} {row['method']}".strip()
+
+
+def _results(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_bytes()) for path in sorted(paths)]
+    return [result for result in found if isinstance(result, dict) and "protocol" in result]
+
+
 def _evaluations(run: Path) -> dict[str, float]:
     found = {}
-    for path in sorted([*run.glob("*.json"), *(run / EVALUATIONS).glob("*.json")]):
-        result = json.loads(path.read_bytes())
-        if not isinstance(result, dict) or "protocol" not in result:
-            continue
+    for result in _results([*run.glob("*.json"), *(run / EVALUATIONS).glob("*.json")]):
         if "top1" in result:
             found[str(result["protocol"])] = float(result["top1"])
         for kind in ("bbox", "segm"):

@@ -235,7 +235,7 @@ class _Trainer:
                 f"(optim.warmup_epochs is {optim.warmup_epochs:g})"
             )
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
-        if self.boxes == 0 and config.views.instances and config.views.regions == "mined":
+        if self.boxes == 0 and config.views.instances and config.views.regions in ("mined", "naive-candidates"):
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"

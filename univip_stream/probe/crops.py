@@ -5,7 +5,7 @@ Shape letters: B images of a batch, S side of the crop, P numbers of an augmenta
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -43,15 +43,15 @@ class Crops:
 
 
 class CentreCrop:
-    """The usual evaluation crop: short side to size * 256 / 224, antialiased bilinear, then the central square."""
+    """The usual evaluation crop: short side to size * 256 / 224, antialiased, bilinear or bicubic, then the central square."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, interpolation: str = "bilinear") -> None:
+        self.size, self.interpolation = size, InterpolationMode(interpolation)
 
     def __call__(self, image: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
         # A copy, because a decoder may hand out memory that is not writable.
         tensor = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)
-        resized = TF.resize(tensor, [round(self.size * 256 / 224)], InterpolationMode.BILINEAR, antialias=True)
+        resized = TF.resize(tensor, [round(self.size * 256 / 224)], self.interpolation, antialias=True)
         return TF.center_crop(resized, [self.size, self.size]), torch.empty(0)
 
 
@@ -59,17 +59,59 @@ class RandomCrop:
     """A random resized crop (scale 0.08 to 1, aspect 3/4 to 4/3) with the draw of its augmentation.
 
     The crop of an image depends only on the seed, the epoch and the image's number.
+
+    Args:
+        size: side of the crop, pixels.
+        config: settings of the augmentation.
+        seed: seed of the draws.
+        epoch: number of the pass over the images.
+        interpolation: bilinear or bicubic.
+        lighting: standard deviation of three more numbers of the draw, for `lit`; 0 draws none.
+
     """
 
-    def __init__(self, size: int, config: AugmentConfig, *, seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        config: AugmentConfig,
+        *,
+        seed: int,
+        epoch: int,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        lighting: float = 0.0,
+    ) -> None:
         self.size, self.config, self.seed, self.epoch = size, config, seed, epoch
+        self.interpolation, self.lighting = interpolation, lighting
 
     def __call__(self, image: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, (self.epoch << 32) + number]))
         pixels = np.empty((self.size, self.size, 3), np.uint8)
         [window] = random_crops(rng, 1, image.shape[1], image.shape[0], (0.08, 1.0))
-        cut(image, window, pixels, "bilinear", antialias=True)
-        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(draw(rng, self.config, 0))
+        cut(image, window, pixels, self.interpolation, antialias=True)
+        numbers = draw(rng, self.config, 0)
+        if self.lighting:
+            numbers = np.concatenate([numbers, rng.normal(0, self.lighting, 3).astype(np.float32)])
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(numbers)
+
+
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+"""Principal components of ImageNet's colours (Krizhevsky et al. 2012; ORL 2ad64f7, `datasets/pipelines/transforms.py`)."""
+
+
+def lit(images_B3SS: Tensor, numbers_B3: Tensor, std: Sequence[float]) -> Tensor:
+    """Add AlexNet's lighting noise to normalised images: each image one colour along the principal components of ImageNet's.
+
+    Args:
+        images_B3SS: images, normalised.
+        numbers_B3: the draws of the three components.
+        std: standard deviation that the images were divided by.
+
+    """
+    vectors, values = images_B3SS.new_tensor(_EIGENVECTORS), images_B3SS.new_tensor(_EIGENVALUES)
+    # Element by element: a matrix product may be rounded to TF32, and a batch's size may change its sums.
+    colour_B3 = (vectors[None] * (numbers_B3 * values)[:, None]).sum(-1) / images_B3SS.new_tensor(std)
+    return images_B3SS + colour_B3[:, :, None, None]
 
 
 def batches(

@@ -58,6 +58,8 @@ class DetectionSet:
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         self.name, self.sha256, self.box_frame, self.left_out = name, sha256, box_frame, dict(left_out or {})
+        self.is_voc = False
+        """Whether VOC's own AP is computed beside COCO's."""
         self.max_pixels = MAX_PIXELS
         """Maximal number of pixels; larger images are refused."""
         self.images = sorted(content["images"], key=lambda image: image["id"])
@@ -193,7 +195,7 @@ def read_voc(devkit: Path, parts: Sequence[tuple[str, str]], *, box_frame: str =
     """Read PASCAL VOC: the images of each (year, list), such as ("2007", "test"), of a VOCdevkit or of one VOC folder.
 
     Boxes become x - 1, y - 1 and widths that count both ends; "difficult" objects are crowds: not learnt from, and
-    detections on them do not count. VOC's own AP50 leaves them out the same way, but measures area, not its share.
+    detections on them do not count. VOC's own AP is `voc.voc_precision`.
 
     Raises:
         InputError: folders or annotations are missing or cannot be read.
@@ -204,19 +206,36 @@ def read_voc(devkit: Path, parts: Sequence[tuple[str, str]], *, box_frame: str =
     }  # fmt: skip
     folders = []
     for year, part in parts:
-        root = devkit / f"VOC{year}" if (devkit / f"VOC{year}").is_dir() else devkit
+        root = devkit / f"VOC{year}"
+        if not root.is_dir():
+            if len({known for known, _ in parts}) > 1 or _names_another_year(devkit, year):
+                there = ", ".join(sorted(path.name for path in devkit.glob("VOC*")))
+                raise InputError(
+                    f"{devkit} has no folder VOC{year}{f' but {there}' if there else ''}; expected a VOCdevkit with "
+                    f"{' and '.join(f'VOC{known}/ImageSets/Main/{name}.txt' for known, name in parts)}"
+                )
+            root = devkit
         names = root / "ImageSets" / "Main" / f"{part}.txt"
         try:
             stems = [line.split()[0] for line in names.read_text().splitlines() if line.strip()]
         except OSError as error:
+            there = ", ".join(sorted(path.stem for path in names.parent.glob("*.txt") if "_" not in path.stem))
             raise InputError(
-                f"{names}: {error.strerror}; expected a VOCdevkit with VOC{year}/ImageSets/Main/{part}.txt"
+                f"{names}: {error.strerror}{f'; there is {there}' if there else ''}; expected a VOCdevkit with "
+                f"VOC{year}/ImageSets/Main/{part}.txt, the list of that year's {part} images"
             ) from error
         folders.append(root / "JPEGImages")
         for stem in stems:
             _add_voc(content, root / "Annotations" / f"{stem}.xml")
     name = f"{devkit} ({', '.join(' '.join(part) for part in parts)})"
-    return DetectionSet(content, folders, name, box_frame=box_frame)
+    known = DetectionSet(content, folders, name, box_frame=box_frame)
+    known.is_voc = True
+    return known
+
+
+def _names_another_year(folder: Path, year: str) -> bool:
+    """Whether a folder's name says that it is VOC of another year, such as VOC2012 for 2007."""
+    return folder.name.startswith("VOC") and folder.name[3:].isdigit() and folder.name != f"VOC{year}"
 
 
 def _add_voc(content: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,8 @@
-"""torchvision's detectors around a pre-trained ResNet: nothing frozen, batch normalisation wherever a batch has one scale."""
+"""Detectors of torchvision's parts around a ResNet: nothing frozen, batch normalisation wherever a batch has one scale."""
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torchvision.models import ResNet
@@ -14,10 +15,11 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from univip_stream.errors import UsageError
+from univip_stream.evaluation.detection.c4 import build_c4
 from univip_stream.evaluation.subject import Subject
 
-MODELS = ("mask-rcnn", "faster-rcnn", "retinanet")
-"""He et al. 2017, Ren et al. 2015, Lin et al. 2017, each with a feature pyramid (Lin et al. 2017)."""
+MODELS = ("mask-rcnn", "faster-rcnn", "retinanet", "mask-rcnn-c4", "faster-rcnn-c4")
+"""He et al. 2017, Ren et al. 2015, Lin et al. 2017, each with a feature pyramid (Lin et al. 2017); and the first two without."""
 
 
 def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence[int], longest: int) -> nn.Module:
@@ -28,6 +30,7 @@ def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence
     heads, which get the objects of all levels as one batch. RetinaNet's heads have none, as in Detectron2: they run once per
     level, and one normalisation for five levels would train on each level's statistics but be scored with their mixture.
     RetinaNet's level P6 is computed from the backbone's C5 (Lin et al. 2017, arXiv:1708.02002, section 4), as in Detectron2.
+    The models without a pyramid (C4) run the backbone's last stage on each region (`c4.build_c4`).
 
     Images are normalised as in the subject's training.
 
@@ -49,13 +52,16 @@ def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence
         stem = " with the small stem" if subject.config.method.small_stem else ""
         raise UsageError(
             f"{subject.run} is a {subject.config.method.backbone}{stem}; {name} is built around a ResNet of torchvision's with its "
-            "usual stem, such as resnet50"
+            f"usual stem{' and its res5, which runs on each region' if name.endswith('-c4') else ''}, such as resnet50"
         )
     widths = [trunk.inplanes // 8 * 2**stage for stage in range(4)]
     pixels = subject.config.augment
-    given = {
+    given: dict[str, Any] = {
         "min_size": tuple(sides), "max_size": longest, "image_mean": list(pixels.mean), "image_std": list(pixels.std),
     }  # fmt: skip
+    if name.endswith("-c4"):
+        without_pyramid: nn.Module = build_c4(trunk, classes, masks=has_masks(name), **given)
+        return without_pyramid
     if name == "retinanet":
         pyramid = BackboneWithFPN(
             trunk,
@@ -84,6 +90,11 @@ def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence
         mask_head = MaskRCNNHeads(256, [256] * 4, 1, norm_layer=nn.BatchNorm2d)
         detector = MaskRCNN(pyramid, classes + 1, box_head=box_head, mask_head=mask_head, **given)
     return detector
+
+
+def has_masks(name: str) -> bool:
+    """Whether a detector learns and finds outlines."""
+    return name.startswith("mask-rcnn")
 
 
 def first_label(name: str) -> int:

@@ -14,20 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
 
 from univip_stream.distributed import ALONE, Process, in_parallel, mean_over_ranks
 from univip_stream.errors import InputError, UsageError
+from univip_stream.evaluation.detection.batches import DetectionItems, training_batches, transposed
 from univip_stream.evaluation.detection.data import DetectionSet
-from univip_stream.evaluation.detection.models import build_detector, first_label
+from univip_stream.evaluation.detection.models import build_detector, first_label, has_masks
 from univip_stream.evaluation.detection.score import average_precision, detections
+from univip_stream.evaluation.detection.voc import voc_precision
 from univip_stream.evaluation.partial import Partial
 from univip_stream.evaluation.subject import Subject
 from univip_stream.evaluation.used import gathered
-from univip_stream.failures import MAX_FAILURES, Failure, as_json, listed, stop_if_too_many
-from univip_stream.images import BadImageError
+from univip_stream.failures import MAX_FAILURES, Failure, as_json, stop_if_too_many
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.shards.format import UNREADABLE
 from univip_stream.workers import loaded
 
 SCHEDULES = {"1x": 90_000, "2x": 180_000, "6x": 540_000}
@@ -40,8 +39,13 @@ class DetectionProtocol:
     1e-4, none on normalisations, rate 0.02 at batch 16 (RetinaNet 0.01), divided by ten twice, linear warm-up, horizontal flips,
     short side drawn from 640 to 800 pixels, batch normalisation over all ranks in backbone, pyramid and heads (`build_detector`).
 
-    Not Detectron2's yet: long schedules, where the rate falls 60 and 20 thousand iterations before the end; VOC's warm-up of 100
-    iterations in MoCo; statistics measured anew before scoring (PRECISE_BN in ORL); networks without a pyramid (C4)."""
+    Before scoring, the statistics of all normalisations are measured anew on 200 batches (Detectron2's TEST.PRECISE_BN, which
+    ORL and MoCo have on).
+
+    Not Detectron2's: images of one batch are not grouped by shape; images without objects are learnt from; box losses are smooth
+    L1 with a bend at 1/9, Detectron2's are L1; with a pyramid, regions are pooled with four samples a cell and half a pixel off
+    (torchvision's MultiScaleRoIAlign). So compare these numbers with each other; for those of the tables there is
+    `export backbone --format detectron2`."""
 
     model: str = "mask-rcnn"
     """One of `MODELS`."""
@@ -51,8 +55,9 @@ class DetectionProtocol:
     """Images per update, over all ranks."""
     rate: float = 0.02
     """Peak learning rate for this batch size; `rate_for` gives Detectron2's."""
-    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Shares of the run after which the rate falls to a tenth: 60k and 80k of 90k. VOC: 18k and 22k of 24k."""
+    milestones: tuple[float, ...] | None = None
+    """Shares of the run after which the rate falls to a tenth; VOC: 18k and 22k of 24k. None is Detectron2's: 60k and 80k of 90k,
+    and in runs of more than 180k the last 60k and 20k iterations (its 3x and 9x configurations)."""
     warmup: int = 1000
     """Iterations of linear warm-up from a thousandth (Detectron2's default); never more than a tenth of the run."""
     sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
@@ -63,6 +68,8 @@ class DetectionProtocol:
     """Weight decay of all parameters but the normalisations'."""
     norm_decay: float = 0.0
     """Weight decay of scales and shifts of normalisations (Detectron2's SOLVER.WEIGHT_DECAY_NORM)."""
+    precise: int = 200
+    """Batches that statistics are measured anew on before scoring; never more than a tenth of the run's iterations."""
     seed: int = 0
     """Seed of new layers, order and flips."""
 
@@ -70,16 +77,29 @@ class DetectionProtocol:
         """Return the learning rate of an iteration, counted from 0."""
         warmup = min(self.warmup, self.iterations // 10)
         warm = 1e-3 + (1 - 1e-3) * iteration / warmup if iteration < warmup else 1.0
-        return self.rate * warm * 0.1 ** sum(iteration >= share * self.iterations for share in self.milestones)
+        return self.rate * warm * 0.1 ** sum(iteration >= at for at in self.falls())
+
+    def falls(self) -> tuple[float, ...]:
+        """Return the iterations from which on the rate is a tenth of what it was."""
+        if self.milestones is not None:
+            return tuple(share * self.iterations for share in self.milestones)
+        if self.iterations > SCHEDULES["2x"]:
+            return self.iterations - 60_000, self.iterations - 20_000
+        return self.iterations * 2 / 3, self.iterations * 8 / 9
+
+    def measured(self) -> int:
+        """Return the batches that statistics are measured on before scoring."""
+        return min(self.precise, self.iterations // 10)
 
 
 def voc(**changes: Any) -> DetectionProtocol:
-    """Return the protocol for VOC07+12: Faster R-CNN, 24k iterations, rate falls after 18k and 22k, short side 480 to 800
-    (MoCo's, there with a C4 network, here with a feature pyramid: compare only with our own runs)."""
+    """Return the protocol for VOC07+12: Faster R-CNN, 24k iterations, rate falls after 18k and 22k, warm-up of 100, short side 480
+    to 800 (MoCo's, whose network is faster-rcnn-c4; here it has a feature pyramid unless `model` says so)."""
     settings = {
         "model": "faster-rcnn",
         "iterations": 24_000,
         "milestones": (18 / 24, 22 / 24),
+        "warmup": 100,
         "sides": tuple(range(480, 801, 32)),
     }
     return DetectionProtocol(**{**settings, **changes})
@@ -119,8 +139,8 @@ def detect(
         say: called with lines for people.
 
     Returns:
-        `bbox` and, for Mask R-CNN, `segm`: AP and its parts, 0 to 1; the losses of the first and the last tenth; what was done;
-        and the images left out (of the training images, only those that were drawn).
+        `bbox` and, for Mask R-CNN, `segm`: COCO's AP and its parts, 0 to 1; for VOC also `voc`, its own AP; the losses of the
+        first and the last tenth; what was done; and the images left out (of the training images, only those that were drawn).
 
     Raises:
         InputError: the sets do not fit each other or the model; there are more unreadable images than allowed; a loss is not
@@ -128,9 +148,10 @@ def detect(
 
     """
     _check(train, val, protocol, process)
-    masks = protocol.model == "mask-rcnn"
+    masks = has_masks(protocol.model)
     facts = {
-        **subject.facts(), "protocol": "detect", "detect": asdict(protocol), "train": train.facts(), "val": val.facts(),
+        **subject.facts(), "protocol": "detect", "detect": asdict(protocol) | {"falls": protocol.falls()},
+        "train": train.facts(), "val": val.facts(),
     }  # fmt: skip
     torch.manual_seed(protocol.seed)
     network = build_detector(
@@ -151,15 +172,17 @@ def detect(
     model = in_parallel(network, process, device)
     network.train()
     label = first_label(protocol.model)
-    parts = _batches(train, protocol, first, workers, process, masks=masks)
+    parts = training_batches(
+        train, seed=protocol.seed, batch_size=protocol.batch_size, first=first, last=protocol.iterations + protocol.measured(),
+        workers=workers, process=process, masks=masks,
+    )  # fmt: skip
     for iteration in range(first, protocol.iterations):
         images, targets, met = next(parts)
         bad |= met
         _stop_if_hopeless(bad, train, max_failures)
         # The detectors use torch's generator to draw the side of an image and the boxes to learn from.
         torch.manual_seed((protocol.seed * 1_000_003 + iteration) * process.world_size + process.rank)
-        on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
-        loss: Tensor = sum(model([image.to(device).float() / 255 for image in images], on).values())  # type: ignore[assignment]
+        loss: Tensor = sum(model(*_on(device, images, targets, label)).values())  # type: ignore[assignment]
         losses.append(float(mean_over_ranks(loss.detach(), process)))
         if not np.isfinite(losses[-1]):
             raise InputError(
@@ -180,6 +203,8 @@ def detect(
                 step=iteration + 1, network=network.state_dict(), optimizer=optimizer.state_dict(), losses=losses[-1000:],
                 failed=json.dumps(bad),
             )  # fmt: skip
+    # Further batches of the same order; a run that was killed here measures anew from its last state.
+    bad |= _measure(network, model, parts, protocol, label, device)
     found, bad_val = _detect_all(network, val, protocol, workers, device, process, max_failures)
     bad, bad_val = gathered(bad, process), gathered(bad_val, process)
     for failed, known in ((bad, train), (bad_val, val)):
@@ -194,6 +219,7 @@ def detect(
     return {
         **facts,
         **scores,
+        **({"voc": voc_precision(val, found, without=bad_val)} if val.is_voc else {}),
         "used": {"train": len(train) - len(bad), "val": len(val) - len(bad_val)},
         "failed": {"train": as_json(bad.values()), "val": as_json(bad_val.values())},
         "notes": _notes(train, val),
@@ -201,6 +227,32 @@ def detect(
         "loss_first": float(np.mean(losses[:tenth])),
         "loss_last": float(np.mean(losses[-tenth:])),
     }
+
+
+def _on(device: torch.device, images: Any, targets: Any, label: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Return images of 0 to 1 and targets as the detectors take them, on the device."""
+    on = [{**{k: v.to(device) for k, v in t.items()}, "labels": t["labels"].to(device) + label} for t in targets]
+    return [image.to(device).float() / 255 for image in images], on
+
+
+@torch.no_grad()
+def _measure(
+    network: nn.Module, model: nn.Module, parts: Iterator[Any], protocol: DetectionProtocol, label: int, device: torch.device
+) -> dict[int, Failure]:
+    """Give every normalisation the mean of its statistics over further batches; return the images that cannot be read."""
+    bad: dict[int, Failure] = {}
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)] if protocol.measured() else []
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches since
+    for _ in range(protocol.measured()):
+        images, targets, met = next(parts)
+        bad |= met
+        model(*_on(device, images, targets, label))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    return bad
 
 
 def rate_for(model: str, batch_size: int) -> float:
@@ -228,11 +280,12 @@ def _check(train: DetectionSet, val: DetectionSet, protocol: DetectionProtocol, 
             f"{train.name} has {len(ours)} categories and {val.name} {len(theirs)}; they differ in "
             f"{', '.join(differ[:5]) or 'their order'}"
         )
-    if protocol.model == "mask-rcnn":
+    if has_masks(protocol.model):
         for known in (train, val):
             if not known.has_masks:
                 raise InputError(
-                    f"{known.name} has objects without an outline; expected `segmentation`s for mask-rcnn, or --model faster-rcnn"
+                    f"{known.name} has objects without an outline; expected `segmentation`s for {protocol.model}, or --model "
+                    f"{protocol.model.replace('mask', 'faster')}"
                 )
     if protocol.batch_size % process.world_size:
         raise UsageError(
@@ -258,91 +311,6 @@ def _stop_if_hopeless(failed: dict[int, Failure], known: DetectionSet, max_failu
     )  # fmt: skip
 
 
-class _Images(Dataset[Any]):
-    """Items for training: an image, its target, and the failures of unreadable images that it replaces. Items for scoring
-    (`masks` is None): an image's number with its pixels or its Failure. Errors are items, because DataLoader would replace
-    their message by a worker's traceback."""
-
-    def __init__(self, known: DetectionSet, *, masks: bool | None) -> None:
-        self.known, self.masks = known, masks
-
-    def __getitem__(self, item: tuple[int, bool]) -> Any:
-        number, flip = item
-        if self.masks is None:
-            pixels = self._pixels(number)
-            return number, pixels if isinstance(pixels, Failure) else torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-        met: dict[int, Failure] = {}
-        while isinstance(pixels := self._pixels(number), Failure):
-            met[number] = pixels
-            number = (number + 1) % len(self.known)
-            if number in met:
-                return InputError("\n".join([f"no image of {self.known.name} can be read:", *listed(list(met.values()), 10)]))
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-        try:
-            target = self.known.target(number, masks=self.masks)
-        except Exception as error:
-            name = self.known.images[number]["file_name"]
-            return InputError(f"{self.known.name}: the objects of {name} cannot be used ({type(error).__name__}: {error})")
-        if flip:
-            width = image.shape[-1]
-            image = image.flip(-1)
-            target["boxes"] = torch.stack(
-                [width - target["boxes"][:, 2], target["boxes"][:, 1], width - target["boxes"][:, 0], target["boxes"][:, 3]],
-                1,
-            )
-            if self.masks:
-                target["masks"] = target["masks"].flip(-1)
-        return image, target, met
-
-    def _pixels(self, number: int) -> np.ndarray | Failure:
-        try:
-            return self.known.pixels(number)
-        except InputError as error:
-            cause = error.__cause__
-            status = cause.status if isinstance(cause, BadImageError) else UNREADABLE
-            return Failure(self.known.images[number]["file_name"], status, str(cause or error))
-
-
-class _Order:
-    """Batches of (number of an image, whether it is flipped) for one rank: a pure function of seed and iteration."""
-
-    def __init__(self, count: int, protocol: DetectionProtocol, first: int, process: Process) -> None:
-        self.count, self.protocol, self.first, self.process = count, protocol, first, process
-
-    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
-        protocol, epoch, order = self.protocol, -1, np.empty(0, np.int64)
-        flips = np.empty(0)
-        for iteration in range(self.first, protocol.iterations):
-            batch = []
-            for at in range(self.process.rank, protocol.batch_size, self.process.world_size):
-                turn, where = divmod(iteration * protocol.batch_size + at, self.count)
-                if turn != epoch:
-                    rng = np.random.Generator(np.random.Philox(key=[protocol.seed, turn]))
-                    epoch, order, flips = turn, rng.permutation(self.count), rng.random(self.count)
-                batch.append((int(order[where]), bool(flips[where] < 0.5)))
-            yield batch
-
-    def __len__(self) -> int:
-        return self.protocol.iterations - self.first
-
-
-def _batches(
-    known: DetectionSet, protocol: DetectionProtocol, first: int, workers: int, process: Process, *, masks: bool
-) -> Iterator[Any]:
-    order: Any = _Order(len(known), protocol, first, process)
-    for images, targets, met in loaded(
-        _Images(known, masks=masks), workers=workers, batch_sampler=order, collate_fn=_transposed
-    ):
-        yield images, targets, {number: failure for one in met for number, failure in one.items()}
-
-
-def _transposed(items: list[Any]) -> Any:
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-    return tuple(zip(*items, strict=True))
-
-
 @torch.inference_mode()
 def _detect_all(
     network: nn.Module,
@@ -356,7 +324,7 @@ def _detect_all(
     """Return the detections of all ranks on all images, and the images of this rank that cannot be read."""
     network.eval()
     numbers = [[(number, False)] for number in range(process.rank, len(known), process.world_size)]
-    loader = loaded(_Images(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=_transposed)
+    loader = loaded(DetectionItems(known, masks=None), workers=workers, batch_sampler=numbers, collate_fn=transposed)
     label = first_label(protocol.model)
     rows: list[dict[str, Any]] = []
     bad: dict[int, Failure] = {}
