@@ -7,6 +7,7 @@ import click
 
 from univip_stream.cli.judging import subject_argument
 from univip_stream.cli.options import LocalPath
+from univip_stream.errors import UsageError
 from univip_stream.export.backbone import FORMATS, export_backbone
 from univip_stream.export.huggingface import export_huggingface
 from univip_stream.export.origin import carry_along
@@ -47,6 +48,8 @@ def backbone(run: str, format: str, out: Path, table: int | None, quiet: bool, a
     univip-stream export backbone runs/coco --format detectron2 --table 12 --out univip-voc.pkl
     univip-stream export backbone runs/coco --format huggingface --out univip-resnet50/
     """
+    if format != HUB and out.is_dir():
+        raise UsageError(f"--out {out} is a folder; expected a file, for --format {format}")
     network, config = judged_backbone(run)
     with written_by_one(out):
         if format == HUB:
