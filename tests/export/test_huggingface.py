@@ -103,5 +103,5 @@ def test_what_is_in_the_way_or_does_not_fit_is_told(run_folder, tmp_path):
     assert done.exit_code == 2
     assert "is no run folder" in done.stderr
     done = called("export", "backbone", run_folder, "--format", "timm", "--out", tmp_path / "full")
-    assert done.exit_code == 1
-    assert "is a folder; expected the name of a file" in done.stderr
+    assert done.exit_code == 2
+    assert "is a folder; expected a file" in done.stderr
