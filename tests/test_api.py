@@ -82,10 +82,11 @@ def test_a_command_takes_what_its_configuration_has():
 
     from univip_stream.cli import embed, protocols
 
+    # --subject is another way to say RUN on a command line.
     for command, kind, own in (
         (embed.embed, us.EmbedConfig, {"quiet", "as_json"}),
-        (protocols.knn, us.Knn, {"quiet", "as_json"}),
-        (protocols.linear, us.Linear, {"quiet", "as_json"}),
-        (protocols.finetune, us.Finetune, {"quiet", "as_json"}),
+        (protocols.knn, us.Knn, {"quiet", "as_json", "subject"}),
+        (protocols.linear, us.Linear, {"quiet", "as_json", "subject"}),
+        (protocols.finetune, us.Finetune, {"quiet", "as_json", "subject"}),
     ):
         assert {option.name for option in command.params} - own == {member.name for member in fields(kind)}

@@ -111,7 +111,9 @@ def cpu_demo() -> PretrainConfig:
 
 
 def vit() -> PretrainConfig:
-    """A vision transformer, ViT-S/16, batch 512, 300 epochs; the paper has none.
+    """UniVIP with a vision transformer, ViT-S/16: batch 512, 300 epochs; the paper has none, so no number to expect.
+
+    univip-stream train --recipe vit --shards shards --out runs/vit
 
     MoCo v3 (Chen, Xie and He 2021): AdamW at 1.5e-4 x batch / 256, weight decay 0.1, warm-up 40 epochs, EMA 0.99, and the
     projection of the patches left as it began, without which they found training unstable. That norms and biases are spared
@@ -131,7 +133,9 @@ def vit() -> PretrainConfig:
 
 
 def convnext() -> PretrainConfig:
-    """ConvNeXt-T, batch 512, 300 epochs; the paper has none, and nobody has published BYOL's settings for it.
+    """UniVIP with ConvNeXt-T: batch 512, 300 epochs; the paper has none, and nobody has published BYOL's settings for it.
+
+    univip-stream train --recipe convnext --shards shards --out runs/convnext
 
     ConvNeXt's own, with labels (Liu et al. 2022): AdamW at 4e-3 for a batch of 4096, here in proportion, weight decay 0.05,
     warm-up 20 epochs; norms, biases and layer scales are spared from decay. EMA as in `vit`.
