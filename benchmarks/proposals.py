@@ -32,8 +32,14 @@ SIZES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large
 Engine = Callable[[np.ndarray], np.ndarray]
 
 PUBLISHED = (
-    ("selective search, COCO val2017", "1.5 at 10, 10.9 at 100; DETReg 12.7, FreeSOLO 15.3 at 100 (they train without labels)"),
-    ("selective search, COCO 2014", "5 / 16 / 36 at 10 / 100 / 1000; EdgeBoxes 7 / 18 / 34, MCG 10 / 25 / 40 (25 s an image)"),
+    (
+        "selective search, COCO val2017",
+        "1.5 at 10, 10.9 at 100; DETReg 12.7, FreeSOLO 15.3 at 100 (they train without labels)",
+    ),
+    (
+        "selective search, COCO 2014",
+        "5 / 16 / 36 at 10 / 100 / 1000; EdgeBoxes 7 / 18 / 34, MCG 10 / 25 / 40 (25 s an image)",
+    ),
     ("CutLER, COCO val2017", "32.7 at 100: a detector, trained on ImageNet without labels"),
 )
 """From DETReg (arXiv:2106.04550), FreeSOLO (arXiv:2202.12181), CutLER (arXiv:2301.11320), and curves of DeepMask's and SharpMask's
@@ -145,7 +151,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--count", type=int, help="images; all by default")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME", help=", ".join(ENGINES))
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME", help=", ".join(ENGINES)
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of engines that take less than 100 ms")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -180,17 +188,24 @@ def report(
     """Print the table, with the published rows under it."""
     objects = np.concatenate(list(truth.values()))
     counts = {s: int(((objects[:, 4] >= low) & (objects[:, 4] <= high)).sum()) for s, (low, high) in SIZES.items()}
-    print(f"{len(truth)} images; objects: {counts}; AR and R in percent; ms: of the {usual.sum()} images of 640 x 427 to 640 x 480, "
-          "or of all if there is none")  # fmt: skip
-    print(f"{'':32}{'ms':>8}{'boxes':>7} | AR@{'/'.join(map(str, COUNTS)):19}| AR@100 s/m/l  | AR@1000 s/m/l | R.5@{'/'.join(map(str, COUNTS))}")
+    print(f"{len(truth)} images; objects: {counts}; AR and R in percent")
+    print(f"ms: of the {usual.sum()} images of 640 x 427 to 640 x 480, or of all if there is none")
+    numbers = "/".join(map(str, COUNTS))
+    print(f"{'':32}{'ms':>8}{'boxes':>7} | AR@{numbers:17} | AR@100 s/m/l    | AR@1000 s/m/l   | R.5@{numbers}")
     for engine, values in seconds.items():
         measured = np.array(values)[usual] if usual.any() else np.array(values)
         shown = "-" if engine in ORDERS else f"{1e3 * np.median(measured):.1f}"
         scores = recalls(found[engine], truth)
         ar = {size: 100 * of.mean(axis=0) for size, of in scores.items()}
-        parts = [ar["all"], *([ar[size][at] for size in ("small", "medium", "large")] for at in (2, 3)), 100 * scores["all"][0]]
+        parts = [
+            ar["all"],
+            *([ar[size][at] for size in ("small", "medium", "large")] for at in (2, 3)),
+            100 * scores["all"][0],
+        ]
         boxes = np.mean([len(b) for b in found[engine].values()])
-        print(f"{engine:32}{shown:>8}{boxes:7.0f} | " + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts))
+        print(
+            f"{engine:32}{shown:>8}{boxes:7.0f} | " + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts)
+        )
     for name, figures in PUBLISHED:
         print(f"published: {name}: {figures}")
 

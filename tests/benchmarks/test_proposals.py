@@ -8,7 +8,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import proposals  # noqa: E402 - it lies among the benchmarks
+import proposals
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from demo_images import draw_scene
 
-from univip_stream.boxes import iou
+from univip_stream.boxes import filter_boxes, iou
 from univip_stream.proposals import features, graph, grouping, pixels, ranking
 from univip_stream.proposals.fast import taps
 from univip_stream.proposals.hierarchies import hierarchies
@@ -309,9 +309,12 @@ def test_each_next_box_is_the_one_worth_most_beside_those_before_it(corners):
     overlap = iou(xywh(unique), xywh(unique))
     w, h = (unique[:, 2:] - unique[:, :2]).T.astype(int)
     votes = [Fraction(int(v)) for v in (overlap >= 0.7).sum(axis=1)]
-    worth = [v / 4 if max(a, b) > 3 * min(a, b) else v for v, a, b in zip(votes, w, h, strict=True)]
+    by_votes = np.argsort([int(v) for v in votes], kind="stable")[::-1]
+    kept = [box in filter_boxes(8 * xywh(unique[by_votes])).tolist() for box in (8 * xywh(unique)).tolist()]
+    assert 3 < sum(kept) < len(unique) / 2
+    worth = [v / 4 if max(a, b) > 3 * min(a, b) and not k else v for v, a, b, k in zip(votes, w, h, kept, strict=True)]
     shares = np.array([Fraction(1), Fraction(1, 8), Fraction(1, 16), Fraction(1, 64)])
-    level = (overlap[:, :, None] >= (0.7, 0.8, 0.9)).sum(axis=2)
+    level = (overlap[:, :, None] >= (0.7, 0.8, 0.9)).sum(axis=2) * ~np.array(kept)
     covered, left, order = np.zeros(len(unique), int), list(range(len(unique))), []
     while left:
         # Among equals the one worth more at first, then the larger, then the later of equal areas.
@@ -319,10 +322,10 @@ def test_each_next_box_is_the_one_worth_most_beside_those_before_it(corners):
         order.append(best)
         left.remove(best)
         covered = np.maximum(covered, level[best])
-    ranked = ranking.ranked(corners, 70)
-    assert ranked.tolist() == unique[order].tolist()
-    plain = unique[np.argsort([float(v) for v in votes], kind="stable")[::-1]]
-    assert ranked.tolist() != plain.tolist()
+    ranked = ranking.ranked(corners, 70, lambda edges: 8 * xywh(edges))
+    assert ranked.tolist() == unique[order].tolist() != unique[by_votes].tolist()
+    # What the paper's filter keeps is what it kept of the boxes by votes alone, in that order.
+    assert filter_boxes(8 * xywh(ranked)).tolist() == filter_boxes(8 * xywh(unique[by_votes])).tolist()
 
 
 def test_the_first_boxes_lie_in_different_places():
@@ -330,5 +333,5 @@ def test_the_first_boxes_lie_in_different_places():
     spread = [(x, y) for x in range(2) for y in range(2)]
     boxes = [(0 + x, 0 + y, 100, 100) for x in range(4) for y in range(4)]
     boxes += [(200 + x, 0 + y, 260, 80) for x, y in spread] + [(0 + x, 200, 70, 270) for x, _ in spread[1:]]
-    ranked = ranking.ranked(np.array(boxes, np.int32), 70)
+    ranked = ranking.ranked(np.array(boxes, np.int32), 70, xywh)
     assert {(x // 150, y // 150) for x, y, _, _ in ranked[:3].tolist()} == {(0, 0), (1, 0), (0, 1)}

@@ -41,7 +41,10 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
     for conversion in COLOURS:
         colours = np.asarray(cv2.cvtColor(image, conversion), np.uint8)
         found.append(OPENCV_FAST.boxes(colours, texture_codes(colours)))
-    boxes = ranking.ranked(np.concatenate(found), AGREE)
+    return _xywh(ranking.ranked(np.concatenate(found), AGREE, _xywh))
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

@@ -86,8 +86,11 @@ def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: in
         settings = scaled(FINE_AT_256 if fine else AT_256, working_resolution / 256)
         colours = np.asarray(cv2.cvtColor(copy, conversion), np.uint8)
         found.append(settings.boxes(colours, texture_codes(colours)))
-    boxes = ranking.ranked(np.concatenate(found), AGREE)
-    return full_size(boxes, copy.shape[1], copy.shape[0], width, height)
+
+    def in_image(boxes: np.ndarray) -> np.ndarray:
+        return full_size(boxes, copy.shape[1], copy.shape[0], width, height)
+
+    return in_image(ranking.ranked(np.concatenate(found), AGREE, in_image))
 
 
 def scaled(settings: Segmentation, growth: float) -> Segmentation:
