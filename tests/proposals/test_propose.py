@@ -151,15 +151,14 @@ def test_unknown_engines_and_options_are_said(scene):
 
 
 def test_small_things_are_found_unless_they_are_not_wanted():
-    """Ten coloured squares of 20 pixels on a quiet photograph of 640 x 480, which the paper's filter would drop."""
+    """Ten coloured squares of 13 pixels on a quiet photograph of 640 x 480: 27 pixels of the copy, where regions begin at 35."""
     rng = np.random.default_rng(2)
     image = np.clip(rng.normal(120, 3, (480, 640, 3)), 0, 255).astype(np.uint8)
-    truth = [[int(x), int(y), 20, 20] for x, y in zip(range(30, 630, 60), rng.integers(20, 440, 10), strict=True)]
+    truth = [[int(x), int(y), 13, 13] for x, y in zip(range(30, 630, 60), rng.integers(20, 440, 10), strict=True)]
     for x, y, w, h in truth:
         image[y : y + h, x : x + w] = (200, 60, 40)
     with_them, without = (iou(truth, propose(image, small=small)).max(axis=1, initial=0) for small in (True, False))
-    assert (with_them > 0.5).all()
-    assert with_them.sum() >= without.sum() + 1
+    assert (with_them > 0.5).sum() >= 9 > 3 >= (without > 0.5).sum()
     large = {tuple(box) for box in propose(image, small=False).tolist()}
     assert large <= {tuple(box) for box in propose(image).tolist()}
     for nonsense in (1, 0, "false", None):
