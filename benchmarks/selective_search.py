@@ -40,8 +40,11 @@ def on_a_copy(image: np.ndarray, side: int = 256) -> np.ndarray:
 def by_agreement(boxes: np.ndarray) -> np.ndarray:
     """The same boxes in our order."""
     edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    ranked = ranking.ranked(edges, 70)
-    return np.concatenate([ranked[:, :2], ranked[:, 2:] - ranked[:, :2]], axis=1)
+    return xywh(ranking.ranked(edges, 70, xywh))
+
+
+def xywh(edges: np.ndarray) -> np.ndarray:
+    return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
 
 
 ENGINES: dict[str, Engine] = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from demo_images import draw_scene
 
-from univip_stream.boxes import iou
+from univip_stream.boxes import filter_boxes, iou
 from univip_stream.proposals import features, graph, grouping, pixels, ranking
 from univip_stream.proposals.fast import taps
 from univip_stream.proposals.hierarchies import hierarchies
@@ -265,27 +265,73 @@ def test_pooled_regions_are_sums_of_their_cells(image, rng):
 def test_hierarchies_are_the_stages_one_by_one(image):
     """The compiled function against its parts, each segmentation from pixels and with counts of its own."""
     codes = features.texture_codes(image)
-    found = hierarchies(image, codes, taps(0.8), np.array([20, 60]), 30, True, False)
     expected = []
-    for k in (20, 60):
+    for k, smallest, measures in ((20, 30, (True, False)), (60, 30, (True, False)), (8, 6, (True,))):
         keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), True))
         node, sizes, inners, *edges = graph.contract(keys, 44, 60, 0)
-        region, _, pairs = graph.segment(*edges, sizes, inners, k * pixels.UNIT, 30)
-        for with_colour in (True, False):
+        region, _, pairs = graph.segment(*edges, sizes, inners, k * pixels.UNIT, smallest)
+        for with_colour in measures:
             expected.append(grouping.group(pairs, *counted(image, region[node]), 44 * 60, with_colour))
-    np.testing.assert_array_equal(found, np.concatenate(expected))
+    scales = np.array([20, 60])
+    found = hierarchies(image, codes, taps(0.8), scales, 30, 0, 0, 0, True, False)
+    np.testing.assert_array_equal(found, np.concatenate(expected[:4]))
+    # With a finer segmentation: those, and its small boxes.
+    found = hierarchies(image, codes, taps(0.8), scales, 30, 8, 6, 15, True, False)
+    sides = (expected[4][:, 2:] - expected[4][:, :2]).max(axis=1)
+    assert 0 < (sides <= 15).sum() < len(sides)
+    np.testing.assert_array_equal(found, np.concatenate([*expected[:4], expected[4][sides <= 15]]))
 
 
-def test_ranking_counts_boxes_with_enough_overlap(rng):
-    corners = rng.integers(0, 60, (300, 2))
-    boxes = np.concatenate([corners, corners + rng.integers(1, 50, (300, 2))], axis=1).astype(np.int32)
-    unique = ranking.unique_boxes(boxes)
-    assert sorted(map(tuple, unique.tolist())) == sorted(set(map(tuple, boxes.tolist())))
-    xywh = np.concatenate([unique[:, :2], unique[:, 2:] - unique[:, :2]], axis=1)
-    expected = (iou(xywh, xywh) >= 0.7).sum(axis=1)
+@pytest.fixture
+def corners(rng):
+    """Boxes in clusters, some very long, some twice: left, top, right, bottom."""
+    low = rng.integers(0, 60, (60, 2))
+    boxes = np.concatenate([low, low + rng.integers(4, 50, (60, 2))], axis=1)
+    boxes = np.concatenate([boxes, *(boxes + rng.integers(-2, 3, boxes.shape) for _ in range(4)), boxes[:9]])
+    boxes[:, :2] = np.maximum(boxes[:, :2], 0)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    return boxes.astype(np.int32)
+
+
+def xywh(corners):
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+
+def test_votes_are_boxes_with_enough_overlap(corners):
+    unique = ranking.unique_boxes(corners)
+    assert sorted(map(tuple, unique.tolist())) == sorted(set(map(tuple, corners.tolist())))
+    expected = (iou(xywh(unique), xywh(unique)) >= 0.7).sum(axis=1)
     assert ranking.neighbours(unique, 70).tolist() == expected.tolist()
-    order = ranking.ranked(boxes, 70)
-    votes = dict(zip(map(tuple, unique.tolist()), expected, strict=True))
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in order.tolist()]
-    keys = [(-votes[tuple(box)], -area) for box, area in zip(order.tolist(), areas, strict=True)]
-    assert keys == sorted(keys)
+
+
+def test_each_next_box_is_the_one_worth_most_beside_those_before_it(corners):
+    unique = ranking.unique_boxes(corners)
+    overlap = iou(xywh(unique), xywh(unique))
+    w, h = (unique[:, 2:] - unique[:, :2]).T.astype(int)
+    votes = [Fraction(int(v)) for v in (overlap >= 0.7).sum(axis=1)]
+    by_votes = np.argsort([int(v) for v in votes], kind="stable")[::-1]
+    kept = [box in filter_boxes(8 * xywh(unique[by_votes])).tolist() for box in (8 * xywh(unique)).tolist()]
+    assert 3 < sum(kept) < len(unique) / 2
+    worth = [v / 4 if max(a, b) > 3 * min(a, b) and not k else v for v, a, b, k in zip(votes, w, h, kept, strict=True)]
+    shares = np.array([Fraction(1), Fraction(1, 8), Fraction(1, 16), Fraction(1, 64)])
+    level = (overlap[:, :, None] >= (0.7, 0.8, 0.9)).sum(axis=2) * ~np.array(kept)
+    covered, left, order = np.zeros(len(unique), int), list(range(len(unique))), []
+    while left:
+        # Among equals the one worth more at first, then the larger, then the later of equal areas.
+        best = max(left, key=lambda box: (worth[box] * shares[covered[box]], worth[box], box))
+        order.append(best)
+        left.remove(best)
+        covered = np.maximum(covered, level[best])
+    ranked = ranking.ranked(corners, 70, lambda edges: 8 * xywh(edges))
+    assert ranked.tolist() == unique[order].tolist() != unique[by_votes].tolist()
+    # What the paper's filter keeps is what it kept of the boxes by votes alone, in that order.
+    assert filter_boxes(8 * xywh(ranked)).tolist() == filter_boxes(8 * xywh(unique[by_votes])).tolist()
+
+
+def test_the_first_boxes_lie_in_different_places():
+    """Three places, of which one has most votes: by votes alone, it would have the first places too."""
+    spread = [(x, y) for x in range(2) for y in range(2)]
+    boxes = [(0 + x, 0 + y, 100, 100) for x in range(4) for y in range(4)]
+    boxes += [(200 + x, 0 + y, 260, 80) for x, y in spread] + [(0 + x, 200, 70, 270) for x, _ in spread[1:]]
+    ranked = ranking.ranked(np.array(boxes, np.int32), 70, xywh)
+    assert {(x // 150, y // 150) for x, y, _, _ in ranked[:3].tolist()} == {(0, 0), (1, 0), (0, 1)}

@@ -38,7 +38,7 @@ PRINT = (
     "from univip_stream.proposals import propose; import hashlib;"
     "scene = draw_scene('ring', np.random.default_rng(5), 300, 200);"
     "print([hashlib.sha256(propose(scene, e).tobytes()).hexdigest() for e in"
-    " ('selective-search', 'selective-search-exact', 'opencv-fast', 'naive')])"
+    " ('selective-search', 'selective-search-exact', 'opencv-fast', 'edge-boxes', 'grid', 'naive')])"
 )
 
 
@@ -56,8 +56,8 @@ def test_another_process_with_other_threads_gives_the_same_boxes():
 # Pinned, for the engine whose arithmetic is the same on every machine: a change here changes every shard mined from now on,
 # and needs a new version() and a line in the changelog.
 GOLDEN = {
-    ("selective-search", 1): "5008d26e19b3e8af",
-    ("selective-search", 3): "ac425bbe12c3ad4d",
+    ("selective-search", 1): "0975395511d86981",
+    ("selective-search", 3): "51dc2e85130d5965",
 }
 
 
@@ -79,7 +79,7 @@ def test_golden_boxes_of_a_drawn_scene(engine, scale):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (7, 9), (16, 2000), (1500, 11), (64, 64)])
-@pytest.mark.parametrize("engine", ["selective-search", "selective-search-exact", "opencv-fast"])
+@pytest.mark.parametrize("engine", ["selective-search", "selective-search-exact", "opencv-fast", "edge-boxes", "grid"])
 def test_any_size_gives_boxes_or_none(engine, shape, rng):
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     validate_boxes(propose(image, engine), shape[1], shape[0])
@@ -148,6 +148,41 @@ def test_unknown_engines_and_options_are_said(scene):
     for nonsense in (-1, 2**63, 1.5, "x", None):
         with pytest.raises(UsageError, match="seed is"):
             propose(scene, "naive", seed=nonsense)
+
+
+def test_small_things_are_found_unless_they_are_not_wanted():
+    """Ten coloured squares of 13 pixels on a quiet photograph of 640 x 480: 27 pixels of the copy, where regions begin at 35."""
+    rng = np.random.default_rng(2)
+    image = np.clip(rng.normal(120, 3, (480, 640, 3)), 0, 255).astype(np.uint8)
+    truth = [[int(x), int(y), 13, 13] for x, y in zip(range(30, 630, 60), rng.integers(20, 440, 10), strict=True)]
+    for x, y, w, h in truth:
+        image[y : y + h, x : x + w] = (200, 60, 40)
+    with_them, without = (iou(truth, propose(image, small=small)).max(axis=1, initial=0) for small in (True, False))
+    assert (with_them > 0.5).sum() >= 9 > 3 >= (without > 0.5).sum()
+    large = {tuple(box) for box in propose(image, small=False).tolist()}
+    assert large <= {tuple(box) for box in propose(image).tolist()}
+    for nonsense in (1, 0, "false", None):
+        with pytest.raises(InputError, match="expected true or false"):
+            propose(image, small=nonsense)
+
+
+def test_edge_boxes_hold_what_contours_surround():
+    image = np.full((200, 300, 3), 90, np.uint8)
+    image[60:140, 80:200] = (190, 90, 40)
+    assert iou([[80, 60, 120, 80]], propose(image, "edge-boxes")[:10]).max() > 0.8
+    for nonsense in (0, 1.5, "many"):
+        with pytest.raises(InputError, match="expected 1 to 100000 boxes"):
+            propose(image, "edge-boxes", count=nonsense)
+
+
+def test_a_grid_covers_the_image_at_each_size():
+    boxes = propose(np.zeros((48, 64, 3), np.uint8), "grid", levels=2)
+    assert boxes.tolist()[0] == [0, 0, 64, 48]
+    covered = np.zeros((48, 64), int)
+    for x, y, w, h in boxes[(boxes[:, 2] == 32) & (boxes[:, 3] == 24)].tolist():
+        covered[y : y + h, x : x + w] += 1
+    assert covered.min() >= 1
+    assert covered.max() <= 4
 
 
 def test_ten_boxes_hold_separate_blocks(rng):

@@ -31,7 +31,7 @@ ENGINES = {
     "selective-search": Engine(
         module="univip_stream.proposals.fast",
         function="selective_search",
-        summary="our kernel: hierarchies of regions at a working resolution, ranked by agreement",
+        summary="our kernel: hierarchies of regions at a working resolution, ranked by what each adds",
     ),
     "selective-search-exact": Engine(
         module="univip_stream.proposals.exact",
@@ -44,6 +44,12 @@ ENGINES = {
     "opencv-quality": Engine(
         module="univip_stream.proposals.opencv", function="quality", summary="OpenCV's selective search, Quality mode"
     ),
+    "edge-boxes": Engine(
+        module="univip_stream.proposals.edges",
+        function="edge_boxes",
+        summary="OpenCV's EdgeBoxes, on edges that need no trained model",
+    ),
+    "grid": Engine(module="univip_stream.proposals.grid", function="grid", summary="a regular grid of boxes, coarse to fine"),
     "naive": Engine(module="univip_stream.proposals.naive", function="naive", summary="random boxes"),
 }
 

@@ -16,10 +16,16 @@ def hierarchies(
     taps: np.ndarray,
     scales: np.ndarray,
     min_size: int,
+    fine: int,
+    fine_size: int,
+    fine_side: int,
     thin: bool,
     corners: bool,
 ) -> np.ndarray:
     """Return the boxes of every hierarchy: the image is segmented at each scale, and each segmentation grouped in two ways.
+
+    A finer segmentation finds what is smaller than the smallest region of the others. It is grouped by all features alone, and
+    only its small boxes are taken: of larger ones there are enough.
 
     Args:
         image: uint8, height x width x 3, of one colour space.
@@ -27,6 +33,9 @@ def hierarchies(
         taps: float32, of the smoothing (`pixels.smooth`).
         scales: int64, k of each segmentation, in grey levels times pixels.
         min_size: smallest region, in pixels.
+        fine: k of the finer segmentation, less than the others; 0 for none.
+        fine_size: its smallest region, in pixels.
+        fine_side: the longest side of a box from it, in pixels.
         thin: whether to leave out the heaviest edge of every square of pixels.
         corners: whether regions that touch at a corner are neighbours too, as in OpenCV.
 
@@ -37,32 +46,40 @@ def hierarchies(
     height, width, _ = image.shape
     right, down = pixels.weigh_edges(pixels.smooth(image, taps))
     keys = graph.sorted_keys(pixels.edge_keys(right, down, thin))
-    node, sizes, inners, a_nodes, b_nodes, weights = graph.contract(keys, height, width, scales.min() * pixels.UNIT)
+    finest = fine if fine > 0 else scales.min()
+    node, sizes, inners, a_nodes, b_nodes, weights = graph.contract(keys, height, width, finest * pixels.UNIT)
 
     # All segmentations first: where they agree, pixels are counted together.
-    nodes = len(sizes)
+    nodes, count = len(sizes), len(scales) + (fine > 0)
     cell, cells = np.zeros(nodes, np.uint32), 1
-    regions_of_scale = np.empty((len(scales), nodes), np.uint32)
-    counts_of_scale = np.empty(len(scales), np.int64)
-    pairs_of_scale = []
-    for at in range(len(scales)):
-        region, regions, pairs = graph.segment(a_nodes, b_nodes, weights, sizes, inners, scales[at] * pixels.UNIT, min_size)
+    regions_of = np.empty((count, nodes), np.uint32)
+    counts_of = np.empty(count, np.int64)
+    pairs_of = []
+    for at in range(count):
+        k, smallest = (scales[at], min_size) if at < len(scales) else (fine, fine_size)
+        region, regions, pairs = graph.segment(a_nodes, b_nodes, weights, sizes, inners, k * pixels.UNIT, smallest)
         if corners:
             pairs = graph.touching(node, region, regions)
         cell, cells = graph.common_cells(cell, cells, region, regions)
-        regions_of_scale[at], counts_of_scale[at] = region, regions
-        pairs_of_scale.append(pairs)
+        regions_of[at], counts_of[at] = region, regions
+        pairs_of.append(pairs)
     colour, texture, boxes = features.cell_histograms(image, codes, node, cell, cells)
 
-    found = np.empty((4 * counts_of_scale.sum(), 4), np.int32)
-    count = 0
+    found = np.empty((4 * counts_of.sum(), 4), np.int32)
+    total = 0
     region_of_cell = np.empty(cells, np.uint32)
-    for at in range(len(scales)):
+    for at in range(count):
         for n in range(nodes):
-            region_of_cell[cell[n]] = regions_of_scale[at, n]
-        parts = grouping.pool(region_of_cell, counts_of_scale[at], colour, texture, boxes)
+            region_of_cell[cell[n]] = regions_of[at, n]
+        parts = grouping.pool(region_of_cell, counts_of[at], colour, texture, boxes)
         for with_colour in (True, False):
-            grouped = grouping.group(pairs_of_scale[at], parts[0], parts[1], parts[2], height * width, with_colour)
-            found[count : count + len(grouped)] = grouped
-            count += len(grouped)
-    return found[:count].copy()
+            if at < len(scales):
+                grouped = grouping.group(pairs_of[at], parts[0], parts[1], parts[2], height * width, with_colour)
+                found[total : total + len(grouped)] = grouped
+                total += len(grouped)
+        if at == len(scales):
+            grouped = grouping.group(pairs_of[at], parts[0], parts[1], parts[2], height * width, True)
+            for box in grouped:
+                found[total] = box
+                total += max(box[2] - box[0], box[3] - box[1]) <= fine_side
+    return found[:total].copy()

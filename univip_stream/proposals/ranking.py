@@ -1,11 +1,21 @@
-"""Rank boxes by agreement: a box that many different hierarchies find is probably an object.
+"""Rank boxes: by agreement, since a box that many different hierarchies find is probably an object; and by what they add to others.
 
 Shape letter: N boxes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from univip_stream.proposals.jit import entry
+from univip_stream.boxes import filter_boxes
+from univip_stream.proposals.jit import entry, part
+
+LONGEST = 3
+"""Longest side over shortest of a box that keeps all its votes; it is the paper's own limit."""
+SHARES = ((70, 3), (80, 4), (90, 6))
+"""What a box is worth that an earlier one overlaps: from an IoU of so many hundredths on, its votes halved so many times."""
+_WHOLE = 8
+"""Bits below a vote, so that no halving loses any."""
 
 
 def unique_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -60,8 +70,123 @@ def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
     return near
 
 
-def ranked(boxes: np.ndarray, percent: int) -> np.ndarray:
-    """Return each box once, most neighbours first, larger first among equals: int32 N x 4 left, top, right, bottom."""
+def ranked(boxes: np.ndarray, percent: int, full_size: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return each box once, in an order in which each next one adds most: int32 N x 4 left, top, right, bottom.
+
+    A box is worth as many votes as boxes agree with it, a quarter of that if it is longer than `LONGEST` to one, and of what is
+    left only a share if one before it overlaps it (`SHARES`). The next box is always the one worth most; larger first among equals.
+    So the first boxes lie in different places, and what refines them comes later, between the less certain ones. Worth is
+    counted in whole numbers: the order is the same on every machine.
+
+    What the paper's filter keeps of the boxes by votes alone is always worth all its votes, so that the filter keeps exactly
+    these here too: any other box of its size and aspect comes after the one that the filter drops it for.
+
+    Args:
+        boxes: int32, left, top, right, bottom, none negative.
+        percent: least IoU, in hundredths, at which two boxes agree.
+        full_size: gives boxes as x, y, w, h of the image, which the filter sees; different ones must stay different.
+
+    """
     unique = unique_boxes(boxes)
+    votes = neighbours(unique, percent).astype(np.int64)
     # The input has rising area, so the reverse of a stable sort gives the larger first among equals.
-    return unique[np.argsort(neighbours(unique, percent), kind="stable")[::-1]]
+    full = full_size(unique)
+    kept = _among(full, filter_boxes(full[np.argsort(votes, kind="stable")[::-1]]))
+    wide, high = unique[:, 2] - unique[:, 0], unique[:, 3] - unique[:, 1]
+    long = np.maximum(wide, high) > LONGEST * np.minimum(wide, high).astype(np.int64)
+    worth = votes << np.where(long & ~kept, _WHOLE - 2, _WHOLE)
+    return unique[each_adds_most(unique, worth, np.argsort(worth, kind="stable")[::-1].copy(), kept)]
+
+
+def _among(boxes: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """Return for each of int32 N x 4 boxes whether it is one of `some`."""
+    row = np.dtype((np.void, 16))
+    return np.isin(*(np.ascontiguousarray(array, np.int32).view(row).ravel() for array in (boxes, some)))
+
+
+@entry
+def each_adds_most(boxes: np.ndarray, worth: np.ndarray, order: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return the order in which the next box is always the one whose worth, after what those before it overlap, is greatest.
+
+    Boxes wait in queues by how much of them was covered when they entered, and by how much when they were last looked at: along
+    each, worth falls, so that the best is at one of their heads.
+
+    Args:
+        boxes: int32 N x 4 left, top, right, bottom, in rising area.
+        worth: int64 N, with enough zero bits that no share of `SHARES` loses any.
+        order: int64 N, the boxes by falling worth.
+        kept: bool N, boxes that lose nothing if they are overlapped.
+
+    Returns:
+        int64 N.
+
+    """
+    count = len(boxes)
+    left, top = boxes[:, 0].astype(np.float64), boxes[:, 1].astype(np.float64)
+    right, bottom = boxes[:, 2].astype(np.float64), boxes[:, 3].astype(np.float64)
+    areas = (right - left) * (bottom - top)
+    covered = np.zeros(count, np.int32)
+    place = np.empty(count, np.int64)
+    for at in range(count):
+        place[order[at]] = at
+    levels = len(SHARES) + 1
+    queue = np.empty((levels, levels, count), np.int64)
+    head, tail = np.zeros((levels, levels), np.int64), np.zeros((levels, levels), np.int64)
+    queue[0, 0] = order
+    tail[0, 0] = count
+    out = np.empty(count, np.int64)
+    found = 0
+    while found < count:
+        box, most, came, level = np.int64(-1), np.int64(-1), 0, 0
+        for at in range(levels):
+            for before in range(at + 1):
+                if head[before, at] < tail[before, at]:
+                    candidate = queue[before, at, head[before, at]]
+                    value = worth[candidate] >> _shift(at)
+                    if value > most or (value == most and place[candidate] < place[box]):
+                        box, most, came, level = candidate, value, before, at
+        head[came, level] += 1
+        now = covered[box]
+        if now > level:
+            queue[level, now, tail[level, now]] = box
+            tail[level, now] += 1
+            continue
+        out[found] = box
+        found += 1
+        _cover(box, left, top, right, bottom, areas, kept, covered)
+    return out
+
+
+@part
+def _shift(level: int) -> int:
+    """Return how often the worth of a box is halved that is covered to this level."""
+    return 0 if level == 0 else SHARES[level - 1][1]
+
+
+@part
+def _cover(
+    box: int,
+    left: np.ndarray,
+    top: np.ndarray,
+    right: np.ndarray,
+    bottom: np.ndarray,
+    areas: np.ndarray,
+    kept: np.ndarray,
+    covered: np.ndarray,
+) -> None:
+    """Note for all boxes how much of them this one covers. Only those of a like area can be."""
+    least = SHARES[0][0]
+    begin = np.searchsorted(areas, areas[box] * least / 100)
+    end = np.searchsorted(areas, areas[box] * 100 / least + 1)
+    b_left, b_top, b_right, b_bottom = left[begin:end], top[begin:end], right[begin:end], bottom[begin:end]
+    b_areas, b_kept, b_covered = areas[begin:end], kept[begin:end], covered[begin:end]
+    a_left, a_top, a_right, a_bottom, area = left[box], top[box], right[box], bottom[box], areas[box]
+    for b in range(len(b_areas)):
+        wide = max(min(a_right, b_right[b]) - max(a_left, b_left[b]), 0.0)
+        high = max(min(a_bottom, b_bottom[b]) - max(a_top, b_top[b]), 0.0)
+        shared, both = wide * high, area + b_areas[b]
+        level = np.int32(0)
+        for at in range(3):
+            percent = SHARES[at][0]
+            level = np.int32(level + np.int32(shared * (100 + percent) >= both * percent))
+        b_covered[b] = max(b_covered[b], level * np.int32(not b_kept[b]))
