@@ -90,3 +90,27 @@ def test_a_command_takes_what_its_configuration_has():
         (protocols.finetune, us.Finetune, {"quiet", "as_json", "subject"}),
     ):
         assert {option.name for option in command.params} - own == {member.name for member in fields(kind)}
+
+
+def test_training_is_shown_on_a_terminal_as_mining_is(monkeypatch, capsys):
+    """One line that is rewritten, with a bar and no wider than the terminal; what else is said begins a line of its own."""
+    from univip_stream.api.training import ProgressLines
+
+    monkeypatch.setenv("COLUMNS", "60")
+    said = []
+    lines = ProgressLines(said.append, moving=True)
+    monkeypatch.setattr(lines, "every", 0.0)
+    values = {"loss": 0.5, "loss_scene": 0.5, "feature_std": 0.7, "images_per_second": 12.0, "data_wait": 0.1}
+    for step in (1, 2, 4):
+        lines(step, 4, values)
+    lines.end()
+    lines.end()
+    shown = capsys.readouterr().err
+    assert said == []
+    assert shown.count("\n") == 1
+    rewritten = shown.rstrip("\n").replace("\x1b[K", "").split("\r")[1:]  # click takes the code out where no terminal is
+    assert [line.partition("]")[0] for line in rewritten] == [
+        "training [######..................", "training [############............", "training [########################",
+    ]  # fmt: skip
+    assert all(len(line) < 60 for line in rewritten)
+    assert " 2/4 steps, " in rewritten[1]

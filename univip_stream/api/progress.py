@@ -1,5 +1,6 @@
 """Progress of a long job: one line that is rewritten on a terminal, plain lines elsewhere."""
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -10,6 +11,7 @@ import click
 _PLAIN_EVERY = 10.0
 """Seconds between two plain lines, where output is not a terminal."""
 _MOVING_EVERY = 0.1
+_CELLS = 24
 
 
 class Progress:
@@ -48,10 +50,15 @@ class Progress:
         when = f"took {duration(seconds)}" if last else f"{left} left"
         line = f"{self.what} {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {when}"
         if self.moving:
-            cells = 24
-            full = cells * self.done // max(self.total, 1)
-            line = f"\r\x1b[K{self.what} [{'#' * full}{'.' * (cells - full)}]{line[len(self.what) :]}"
+            line = rewritten(self.what, self.done, self.total, line[len(self.what) :])
         click.echo(line, err=True, nl=last or not self.moving)
+
+
+def rewritten(what: str, done: int, total: int, text: str) -> str:
+    """Return a terminal's line that takes the place of the one before: a name, a bar, a text. It is cut to the terminal's width."""
+    full = _CELLS * done // max(total, 1)
+    line = f"{what} [{'#' * full}{'.' * (_CELLS - full)}]{text}"
+    return f"\r\x1b[K{line[: max(1, shutil.get_terminal_size().columns - 1)]}"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """`univip_stream.train`: from photographs or shards to a backbone."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import click
 
 from univip_stream.api.photographs import chosen, shards_of
-from univip_stream.api.progress import duration
+from univip_stream.api.progress import duration, rewritten
 from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.loggers import check_loggers
@@ -97,41 +98,60 @@ def train(config: TrainConfig, *, quiet: bool = False, progress: Progress | None
 
     def say(line: str) -> None:
         if process.is_first and not quiet:
+            lines.end()
             click.echo(line, err=True)
 
-    lines = ProgressLines(say)
+    lines = ProgressLines(say, moving=sys.stderr.isatty() and process.is_first and not quiet)
 
     def shown(step: int, steps: int, values: dict[str, Any]) -> None:
         lines(step, steps, values)
         if progress is not None:
             progress(step, steps, values)
 
-    specs = (
-        [shards_of(sources, shards, out, process, max_failures=config.max_failures, say=say, quiet=quiet)]
-        if sources
-        else list(shards)
-    )
-    if name == "auto":
-        trained = chosen(specs, out, texts, device=config.device, process=process, seconds=seconds, say=say)
-    # There is one seed for users; the stream's own field follows it.
-    trained = replace(trained, stream=replace(trained.stream, seed=trained.seed))
-    if config.launcher == "ray":
-        from univip_stream.pretrain.on_ray import pretrain_on_ray
-
-        return pretrain_on_ray(
-            trained, specs, out, ranks=config.ranks, address=config.address, device=config.device, say=say, progress=shown
+    try:
+        specs = (
+            [shards_of(sources, shards, out, process, max_failures=config.max_failures, say=say, quiet=quiet)]
+            if sources
+            else list(shards)
         )
-    return pretrain(trained, specs, out, device=config.device, process=process, say=say, progress=shown)
+        if name == "auto":
+            trained = chosen(specs, out, texts, device=config.device, process=process, seconds=seconds, say=say)
+        # There is one seed for users; the stream's own field follows it.
+        trained = replace(trained, stream=replace(trained.stream, seed=trained.seed))
+        if config.launcher == "ray":
+            from univip_stream.pretrain.on_ray import pretrain_on_ray
+
+            return pretrain_on_ray(
+                trained, specs, out, ranks=config.ranks, address=config.address, device=config.device, say=say, progress=shown
+            )
+        return pretrain(trained, specs, out, device=config.device, process=process, say=say, progress=shown)
+    finally:
+        lines.end()
 
 
 class ProgressLines:
-    """Prints a line at recorded steps, at most one every few seconds."""
+    """Shows recorded steps: on a terminal as `mine` does, a line that is rewritten, with a bar; elsewhere a line every few seconds.
+
+    Args:
+        say: gets the lines.
+        moving: whether to rewrite one line on standard error instead.
+
+    """
 
     every = 5.0
     """Seconds between two lines."""
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], *, moving: bool = False):
         self.say, self.last_printed, self.began, self.first = say, 0.0, 0.0, 0
+        self.moving, self.open = moving, False
+        if moving:
+            self.every = 0.1
+
+    def end(self) -> None:
+        """End the line that is being rewritten, before another is printed."""
+        if self.open:
+            click.echo("", err=True)
+            self.open = False
 
     def __call__(self, step: int, steps: int, values: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -144,7 +164,13 @@ class ProgressLines:
         left = duration((steps - step) * (now - self.began) / done) + " left" if done and step < steps else ""
         terms = {name.removeprefix("loss_").replace("_", "-"): value for name, value in values.items() if name[:5] == "loss_"}
         parts = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
-        self.say(
-            f"step {step}/{steps}  loss {values['loss']:.3f}{f' ({parts})' if parts else ''}  std {values['feature_std']:.2f}  "
-            f"{values['images_per_second']:.1f} images/s, waiting {values['data_wait']:.0%}  {left}"
+        shown = f"  loss {values['loss']:.3f}{f' ({parts})' if parts else ''}  std {values['feature_std']:.2f}  "
+        rate = f"{values['images_per_second']:.1f} images/s, waiting {values['data_wait']:.0%}"
+        if not self.moving:
+            self.say(f"step {step}/{steps}{shown}{rate}  {left}")
+            return
+        # What is cut off on a narrow terminal comes last.
+        click.echo(
+            rewritten("training", step, steps, f" {step}/{steps} steps, {left or 'done'}, {rate}{shown}"), err=True, nl=False
         )
+        self.open = True
