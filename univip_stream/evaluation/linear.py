@@ -255,10 +255,7 @@ def linear(
             judged.top1(), judged.top5(), strict=True,
         )
     ]  # fmt: skip
-    best = [
-        max(rows[at : at + rates], key=lambda row: row["held_out_top1"] or 0.0)
-        for at in range(0, len(rows), rates)
-    ]
+    best = [max(rows[at : at + rates], key=lambda row: row["held_out_top1"] or 0.0) for at in range(0, len(rows), rates)]
     named_layers = {"layers": dict(zip(LAYERS, best, strict=True))} if protocol.layers else {}
     return {
         **facts,
