@@ -46,7 +46,7 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 def ablation(name: str) -> Ablation:
-    """The row that a name stands for.
+    """Return the row of the paper that a name stands for.
 
     Raises:
         UsageError: no row has that name.

@@ -31,7 +31,7 @@ class Asked:
         self._signals = False
 
     def is_set(self) -> bool:
-        """Whether it was."""
+        """Return whether it was set."""
         return self._event.is_set()
 
     @contextmanager
@@ -50,7 +50,7 @@ class Asked:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def patiently(self, items: Generator[_Item, None, None], patience: float) -> Generator[_Item, None, None]:
-        """The items, waiting for each as `waiting` does. Closed, it closes what it takes them from."""
+        """Yield the items, waiting for each as `waiting` does. Closing it closes the iterator that the items come from."""
         try:
             while True:
                 with self.waiting(patience):

@@ -60,7 +60,7 @@ class ChosenSetting:
 
     @property
     def text(self) -> str:
-        """As `--set` takes it."""
+        """Return the choice as `--set` takes it."""
         return f"{self.key}={self.value}"
 
 
@@ -139,7 +139,7 @@ def _side(images: Images, on_gpu: bool) -> tuple[int, str]:
 
 
 def bytes_of_an_image(backbone: str, scene: int, instance: int, *, full_precision: bool) -> int:
-    """What an image of a batch takes while a step runs, bytes: counted at the paper's sizes, scaled by pixels."""
+    """Return the memory that an image of a batch takes during a step, in bytes: counted at the paper's sizes, scaled by pixels."""
     pixels = (2 * scene**2 + 4 * instance**2) / (2 * FULL_SIZE**2 + 4 * 96**2)
     return math.ceil(_BYTES_OF[backbone] * pixels * (2 if full_precision else 1))
 
@@ -201,7 +201,7 @@ _TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?:in)?)?(?:(\d+(?:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a time as people write it: 2h, 90m, 1h30m, 45s.
+    """Return the seconds of a time as people write it: 2h, 90m, 1h30m, 45s.
 
     Raises:
         UsageError: it is something else, or no time at all.

@@ -94,7 +94,7 @@ def follow_any(path: Path, *, shards: str | None = None) -> Chain:
 
 
 def follow(run: Path, *, shards: str | None = None) -> Chain:
-    """The links in the run folder, and those to the manifests; the shards themselves are the tasks of what comes back.
+    """Check the links in the run folder and those to the manifests; return the checks of the shards as tasks.
 
     Raises:
         InputError: there is no run, or its provenance cannot be read.
@@ -118,7 +118,7 @@ def follow(run: Path, *, shards: str | None = None) -> Chain:
 
 
 def follow_exported(path: Path, *, shards: str | None = None) -> Chain:
-    """The links of a `.provenance.json` beside an exported file: to that file, and by way of its run's provenance to its shards.
+    """Check the links of a `.provenance.json` beside an exported file: to that file and, by its run's provenance, to the shards.
 
     Raises:
         InputError: it cannot be read as such.
@@ -166,7 +166,7 @@ def check_link(task: Task, progress: Callable[[int], None] = lambda images: None
 
 
 def _file(chain: Chain, folder: Path, link: Mapping[str, Any]) -> bool:
-    """Whether a file is there with the hash that is written."""
+    """Check that a file is there and has the recorded hash."""
     path = folder / link["file"]
     if not path.is_file():
         chain.broken(link["file"], "is missing")
@@ -188,7 +188,7 @@ def _settings(chain: Chain, run: Path, provenance: Mapping[str, Any], facts: Map
 
 
 def _weights(chain: Chain, run: Path, provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """From the weights' file to the checkpoint that they are of, and to the settings that this was trained with."""
+    """Check the links from the weights' file to its checkpoint, and to the settings that this was trained with."""
     if "weights" not in provenance:
         chain.notes.append("the run is not finished: its weights are not in the chain yet")
         if (run / BACKBONE).exists():
@@ -259,7 +259,7 @@ def _shards(chain: Chain, run: Path, said: Mapping[str, Any], elsewhere: str | N
 
 
 def _of_manifest(chain: Chain, there: str, folder: Mapping[str, Any]) -> None:
-    """The shards of one folder: each must be in the manifest there with the hash that the run read."""
+    """Check the shards of one folder: its manifest must name each with the hash that the run read."""
     if not has_manifest(there):
         chain.broken(there, f"has no {MANIFEST}; --shards names the folder that the run's shards lie in now")
         return

@@ -50,7 +50,7 @@ class FirstWeights:
         return found.hexdigest()
 
     def notes(self) -> Iterator[str]:
-        """What a person should know before the first step."""
+        """Return what a person should know before the first step."""
         total = len(self.weights) + len(self.missing) + len(self.misshapen)
         yield f"first weights from {self.origin}: {len(self.weights)} of the backbone's {total} tensors"
         kinds = (
@@ -191,7 +191,7 @@ def _read(origin: str, option: str) -> dict[str, Tensor]:
 
 
 def tensors_in(loaded: Any) -> dict[str, Tensor]:
-    """The state_dict in what a file holds."""
+    """Return the state_dict that a file holds."""
     if not isinstance(loaded, Mapping):
         return {}
     found = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}

@@ -14,7 +14,7 @@ from univip_stream.stream import Batch
 def inputs_on(
     device: torch.device, batch: Batch, config: AugmentConfig, *, channels_last: bool = True, compiled: bool = False
 ) -> dict[str, Tensor]:
-    """What `Method.forward` takes: float32 pictures of every cut, laid out as in the batch, and the facts; by name.
+    """Return what `Method.forward` takes, by name: float32 pictures of every cut, laid out as in the batch, and the facts.
 
     Args:
         device: where they are wanted.
@@ -26,7 +26,7 @@ def inputs_on(
     """
 
     def sent(tensor: Tensor) -> Tensor:
-        """On its way there while the host goes on."""
+        """Send a tensor to the device, while the host goes on."""
         return tensor.to(device, non_blocking=True)
 
     # Each once, and nothing that only the host reads.

@@ -22,7 +22,7 @@ BACKBONE = "backbone.safetensors"
 
 
 def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone, PretrainConfig]:
-    """The backbone of a run folder (its newest checkpoint), a checkpoint or a backbone.safetensors, in evaluation mode on the CPU.
+    """Load the backbone of a run folder (its newest checkpoint), a checkpoint or a backbone.safetensors, in evaluation mode, on the CPU.
 
     Args:
         run: folder or file.
@@ -43,7 +43,7 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
 
 def backbone_facts(config: PretrainConfig) -> dict[str, str]:
-    """What a backbone's safetensors say, and `load_backbone` reads: which network, what normalised its pixels, the scenes' side."""
+    """Return what a backbone's safetensors record and `load_backbone` reads: its network, its pixels' mean and std, its scenes' side."""
     return {
         "backbone": config.method.backbone,
         "small_stem": str(config.method.small_stem),
@@ -54,7 +54,7 @@ def backbone_facts(config: PretrainConfig) -> dict[str, str]:
 
 
 def told_now(values: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration as it is written now: without settings of other methods, which every run had once."""
+    """Rewrite a stored configuration in today's form: without settings of other methods, which every run once had."""
     method = values.get("method")
     if not isinstance(method, dict) or method.get("name") not in METHODS:
         return values
@@ -65,7 +65,7 @@ def told_now(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, PretrainConfig]:
-    """The whole method of a run folder (its newest checkpoint) or a checkpoint: networks, heads, target; in training mode.
+    """Load the whole method of a run folder (its newest checkpoint) or a checkpoint: networks, heads, target; in training mode.
 
     Raises:
         InputError: as `load_backbone`.
@@ -91,7 +91,7 @@ def load_method(run: str | Path, *, untrained: bool = False) -> tuple[Method, Pr
 
 
 def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]:
-    """A backbone alone: what made it is in the file, how it was trained is not."""
+    """Load a backbone that lies alone: its file says what it is, but not how it was trained."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -116,7 +116,7 @@ def _exported(path: Path, *, untrained: bool) -> tuple[Backbone, PretrainConfig]
 
 
 def _pixels(path: Path, facts: dict[str, str]) -> AugmentConfig:
-    """The mean and standard deviation that a file names; one of before they were written has ImageNet's."""
+    """Return the mean and standard deviation that a file names; ImageNet's for a file from before they were written."""
     told = {name: facts[name] for name in ("mean", "std") if name in facts}
     try:
         return from_dict(AugmentConfig, {name: json.loads(text) for name, text in told.items()})

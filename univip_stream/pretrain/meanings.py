@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def group(self) -> str:
-        """What stands before the last dot; empty for the loop's own settings."""
+        """Return what stands before the last dot; empty for the loop's own settings."""
         return self.key.rpartition(".")[0]
 
 
@@ -71,14 +71,14 @@ def settings_of(prefix: str = "") -> list[Setting]:
 
 
 def group_meanings() -> dict[str, str]:
-    """What the settings of each group are about, in order; the loop's own come under the empty name."""
+    """Return what the settings of each group are about, in order; the loop's own come under the empty name."""
     texts = _sentences(PretrainConfig)
     groups = dict.fromkeys(setting.group for setting in _every_setting())
     return {group: texts[group] if group else "The training as a whole." for group in groups}
 
 
 def as_text(settings: list[Setting], width: int = 100) -> str:
-    """Settings for a terminal: name, default and where recipes differ, then the meaning below."""
+    """Format settings for a terminal: name, default, where recipes differ, and the meaning below."""
     meanings, lines = group_meanings(), []
     group = None
     for setting in settings:
@@ -148,7 +148,7 @@ def _fields(kind: type, method: type[MethodConfig], path: str = "") -> Iterator[
 
 
 def _sentences(kind: type) -> dict[str, str]:
-    """The text under each field of a class; Python itself keeps none of them."""
+    """Read the text under each field of a class; Python itself keeps none of them."""
     found: dict[str, str] = {}
     for base in kind.__bases__:
         found |= _sentences(base) if dataclasses.is_dataclass(base) else {}
@@ -161,13 +161,13 @@ def _sentences(kind: type) -> dict[str, str]:
 
 
 def _written(value: Any) -> str:
-    """A value as --set takes it."""
+    """Format a value as --set takes it."""
     value = [round(one, 4) if isinstance(one, float) else one for one in value] if isinstance(value, list) else value
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _allowed(defaults: PretrainConfig, key: str, hint: Any) -> str:
-    """Which values a setting takes, in the words of the check that refuses the others."""
+    """Return which values a setting takes, in the words of the check that refuses the others."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     words = [_words(defaults, key, kind) for kind in kinds]
     return " or ".join(dict.fromkeys(words))

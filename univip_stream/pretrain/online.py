@@ -43,7 +43,7 @@ class OnlineKnn:
             self.failed += failed
 
     def notes(self) -> list[str]:
-        """What a person should know before the first number."""
+        """Return what a person should know before the first number."""
         found = [f"knn: {note}" for source in (self.reference, self.queries) for note in source.notes]
         if self.failed:
             found.append("\n".join(["knn: these images cannot be read and are left out:", *listed(self.failed, 10)]))
@@ -54,7 +54,7 @@ class OnlineKnn:
         return found
 
     def top1(self, backbone: nn.Module, device: torch.device) -> float:
-        """Share of the queries that their neighbours name rightly, 0 to 1. The backbone is left as it was.
+        """Return the share of the queries that their neighbours name rightly, 0 to 1. The backbone is left as it was.
 
         An image that can no longer be read is left out and named in `failed`: a training does not stop for it.
         """

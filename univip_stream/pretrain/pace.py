@@ -45,7 +45,7 @@ def images_per_second(config: PretrainConfig, device: torch.device) -> float:
 
 
 def random_batch(config: PretrainConfig, device: torch.device) -> Batch:
-    """A batch as the stream gives it, of random pixels."""
+    """Make a batch of random pixels, in the form that the stream gives."""
     images, plan = config.stream.batch_size // config.accumulate, build_plan(config.method, config.views, config.augment)
     rng = np.random.default_rng(0)
 

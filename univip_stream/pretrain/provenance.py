@@ -64,7 +64,7 @@ def code_here(method: str = "univip") -> dict[str, Any]:
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """The JSON of a provenance.
+    """Read a provenance's JSON.
 
     Raises:
         InputError: it is missing, or none of this format.
@@ -133,7 +133,7 @@ def _write(run: Path, provenance: dict[str, Any]) -> None:
 
 
 def _shards(run: Path, index: ShardSet) -> dict[str, Any]:
-    """The shards by folder, in the run's order; each with its hash, which its manifest has too."""
+    """Return the shards by folder, in the run's order; each with its hash, which its manifest has too."""
     folders: list[dict[str, Any]] = []
     last = None
     for location, sha256 in zip(index.shards, index.tar_sha256, strict=True):
@@ -146,7 +146,7 @@ def _shards(run: Path, index: ShardSet) -> dict[str, Any]:
 
 
 def _place(folder: str, run: Path) -> str:
-    """A local folder as seen from the run, so that both can move together; a remote one without what follows `?`, often a key."""
+    """Write a local folder as seen from the run, so that both can move together; a remote one without what follows `?`, often a key."""
     return folder.partition("?")[0] if storage.is_remote(folder) else os.path.relpath(folder, run)
 
 

@@ -164,7 +164,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 
 
 def recipe(name: str) -> PretrainConfig:
-    """The configuration a name stands for.
+    """Return the configuration that a name stands for.
 
     Raises:
         UsageError: no recipe has that name.

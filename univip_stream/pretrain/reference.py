@@ -155,7 +155,7 @@ def _from_file(kind: str, network: str, file: str, *, untrained: bool) -> tuple[
 
 
 def _foreign_weights(path: Path) -> Mapping[str, Tensor] | None:
-    """The tensors of a file that others wrote; None for ours and for what cannot be read, whose errors `load_backbone` says."""
+    """Read the tensors of a file that others wrote; None for ours, and for what cannot be read: `load_backbone` says why."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -172,7 +172,7 @@ def _foreign_weights(path: Path) -> Mapping[str, Tensor] | None:
 
 
 def _network_of(weights: Mapping[str, Tensor]) -> str | None:
-    """The ResNet of torchvision's whose weights these are, by their names below any beginning, and their shapes."""
+    """Name torchvision's ResNet that has these weights, by their names below any prefix, and their shapes."""
     first = "layer1.0.conv1.weight"
     beginning = next((name.removesuffix(first) for name in weights if name.endswith(first)), None)
     if beginning is None or f"{beginning}layer1.0.conv2.weight" not in weights:

@@ -145,7 +145,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def judged(path: Path) -> list[dict[str, Any]]:
-    """What `eval --out` wrote: of a run in its folder and in `eval/` there, of another folder in it, or one file.
+    """Read what `eval --out` wrote: for a run, in its folder and in its `eval/`; for another folder, in it; or one file.
 
     Raises:
         InputError: a file that cannot be read, or a place that holds none.

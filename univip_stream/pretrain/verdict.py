@@ -40,7 +40,7 @@ class Verdict:
     """Whether enough is recorded to say whether the loss moves."""
 
     def sentence(self) -> str:
-        """In words."""
+        """Return the verdict in words."""
         parts = []
         if self.collapsed:
             whose = f", and loss_{self.term} fell most" if self.term else ""
