@@ -22,7 +22,7 @@ BACKBONE = "backbone.safetensors"
 
 
 def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone, PretrainConfig]:
-    """Load the backbone of a run folder (its newest checkpoint), a checkpoint or a backbone.safetensors, in evaluation mode, on the CPU.
+    """Load the backbone of a run (its newest checkpoint), a checkpoint or a backbone.safetensors, in evaluation mode on the CPU.
 
     Args:
         run: folder or file.
@@ -43,7 +43,7 @@ def load_backbone(run: str | Path, *, untrained: bool = False) -> tuple[Backbone
 
 
 def backbone_facts(config: PretrainConfig) -> dict[str, str]:
-    """Return what a backbone's safetensors record and `load_backbone` reads: its network, its pixels' mean and std, its scenes' side."""
+    """Return what a backbone's file records and `load_backbone` reads: its network, its pixels' mean and std, its scenes' side."""
     return {
         "backbone": config.method.backbone,
         "small_stem": str(config.method.small_stem),

@@ -146,7 +146,7 @@ def _shards(run: Path, index: ShardSet) -> dict[str, Any]:
 
 
 def _place(folder: str, run: Path) -> str:
-    """Write a local folder as seen from the run, so that both can move together; a remote one without what follows `?`, often a key."""
+    """Write a local folder relative to the run, so that both can move; a remote one without what follows `?`, often a key."""
     return folder.partition("?")[0] if storage.is_remote(folder) else os.path.relpath(folder, run)
 
 
