@@ -170,7 +170,7 @@ class ProgressLines:
             self.say(f"step {step}/{steps}{shown}{rate}  {left}")
             return
         # What is cut off on a narrow terminal comes last.
-        click.echo(
-            rewritten("training", step, steps, f" {step}/{steps} steps, {left or 'done'}, {rate}{shown}"), err=True, nl=False
-        )
+        until = left or ("? left" if step < steps else "done")
+        text = f" {step}/{steps} steps, {until}, {rate}{shown}"
+        click.echo(rewritten("training", step, steps, text), err=True, nl=False)
         self.open = True
