@@ -35,8 +35,7 @@ def grid(image: np.ndarray, *, seed: int = 0, levels: int = 4) -> np.ndarray:
 def _places(length: int, side: int) -> list[int]:
     """Return where boxes of a side begin, evenly from one border to the other."""
     count = 1 + int(np.ceil((length - side) / max(1.0, side * _STEP)))
-    places: list[int] = np.linspace(0, length - side, count).astype(int).tolist()
-    return places
+    return [int(place) for place in np.linspace(0, length - side, count)]
 
 
 def version() -> str:

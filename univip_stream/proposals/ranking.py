@@ -100,8 +100,10 @@ def ranked(boxes: np.ndarray, percent: int, full_size: Callable[[np.ndarray], np
 
 def _among(boxes: np.ndarray, some: np.ndarray) -> np.ndarray:
     """Return for each of int32 N x 4 boxes whether it is one of `some`."""
-    row = np.dtype((np.void, 16))
-    return np.isin(*(np.ascontiguousarray(array, np.int32).view(row).ravel() for array in (boxes, some)))
+    same = np.ones((len(boxes), len(some)), bool)
+    for axis in range(4):
+        same &= boxes[:, axis, None] == some[:, axis]
+    return np.asarray(same.any(axis=1))
 
 
 @entry
