@@ -75,7 +75,7 @@ def test_lars_adapts_weights_and_spares_norms_and_biases_whatever_the_decay():
 def test_another_method_has_its_own_settings_and_keeps_what_both_have():
     before = recipe("cpu-demo")
     after = with_settings(before, ["method.temperature=0.5", "method.hidden=7", "method.name=simclr"])  # in whatever order
-    theirs = {"method.name": "simclr", "method.temperature": 0.5, "method.hidden": 7}
+    theirs = {"method.name": "simclr", "method.temperature": 0.5, "method.hidden": 7, "method.joint_statistics": False}
     assert flat(after) == {key: value for key, value in flat(before).items() if key in flat(after)} | theirs
     assert flat(before).keys() - flat(after).keys() == {
         f"method.{name}"

@@ -255,7 +255,8 @@ def linear(
             judged.top1(), judged.top5(), strict=True,
         )
     ]  # fmt: skip
-    best = [max(rows[at : at + rates], key=lambda row: row["held_out_top1"] or 0.0) for at in range(0, len(rows), rates)]
+    chosen = [int(np.argmax(held_out[at : at + rates])) if several else 0 for at in range(0, len(rows), rates)]
+    best: list[dict[str, Any]] = [rows[layer * rates + number] for layer, number in enumerate(chosen)]
     named_layers = {"layers": dict(zip(LAYERS, best, strict=True))} if protocol.layers else {}
     return {
         **facts,

@@ -83,7 +83,7 @@ class SCRL(Bootstrap):
         scenes, boxes = batch["scenes"], batch["boxes"].unbind(1)
         if self.config.joint_statistics:
             both = project_boxes(encoder, scenes.flatten(0, 1), torch.cat(boxes))
-            return torch.stack(both.chunk(2))
+            return both.reshape(2, -1, both.shape[-1])
         return torch.stack([project_boxes(encoder, scenes[v], boxes[v]) for v in range(2)])
 
 

@@ -60,8 +60,8 @@ def build_detector(name: str, subject: Subject, classes: int, *, sides: Sequence
         "min_size": tuple(sides), "max_size": longest, "image_mean": list(pixels.mean), "image_std": list(pixels.std),
     }  # fmt: skip
     if name.endswith("-c4"):
-        without_pyramid: nn.Module = build_c4(trunk, classes, masks=has_masks(name), **given)
-        return without_pyramid
+        c4: nn.Module = build_c4(trunk, classes, masks=has_masks(name), **given)
+        return c4
     if name == "retinanet":
         pyramid = BackboneWithFPN(
             trunk,
