@@ -50,7 +50,9 @@ def as_tried(page: str, line: str) -> str:
     line = line.replace("<000..127>", "<000..000>").replace("--nproc-per-node 8", "--nproc-per-node 2 --standalone")
     if page != WITH_TORCHRUN:
         line = re.sub(r"^torchrun .*-m univip_stream ", "univip-stream ", line)
-    line += SHORT if re.search(r"univip.stream train ", line) else ""
+    if re.search(r"univip.stream train ", line):
+        small = re.search(r"--recipe (vit|convnext)\b", line)
+        line += SHORT + (f" --backbone test_{small[1]}" if small else "")
     if "univip-stream doctor" in line:
         line += " --no-ray"  # its own test starts it
     if " eval " in line:

@@ -60,7 +60,9 @@ TABLE: dict[str, Walked] = {
         texts=RAY,
     ),
     "upgrade": Walked({"shards": ["{shards}"]}, inputs={"shards": ("/", ".json")}),
-    "verify": Walked({"shards": ["{shards}"], "inline": []}, inputs={"shards": SHARDS}, texts=RAY),
+    "verify": Walked(
+        {"named": ["{shards}"], "inline": []}, inputs={"named": SHARDS}, texts=RAY | {"elsewhere"}
+    ),
     "inspect": Walked(
         {"shards": ["{shards}"], "html": ["{out}.html"], "samples": ["1"]},
         inputs={"shards": SHARDS},
@@ -152,7 +154,7 @@ TABLE: dict[str, Walked] = {
     ),
     "explain": Walked(
         {"image": ["{image}"], "out": ["{out}.png"], "proposals": ["naive"]},
-        inputs={"image": (".jpg",), "run": RUN},
+        inputs={"image": (".jpg",), "run": RUN, "features": RUN},
         outputs={"out": ".png"},
     ),
     "doctor": Walked({"ray": ["--no-ray"]}, inputs={"folder": ("/",)}),
@@ -173,6 +175,7 @@ MORE: dict[str, Walked] = {
     "eval detect voc": Walked(
         {"run": ["{resnet}"], "devkit": ["{missing}"], "device": ["cpu"], "workers": ["0"]}, inputs={"devkit": ("/",)}
     ),
+    "verify run": Walked({"named": ["{run}"], "inline": []}, inputs={"elsewhere": ("/",)}),
     "train pairs": Walked(
         {**TABLE["train"].base, "method": ["orl"]}, inputs={"settings:views.pairs=": (".parquet",)}
     ),

@@ -29,12 +29,12 @@ EXPORTED = ".provenance.json"
 
 
 @click.command()
-@click.argument("places", nargs=-1, required=True, metavar="SHARDS|RUN...")
+@click.argument("named", nargs=-1, required=True, metavar="SHARDS|RUN...")
 @click.option("--shards", "elsewhere", metavar="DIR", help="With a RUN: the folder that its shards lie in now.")
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def verify(
-    places: tuple[str, ...],
+    named: tuple[str, ...],
     elsewhere: str | None,
     workers: int | None,
     address: str | None,
@@ -56,10 +56,10 @@ def verify(
     univip-stream verify shards/
     univip-stream verify runs/coco
     """
-    chains = [place for place in places if _is_chain(place)]
+    chains = [place for place in named if _is_chain(place)]
     if elsewhere is not None and not chains:
-        raise UsageError(f"--shards {elsewhere} is for a run, and {' '.join(places)} is none; name the shards alone")
-    folders = list(dict.fromkeys(folder for spec in places if spec not in chains for folder in _folders(spec)))
+        raise UsageError(f"--shards {elsewhere} is for a run, and {' '.join(named)} is none; name the shards alone")
+    folders = list(dict.fromkeys(folder for spec in named if spec not in chains for folder in _folders(spec)))
     findings, images, notes, digests = [], 0, [], {}
 
     def looked_through(what: str, check: Any, tasks: Iterable[Any], entries: int, total: int) -> dict[str, list[Finding]]:
