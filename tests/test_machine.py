@@ -61,7 +61,7 @@ def test_work_is_spread_over_whole_cpus_of_the_quota(limit, cpus, group, monkeyp
 
 def test_every_default_that_counts_cpus_asks_here(monkeypatch):
     """Ray's start is looked at as it is asked for: a Ray of eight CPUs is nothing to start on two."""
-    from univip_stream.cli import judging
+    from univip_stream.api import judging
     from univip_stream.mining import runner
     from univip_stream.report import doctor
 

@@ -57,7 +57,14 @@ class Warm:
         """Folder for PATH with a `univip-stream` that runs as a fork."""
 
     def close(self) -> None:
-        self._process.communicate()
+        """End the process, also where a forked child that was left over holds its standard input open."""
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def start(self, words, *, stdout=None, stderr=None, cwd=None, env=None, start_new_session=False):
         """Start a command like `subprocess.Popen([sys.executable, *words], text=True, ...)`.

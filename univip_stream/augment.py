@@ -44,8 +44,8 @@ class AugmentConfig:
     brightness: float = 0.4
     """b: brightness is multiplied by a factor drawn from 1 - b to 1 + b. Source: BYOL."""
     contrast: float = 0.4
-    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. Source:
-    BYOL."""
+    """c: contrast, the distance from the image's mean grey, is multiplied by a factor drawn from 1 - c to 1 + c. The
+    source is BYOL."""
     saturation: float = 0.2
     """s: saturation, the distance from the grey image, is multiplied by a factor drawn from 1 - s to 1 + s. Source: BYOL."""
     hue: float = 0.1
@@ -138,8 +138,8 @@ def augment(
         draws_NP: results of `draw`, on the same device.
         config: provides the blur's width, the threshold, mean and standard deviation.
         keep_uint8: whether to return the augmented pictures as uint8, not normalised, for display.
-        compiled: whether torch.compile may join the many passes over a batch into few; each shape is compiled once. Not on a
-            CPU.
+        compiled: whether torch.compile may join the many passes over a batch into few; each shape is compiled once.
+            It does nothing on a CPU.
 
     Returns:
         float32, normalised; or uint8. On a CPU contiguous, elsewhere in the input's memory layout.

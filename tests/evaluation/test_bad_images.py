@@ -169,7 +169,7 @@ def test_what_a_number_does_not_show_is_noted(run, coloured, tmp_path):
 )
 def test_weights_that_diverged_are_not_passed_for_a_result(protocol, more, words, run, coloured, monkeypatch):
     """At a rate that the commands refuse: a smaller one does it too, only later than a test can wait for."""
-    from univip_stream.cli import protocols
+    from univip_stream.api import judging as protocols
 
     features, finetuning = protocols.PROTOCOLS["features"], protocols.finetuning_for
     monkeypatch.setitem(protocols.PROTOCOLS, "features", replace(features, rates=(1e38,)))

@@ -150,7 +150,7 @@ def test_byol_is_row_a_of_table_7_to_the_bit_unless_other_views_are_asked_for(dr
     ("name", "setting", "words"),
     [
         ("scrl", "views.instances=0", "scrl looks at boxes, and views.instances is 0"),
-        ("soco", "method.cutout_p=2", "method.cutout_p is 2; expected a chance, 0 to 1"),
+        ("soco", "method.cutout_p=2", "method.cutout_p is 2.0; expected a chance, 0 to 1"),
         ("multicrop", "method.small_size=4", "method.small_size is 4; expected 8 to 4096 pixels"),
         ("byol", "method.epsilon=0.1", "there is no setting 'method.epsilon'"),
         ("orl", "steps=1", "views.pairs names no file of them; `univip-stream retrieve` makes one"),

@@ -12,7 +12,7 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.boxes import inside
 from univip_stream.errors import InputError
 from univip_stream.methods.scenes import BoxPlan, boxes_in_view
-from univip_stream.methods.soco import SoCoPlan
+from univip_stream.methods.soco import SoCoConfig, SoCoPlan
 from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.pretrain import pretrain
@@ -67,7 +67,7 @@ def assert_red_in(image: torch.Tensor, box: list[float]) -> bool:
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_coloured_box_lands_where_its_coordinates_say(red_shards, overlap):
     views = ViewConfig(scene_size=S, third_size=T, instances=1, overlap=overlap, crop_scale=(0.2, 0.9))
-    stream = Stream(str(red_shards), SoCoPlan(views, PLAIN), StreamConfig(batch_size=8, workers=0))
+    stream = Stream(str(red_shards), SoCoPlan(SoCoConfig(), views, PLAIN), StreamConfig(batch_size=8, workers=0))
     seen = {False: 0, True: 0}
     for batch in islice(stream, 4):
         inputs = inputs_on(torch.device("cpu"), batch, PLAIN)
@@ -119,7 +119,10 @@ def test_what_is_drawn_for_some_methods_changes_nothing_for_others(red_shards):
         views = ViewConfig(scene_size=S, instance_size=T, instances=2, third_size=T, **changes)
         return next(iter(Stream(str(red_shards), plan(views, AugmentConfig()), StreamConfig(batch_size=8, workers=0))))
 
-    crops, third, jittered = first(UniVIPPlan), first(SoCoPlan), first(SoCoPlan, box_jitter=0.2)
+    def soco(*both):
+        return SoCoPlan(SoCoConfig(), *both)
+
+    crops, third, jittered = first(UniVIPPlan), first(soco), first(soco, box_jitter=0.2)
     boxes = first(lambda *both: BoxPlan(*both, method="scrl"))
     for what in ("pixels", "draws", "windows"):
         for other in (third, jittered, boxes):
@@ -136,7 +139,7 @@ def test_third_views_and_jitter_come_the_same_from_workers_into_memory_used_agai
     given = []
     for workers in (0, 2):
         config = StreamConfig(batch_size=8, workers=workers)
-        stream = Stream(str(red_shards), SoCoPlan(views, AugmentConfig()), config, reuse=True)
+        stream = Stream(str(red_shards), SoCoPlan(SoCoConfig(), views, AugmentConfig()), config, reuse=True)
         given.append([(b.pixels["third"].clone(), b.draws["third"], b.facts["boxes"]) for b in islice(stream, 6)])
     for one, other in zip(*given, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
