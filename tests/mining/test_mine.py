@@ -371,8 +371,8 @@ def test_a_dry_run_writes_nothing(drawn_folder, tmp_path):
 
 def test_the_command_that_comes_next_fits_the_number_of_images():
     """What it suggests for few images must start: a batch that they fill, and no 800 epochs of a ResNet-50."""
-    from univip_stream.errors import counted
     from univip_stream.cli.mine import DEMO_BATCH, FEW, fitting_recipe
+    from univip_stream.errors import counted
     from univip_stream.pretrain.recipes import recipe
 
     assert recipe("cpu-demo").stream.batch_size == DEMO_BATCH
