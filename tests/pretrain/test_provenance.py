@@ -249,3 +249,11 @@ def test_shards_of_another_program_are_a_link_too(tmp_path, drawn_folder):
     assert told(tmp_path) == {}
     changed(tmp_path / "theirs" / "a.tar", 3000)
     assert told(tmp_path) == {"a.tar": "has another SHA-256 than when the run read it: its bytes changed"}
+
+
+def test_the_file_in_a_folder_stands_for_the_folder(moved, monkeypatch):
+    by_folder, by_file = (called("verify", moved / "run" / name, "--json", "--quiet") for name in ("", "provenance.json"))
+    assert by_file.exit_code == 0, by_file.output
+    assert json.loads(by_file.stdout) == json.loads(by_folder.stdout)
+    monkeypatch.chdir(moved / "run")
+    assert called("verify", "provenance.json").exit_code == 0

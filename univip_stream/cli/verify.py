@@ -22,7 +22,8 @@ _SHOWN = 3
 """Findings printed for each shard: a replaced shard has two per image."""
 _ON_RAY_FROM = 4 << 30
 """Bytes of shards from which starting several processes is worth the time."""
-_OF_RUNS = ("config.json", "provenance.json")
+_CHAIN = "provenance.json"
+_OF_RUNS = ("config.json", _CHAIN)
 """Files of a run folder; repeated here because what trains loads torch, and a machine that mines verifies too."""
 EXPORTED = ".provenance.json"
 """How the provenance beside an exported backbone ends."""
@@ -56,6 +57,7 @@ def verify(
     univip-stream verify shards/
     univip-stream verify runs/coco
     """
+    named = tuple(spec[: -len(_CHAIN)].rstrip("/") or "." if _names_chain(spec) else spec for spec in named)
     chains = [place for place in named if _is_chain(place)]
     if elsewhere is not None and not chains:
         raise UsageError(f"--shards {elsewhere} is for a run, and {' '.join(named)} is none; name the shards alone")
@@ -116,6 +118,11 @@ def verify(
                 click.echo(f"{folder}: a `mine --add` is not finished ({counted(len(adding), 'shard')} from {adding[0]} on)")
     if findings:
         raise SystemExit(1)
+
+
+def _names_chain(spec: str) -> bool:
+    """Return whether this is the provenance.json in a folder, which then stands for the folder."""
+    return spec == _CHAIN or spec.endswith(f"/{_CHAIN}")
 
 
 def _is_chain(spec: str) -> bool:
