@@ -10,7 +10,7 @@ from servers import BUCKET, odd_server, s3_server, self_signed
 
 from univip_stream import storage
 from univip_stream.cli import cli
-from univip_stream.storage import retry, web
+from univip_stream.storage import message, retry, web
 
 COMMANDS = {
     "mine": ["mine", "--src", "{}", "--out", "out", "--inline", "--proposals", "none"],
@@ -39,7 +39,7 @@ def end_client():
 def few_short_tries(monkeypatch):
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(retry, "TRIES", 1)
-    monkeypatch.setattr(web, "SILENCE", 0.3)
+    monkeypatch.setattr(message, "SILENCE", 0.3)
     end_client()  # one that another test began waits as long as was said then: a minute for each server that is silent
     yield
     end_client()

@@ -12,7 +12,7 @@ from servers import odd_server, self_signed
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.storage import polite, retry, web
+from univip_stream.storage import message, polite, retry, web
 from univip_stream.storage.polite import USER_AGENT, WebOptions, opted_out, seconds_asked
 
 DATA = bytes(range(256)) * 40
@@ -242,7 +242,7 @@ def test_the_time_limit_is_for_all_tries_and_not_for_waits_that_are_asked_for(se
 
 
 def test_a_shard_that_drips_is_an_error_too(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(web, "SILENCE", 0.3)
+    monkeypatch.setattr(message, "SILENCE", 0.3)
     server.answer = drip
     with pytest.raises(TimeoutError, match="the server is silent, or all but silent"):
         storage.copy_in(f"{server.url}/000.tar", tmp_path / "copy")
