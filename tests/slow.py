@@ -29,6 +29,7 @@ FIRST = (
     "test_disturbed",
     "test_strange_shards",
     "test_train",
+    "test_resume",
 )
 """Files that take longest. They run first, so that none of them is left for the end."""
 TESTS = Path(__file__).resolve().parent
