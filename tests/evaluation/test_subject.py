@@ -87,7 +87,8 @@ def test_runs_are_read_as_before(run):
     [
         ("torchvison:resnet18", "did you mean torchvision\\?"), ("torchvision:resnet19", "resnet18"),
         ("torchvision:vgg16", "no ResNet 'vgg16'"), ("torchvision:resnet18@V9", "IMAGENET1K_V1"), ("random:", "not understood"),
-        ("random:resnet18@x", "SEED"), ("random:resnet18=file", "not understood"), ("timm:resnet18@a1", "TAG"),
+        ("random:resnet18@x", "SEED"), ("random:resnet18@²", "SEED"), (f"random:resnet18@{10**30}", "SEED"),
+         ("random:resnet18=file", "not understood"), ("timm:resnet18@a1", "TAG"),
         ("random:nothing", "nothing"),
     ],
 )  # fmt: skip

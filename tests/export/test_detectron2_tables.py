@@ -150,7 +150,13 @@ def test_a_table_that_detectron2_does_not_make_is_told(network, tmp_path):
     with pytest.raises(UsageError, match="Detectron2 makes the tables 2, 3, 4, 5, 10, 11, 12, 13"):
         export_backbone(*network, "detectron2", tmp_path / "w.pkl", table=6)
     with pytest.raises(UsageError, match="--table is for --format detectron2"):
-        export_backbone(*network, "timm", tmp_path / "w.pth", table=2)
+        export_backbone(*network, "timm", tmp_path / "new" / "w.pth", table=2)
+    for format, table in (("timm", 2), ("huggingface", 3), ("detectron2", 7)):  # before weights are looked for
+        done = CliRunner().invoke(cli, ["export", "backbone", "--subject", "torchvision:resnet18=nowhere.pth", "--format", format,
+                                        "--table", str(table), "--out", str(tmp_path / "new" / "out.pkl")])  # fmt: skip
+        assert done.exit_code == 2, done.output
+        assert "--table" in done.output + done.stderr
+    assert not (tmp_path / "new").exists()
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ import click
 from univip_stream.cli.judging import subject_argument
 from univip_stream.cli.options import LocalPath
 from univip_stream.errors import UsageError
-from univip_stream.export.backbone import FORMATS, export_backbone
+from univip_stream.export.backbone import FORMATS, check_table, export_backbone
 from univip_stream.export.huggingface import export_huggingface
 from univip_stream.export.origin import carry_along
 from univip_stream.files import written_by_one
@@ -50,6 +50,7 @@ def backbone(run: str, format: str, out: Path, table: int | None, quiet: bool, a
     """
     if format != HUB and out.is_dir():
         raise UsageError(f"--out {out} is a folder; expected a file, for --format {format}")
+    check_table(format, table)  # before a library's weights are fetched
     network, config = judged_backbone(run)
     with written_by_one(out):
         if format == HUB:

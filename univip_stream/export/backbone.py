@@ -59,10 +59,8 @@ def export_backbone(
         raise UsageError(f"there is no format {format!r}; expected one of {', '.join(FORMATS)}")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; expected the name of a file")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_table(format, table)
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.trunk.state_dict().items()}
-    if table is not None and format != "detectron2":
-        raise UsageError(f"--table is for --format detectron2, whose configurations the tables have; found {format}")
     if format == "detectron2":
         written = _detectron2(weights, config, out, table=TABLE if table is None else table)
     else:
@@ -73,6 +71,15 @@ def export_backbone(
         note = f"{written.use}  # RGB pixels of 0 to 1, less {list(pixels.mean)}, divided by {list(pixels.std)}"
         return replace(written, use=note)
     return written
+
+
+def check_table(format: str, table: int | None) -> None:
+    """Raise UsageError if another format than detectron2 is asked for a table, or if no detection is in it."""
+    if table is None:
+        return
+    if format != "detectron2":
+        raise UsageError(f"--table is for --format detectron2, whose configurations the tables have; found {format}")
+    detection_of(table)
 
 
 def detectron2_name(name: str) -> str:
@@ -129,7 +136,8 @@ def _detectron2(weights: dict[str, Tensor], config: PretrainConfig, out: Path, *
         files.append(head)
         program = str(head)
         first = next(iter(places.values()))
-        _write(head, (_C4_LINE + EXTRA_NORM.format(name=head.name, config=first.name)).encode())
+        line = f"# {detection.says.format(depth=depth)}: the program of its configuration.\n"
+        _write(head, (line + EXTRA_NORM.format(name=head.name, config=first.name)).encode())
     # Detectron2 reads a pickle; this one holds only arrays and text.
     _write(out, pickled({"model": named, "__author__": "univip-stream", "matching_heuristics": True}))
     for schedule, place in places.items():
@@ -182,7 +190,6 @@ model = dict(
 
 _OTHERS = (".pkl", ".safetensors", ".yaml", ".yml", ".py", ".json")
 """Suffixes that a file of torch.save must not have: a library would read it as something else."""
-_C4_LINE = "# Mask R-CNN R-C4's program\n"
 _OURS = tuple(words.encode() for words in FIRST_WORDS)
 """Beginnings of every configuration that we write."""
 
@@ -249,6 +256,7 @@ def _saved(weights: dict[str, Tensor], out: Path, use: str) -> Exported:
 
 
 def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as file:
         file.write(data)
 

@@ -81,9 +81,9 @@ def _reference(kind: str, rest: str, *, untrained: bool) -> tuple[Backbone, Pret
     if not network or (equals and not file) or (at and not variant):
         raise UsageError(f"{kind}:{rest} is not understood; expected {GRAMMAR}")
     if kind == "random":
-        if equals or not (variant or "0").isdigit():
+        if equals or not re.fullmatch(r"[0-9]{0,18}", variant):  # torch takes seeds of up to 64 bits
             raise UsageError(
-                f"random:{rest} is not understood; expected random:NETWORK, or random:NETWORK@SEED with a number"
+                f"random:{rest} is not understood; expected random:NETWORK, or random:NETWORK@SEED, a number of up to 18 digits"
             )
         return _built(network, seed=int(variant or 0))
     if equals:

@@ -68,7 +68,7 @@ def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, 
         int32, N x 4: x, y, w, h in pixels, best first, unfiltered, no two equal, all inside the image.
 
     Raises:
-        UsageError: the engine does not exist, or lacks an option.
+        UsageError: the engine does not exist, lacks an option, or an option has a value that it cannot have.
         InputError: `image` is not an image.
 
     """

@@ -7,7 +7,7 @@ ranked by the contours that lie wholly inside. OpenCV computes in floats: betwee
 import cv2
 import numpy as np
 
-from univip_stream.errors import InputError
+from univip_stream.proposals.options import require_whole
 
 _SMALLEST_SIDE = 8
 """Shortest side, in pixels, for which there are contours to speak of."""
@@ -25,11 +25,10 @@ def edge_boxes(image: np.ndarray, *, seed: int = 0, count: int = 1000) -> np.nda
         int32, N x 4 x, y, w, h, best first, and the whole image last.
 
     Raises:
-        InputError: `count` is no number of boxes.
+        UsageError: `count` is no number of boxes.
 
     """
-    if not isinstance(count, int) or not 1 <= count <= 100_000:
-        raise InputError(f"count is {count!r}; expected 1 to 100000 boxes")
+    require_whole("count", count, 1, 100_000, "boxes")
     height, width = image.shape[:2]
     whole = np.array([[0, 0, width, height]], np.int32)
     if min(height, width) < _SMALLEST_SIDE:

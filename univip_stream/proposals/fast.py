@@ -12,10 +12,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from univip_stream.errors import InputError
 from univip_stream.proposals import pixels, ranking
 from univip_stream.proposals.features import texture_codes
 from univip_stream.proposals.hierarchies import hierarchies
+from univip_stream.proposals.options import require_switch, require_whole
 
 COLOURS = (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab)
 """The two colour spaces of Fast mode, 8 bits; OpenCV converts to them in integers."""
@@ -71,13 +71,11 @@ def selective_search(image: np.ndarray, *, seed: int = 0, working_resolution: in
         int32, N x 4 x, y, w, h in pixels of the image, each next one the one that adds most to those before it (`ranking.ranked`).
 
     Raises:
-        InputError: an option has a value that it cannot have.
+        UsageError: an option has a value that it cannot have.
 
     """
-    if not isinstance(working_resolution, int | np.integer) or not 16 <= working_resolution < 1 << 15:
-        raise InputError(f"working_resolution is {working_resolution!r}; expected 16 to {(1 << 15) - 1} whole pixels")
-    if not isinstance(small, bool):
-        raise InputError(f"small is {small!r}; expected true or false")
+    require_whole("working_resolution", working_resolution, 16, (1 << 15) - 1, "whole pixels")
+    require_switch("small", small)
     height, width = image.shape[:2]
     copy = working_copy(image, working_resolution)
     found = []

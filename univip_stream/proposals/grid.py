@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from univip_stream.proposals.options import require_whole
+
 _STEP = 0.5
 """Stride over side: neighbours of one size overlap by half."""
 _ASPECTS = (1.0, 0.5, 2.0)
@@ -14,12 +16,16 @@ def grid(image: np.ndarray, *, seed: int = 0, levels: int = 4) -> np.ndarray:
     Args:
         image: uint8, height x width x 3; only its size matters.
         seed: not used: nothing here is random.
-        levels: number of sizes.
+        levels: number of sizes; each has about four times as many boxes as the one before.
 
     Returns:
         int32, N x 4: x, y, w, h, larger first, each level from the top left.
 
+    Raises:
+        UsageError: `levels` is no such number.
+
     """
+    require_whole("levels", levels, 1, 8, "sizes")
     height, width = image.shape[:2]
     found: dict[tuple[int, ...], None] = {}
     for level in range(levels):

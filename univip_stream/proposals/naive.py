@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from univip_stream.boxes import naive_boxes
+from univip_stream.proposals.options import require_whole
 
 
 def naive(image: np.ndarray, *, seed: int = 0, count: int = 100) -> np.ndarray:
@@ -18,7 +19,11 @@ def naive(image: np.ndarray, *, seed: int = 0, count: int = 100) -> np.ndarray:
     Returns:
         int32, at most count x 4: x, y, w, h; equal boxes (in a tiny image) are given once.
 
+    Raises:
+        UsageError: `count` is no number of boxes.
+
     """
+    require_whole("count", count, 1, 10_000, "boxes")
     height, width = image.shape[:2]
     rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(np.ascontiguousarray(image).tobytes())]))
     boxes = naive_boxes((0, 0, width, height), count, rng)
