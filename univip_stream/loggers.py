@@ -55,7 +55,7 @@ class TensorBoard:
         self._hook = threading.excepthook
         threading.excepthook = self._on_thread_error
         try:
-            self._writer: Any = SummaryWriter(self.where, purge_step=resumed + 1)  # type: ignore[no-untyped-call]
+            self._writer: Any = SummaryWriter(self.where, purge_step=resumed + 1 if resumed else 0)  # type: ignore[no-untyped-call]
         except BaseException:
             threading.excepthook = self._hook
             raise

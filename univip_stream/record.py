@@ -22,7 +22,7 @@ class Recorder:
     Args:
         folder: folder of the run.
         resumed: step from which the run continues. Lines of later steps, from a run that was killed after its checkpoint, are
-            dropped: those steps are repeated, with the same results.
+            dropped: those steps are repeated, with the same results. A run that begins (0) drops all.
         loggers: where the values go beside; None for nowhere.
 
     """
@@ -73,7 +73,7 @@ class Recorder:
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if 0 <= json.loads(line)["step"] <= step != 0:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # half a line, cut off when the run was killed

@@ -40,6 +40,22 @@ def test_the_lines_are_the_records_and_half_a_line_is_left_out(runs):
     assert panels["loss"].lines[0].values == [-at / 10 for at in range(1, 41)]
 
 
+def test_errors_are_a_band_and_no_panel(runs, tmp_path):
+    lines = [
+        {"step": at, "rankme": 50.0 + at, "rankme_error": at / 2, "lidar": 1.0} | ({"loss": -1.0} if at else {})
+        for at in range(4)
+    ]
+    (runs / "one" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panels = {panel.metric: panel for panel in panels_of([runs / "one"])}
+    assert list(panels) == ["loss", "rankme", "lidar"]
+    assert panels["rankme"].lines[0].errors == [0, 0.5, 1, 1.5]
+    assert panels["lidar"].lines[0].errors is None
+    assert plot(runs / "one", "--out", tmp_path / "curves.html").exit_code == 0
+    with page_at(tmp_path / "curves.html") as page:
+        assert page.locator("polygon.band").count() == 1
+    assert plot(runs / "one", "--out", tmp_path / "curves.png").exit_code == 0
+
+
 def test_a_long_run_is_thinned_to_means(runs):
     many = [{"step": at, "loss": float(at)} for at in range(1, 4 * POINTS + 2)]
     (runs / "one" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in many))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from univip_stream.errors import UsageError, counted
+from univip_stream.pretrain.config import FEWEST_MEASURED
 
 FULL_SIZE = 224
 """Side of the paper's scene views, pixels; its instances have 96 of it."""
@@ -20,6 +21,8 @@ LEAST_UPDATES = 5_000
 """Fewer seldom change much (docs/how-to/own-photographs.md)."""
 CPU_SECONDS = 3600.0
 """How long a run on CPUs is to take where nobody says."""
+MEASURED = 256
+"""Images that measures without labels look at."""
 _MIB = 1 << 20
 _BYTES_OF = {"resnet50": 120 * _MIB, "resnet18": 33 * _MIB, "resnet10t": 26 * _MIB}
 """What a network keeps for its gradient, bytes an image: two views of 224 pixels, four instances of 96, bf16 (counted tensors)."""
@@ -183,6 +186,9 @@ def _length(
     every = max(1, min(1000, round(60 * found / batch))) if found else 100
     add("checkpoint_every", every, "about a minute's steps" if found else "often enough for a stop at any time")
     add("record_every", max(1, min(10, updates // 100)), "a hundred points of a curve at least")
+    if images.count >= FEWEST_MEASURED:
+        add("measures.images", min(MEASURED, images.count), "to say without labels how the features change")
+        add("measures.every", max(1, updates // 10), "ten times")
 
 
 def _papers_length(images: Images) -> tuple[float, str]:

@@ -67,6 +67,35 @@ class OnlineKnnConfig:
                 raise UsageError(f"knn.{name} is {getattr(self, name)}; expected at least 1")
 
 
+FEWEST_MEASURED = 8
+"""Images, for measures without labels: ranks and spreads of fewer say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuresConfig:
+    """Measures without labels while the run trains: RankMe, LiDAR, alignment and uniformity, from the first weights on. They change
+    nothing of the training, and what they are worth is in docs/results.md."""
+
+    images: int = 0
+    """How many images are looked at; 0 for no measures. A run of --src has 256."""
+    src: str | None = None
+    """Where these images are: photographs or shards that were held back; null for the shards that are trained on."""
+    every: int = 1000
+    """Steps from one look to the next; there is one before the first step and one at the end of the run, too."""
+    views: int = 4
+    """How many augmented random crops of an image LiDAR and alignment compare."""
+
+    def __post_init__(self) -> None:
+        if self.images != 0 and self.images < FEWEST_MEASURED:
+            raise UsageError(f"measures.images is {self.images}; expected 0, or at least {FEWEST_MEASURED}")
+        if self.every < 1:
+            raise UsageError(f"measures.every is {self.every}; expected at least 1")
+        if self.views < 2:
+            raise UsageError(f"measures.views is {self.views}; expected at least 2, which are compared")
+        if self.src is not None and not self.images:
+            raise UsageError(f"measures.src is {self.src}, and measures.images 0; set how many of its images are looked at")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Everything a run depends on beside the shards."""
@@ -85,6 +114,8 @@ class PretrainConfig:
     """The optimizer and its learning rate."""
     knn: OnlineKnnConfig = field(default_factory=OnlineKnnConfig)
     """kNN on labelled images while the run trains."""
+    measures: MeasuresConfig = field(default_factory=MeasuresConfig)
+    """Measures without labels while the run trains."""
     epochs: float | None = 800
     """How long to train, in passes over all images; null where steps says it. Source: UniVIP, section 4."""
     steps: int | None = None
@@ -162,6 +193,10 @@ HARMLESS = frozenset(
         "knn.val",
         "knn.every",
         "knn.k",
+        "measures.images",
+        "measures.src",
+        "measures.every",
+        "measures.views",
     }
 )
 """Settings that a run may change when it continues: they decide how, never what."""

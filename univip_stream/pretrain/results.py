@@ -94,7 +94,8 @@ def _row(run: Path) -> dict[str, Any]:
     try:
         facts = json.loads((run / CONFIG).read_bytes())
         settings, steps = flat_dict(facts["config"]), facts["steps"]
-        records = _records(run / METRICS)
+        # What was measured before the first step has no loss.
+        records = [record for record in _records(run / METRICS) if record["step"]]
         K = settings["views.instances"]
         on = _terms(settings, K, records)
         last = records[-max(1, len(records) // 10) :]

@@ -34,6 +34,7 @@ from univip_stream.pretrain.hardware import memory, pick_precision
 from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
 from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
+from univip_stream.pretrain.measures import Measures
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.results import records_of
@@ -170,6 +171,13 @@ class _Trainer:
                 if config.knn.train and process.is_first
                 else None
             )
+            self.measures = (
+                Measures(
+                    config.measures, stream.index, config.views.scene_size, config.augment, config.seed, config.stream.workers
+                )
+                if config.measures.images and process.is_first
+                else None
+            )
             self.lock = open_run(
                 run, config, stream.index, self.total, process, shards=shards, fingerprint=stream.plan.fingerprint,
                 first_weights=None if self.first_weights is None else self.first_weights.digest(),
@@ -201,6 +209,8 @@ class _Trainer:
         yield from self.notes
         if self.knn is not None:
             yield from self.knn.notes()
+        if self.measures is not None:
+            yield from self.measures.notes()
         steps = counted(self.total, "step")
         yield (
             f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, process)}; {steps}, "
@@ -249,6 +259,8 @@ class _Trainer:
     def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
         """Train to the end, and yield the values of each recorded step."""
         config = self.config
+        if self.measures is not None and self.first == 0:
+            self.recorder.write({"step": 0, "epoch": 0.0, **self.measures.of(self.method.backbone, self.device)})
         patience = _PATIENCE if self.process.world_size == 1 else _PATIENCE_OF_RANKS
         with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
             began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
@@ -257,20 +269,22 @@ class _Trainer:
                 last = finished == self.total
                 record, save = last or finished % config.record_every == 0, last or finished % config.checkpoint_every == 0
                 knn_due = config.knn.train is not None and (last or finished % config.knn.every == 0)
+                measures_due = config.measures.images > 0 and (last or finished % config.measures.every == 0)
+                record = record or knn_due or measures_due
                 try:
                     self.updates.gradient(batches, step, keep_views=self.process.is_first and (step == self.first or save))
                 except WaitedEnoughError:
                     raise self._leave(step) from None
                 losses: dict[str, float] = {}
                 stop = False
-                if record or save or knn_due or self.updates.look_due(finished):
+                if record or save or self.updates.look_due(finished):
                     losses, stop = self.updates.look(asked)
                 rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
                 momentum = self.method.target_momentum(step, self.total, config.ema)
                 self.updates.apply(rate, momentum)
                 self.finished = finished
 
-                if record or knn_due:
+                if record:
                     seconds = time.perf_counter() - began
                     values = {
                         "step": finished,
@@ -287,6 +301,8 @@ class _Trainer:
                         values["knn_top1"] = self.knn.top1(self.method.backbone, self.device)
                         if self.knn.failed:
                             values["knn_failed"] = len(self.knn.failed)
+                    if measures_due and self.measures is not None:
+                        values |= self.measures.of(self.method.backbone, self.device)
                     self.recorder.write(values)
                     began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, finished
                     yield values

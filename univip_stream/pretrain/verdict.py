@@ -59,7 +59,8 @@ class Verdict:
 
 
 def judge(records: Sequence[Mapping[str, Any]]) -> Verdict:
-    """Read the records of a run, in order, each with `step` and `loss`."""
+    """Read the records of a run, in order, each with `step`; one of before the first step has no loss, and says nothing here."""
+    records = [record for record in records if record["step"]]
     losses = np.array([record["loss"] for record in records], float)
     steps = np.array([record["step"] for record in records], float)
     last = max(1, len(records) // 10)

@@ -40,7 +40,7 @@ class ImageSource:
     Of shards, a few indexes are in memory at a time, so numbers that follow each other cost least.
 
     Args:
-        spec: a folder, a tar of images or a list of images, as in `mine --src`; or shards.
+        spec: a folder, a tar of images or a list of images, as in `mine --src`; or shards, which may be open already.
         max_pixels: larger images are refused; images in our own shards are read at any size.
 
     Reading a bad image raises BadImageError; any other error has another cause than the image.
@@ -50,12 +50,19 @@ class ImageSource:
 
     """
 
-    def __init__(self, spec: str, *, max_pixels: int = MAX_PIXELS) -> None:
-        self.name = spec
-        # Shards are recognised by a manifest or tars. Anything else is a collection of images.
-        folder = Path(spec)
-        as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
-        self._images: _Listed | _Sharded = _Listed(spec, max_pixels) if as_images else _Sharded(spec, max_pixels)
+    def __init__(self, spec: str | ShardSet, *, max_pixels: int = MAX_PIXELS) -> None:
+        if isinstance(spec, ShardSet):
+            self.name = "the shards"
+            self._images: _Listed | _Sharded = _Sharded(spec)
+        else:
+            self.name = spec
+            # Shards are recognised by a manifest or tars. Anything else is a collection of images.
+            folder = Path(spec)
+            as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
+            if as_images:
+                self._images = _Listed(spec, max_pixels)
+            else:
+                self._images = _Sharded(open_shards(expand_shards(spec), max_pixels=max_pixels))
         self.notes: list[str] = self._images.notes
         """Sentences about what is left out."""
 
@@ -203,9 +210,9 @@ class _Listed:
 class _Sharded:
     """Samples of shards, checked against their hashes as they are read."""
 
-    def __init__(self, spec: str, max_pixels: int) -> None:
-        self.index: ShardSet = open_shards(expand_shards(spec), max_pixels=max_pixels)
-        self.notes = self.index.notes
+    def __init__(self, index: ShardSet) -> None:
+        self.index = index
+        self.notes = index.notes
         self._reader: tuple[int, Reader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

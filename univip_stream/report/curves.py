@@ -18,12 +18,19 @@ SUFFIXES = (".html", ".png", ".svg", ".pdf")
 POINTS = 1500
 """Maximal number of points of a line; neighbours are averaged if there are more."""
 
+ERROR = "_error"
+"""What a metric's name ends in whose values are the standard errors of another's."""
+
 PANELS = {
     "loss": "the sum of the terms; compare only runs with the same",
     "loss_scene": "scene against scene, Eq. 3",
     "loss_scene_instance": "instances together against the scenes, Eq. 6",
     "loss_instance": "instance against instance, Eq. 11",
     "knn_top1": "kNN on labelled images, share that is right",
+    "rankme": "RankMe: how many directions the features use",
+    "lidar": "LiDAR: how many directions tell images apart, against how views of one differ",
+    "alignment": "distance of two views of an image: 0 alike, 2 unrelated",
+    "uniformity": "0 all images alike, -4 evenly spread",
     "feature_std": "spread of the features: 0 is collapse, 1 all over the sphere",
     "lr": "learning rate",
     "momentum": "of the target network",
@@ -45,6 +52,8 @@ class Line(NamedTuple):
     """Whether the line is dashed: if there are more runs than colours, the second round is."""
     steps: list[float]
     values: list[float]
+    errors: list[float] | None = None
+    """Standard error of each value, where it is recorded: the band around the line."""
 
 
 class Panel(NamedTuple):
@@ -70,7 +79,7 @@ def panels_of(paths: Sequence[Path]) -> list[Panel]:
             f"nothing is recorded yet in {', '.join(map(str, runs))}; a run writes its first line after `record_every` steps"
         )
     metrics = {name for records in recorded for record in records for name, value in record.items() if _is_number(value)}
-    metrics -= {"step", "epoch"}
+    metrics -= {"step", "epoch", *(f"{name}{ERROR}" for name in metrics)}
     panels = []
     for metric in sorted(metrics, key=_place):
         lines = []
@@ -78,7 +87,13 @@ def panels_of(paths: Sequence[Path]) -> list[Panel]:
             pairs = [(record["step"], float(record[metric])) for record in records if _is_number(record.get(metric))]
             if pairs:
                 steps, values = _thinned(pairs)
-                lines.append(Line(name, COLOURS[at % len(COLOURS)], at // len(COLOURS) % 2 == 1, steps, values))
+                errors = [
+                    (record["step"], float(record[metric + ERROR]))
+                    for record in records
+                    if _is_number(record.get(metric)) and _is_number(record.get(metric + ERROR))
+                ]
+                band = _thinned(errors)[1] if len(errors) == len(pairs) else None
+                lines.append(Line(name, COLOURS[at % len(COLOURS)], at // len(COLOURS) % 2 == 1, steps, values, band))
         panels.append(Panel(metric, PANELS.get(metric, ""), lines))
     return panels
 
@@ -132,7 +147,10 @@ def _page(panels: list[Panel], smooth: float) -> str:
             {
                 "metric": panel.metric,
                 "says": panel.meaning,
-                "lines": [{"run": line.run, "steps": line.steps, "values": line.values} for line in panel.lines],
+                "lines": [
+                    {"run": line.run, "steps": line.steps, "values": line.values, "errors": line.errors}
+                    for line in panel.lines
+                ],
             }
             for panel in panels
         ],
@@ -154,6 +172,9 @@ def _figure(panels: list[Panel], out: Path, smooth: float) -> None:
             style = {"color": line.colour, "linestyle": "--" if line.dashed else "-"}
             if smooth:
                 ax.plot(line.steps, line.values, alpha=0.25, linewidth=0.8, **style)
+            if line.errors:
+                low, high = ([v + sign * e for v, e in zip(line.values, line.errors, strict=True)] for sign in (-1, 1))
+                ax.fill_between(line.steps, low, high, color=line.colour, alpha=0.15, linewidth=0)
             shown = smoothed(line.values, smooth) if smooth else line.values
             ax.plot(line.steps, shown, label=line.run, linewidth=1.4, marker="o" if len(shown) == 1 else None, **style)
         ax.set_title(panel.metric, fontsize=10, loc="left", fontweight="bold")
