@@ -57,6 +57,9 @@ WRONG = {
     "a protocol that is none": lambda shards, out: us.Linear(run=out, train=shards, val=shards, protocol="orla"),
     "a rate that is none": lambda shards, out: us.Finetune(run=out, train=shards, val=shards, rates=(float("nan"),)),
     "a share of nothing": lambda shards, out: us.evaluate(us.Finetune(run=out, train=shards, val=shards, fraction="0%")),
+    "annotations of nothing": lambda shards, out: us.Detect(run=out, train_json="train.json", train_images=shards),
+    "two lengths": lambda shards, out: us.Detect(run=out, voc=shards, schedule="1x", iterations=10),
+    "a detector that is none": lambda shards, out: us.Detect(run=out, voc=shards, model="mask-rcnn-c5"),
     "a folder as a file": lambda shards, out: us.EmbedConfig(run=out, source=shards, out=shards),
     "an engine that is none": lambda shards, out: us.mine(us.MiningConfig(sources=(shards,), out=out, proposals="selective")),
 }
@@ -80,7 +83,7 @@ def test_a_command_takes_what_its_configuration_has():
     """An option that reaches no field, or a field that no option sets, would be a second way."""
     from dataclasses import fields
 
-    from univip_stream.cli import embed, protocols
+    from univip_stream.cli import detect, embed, protocols
 
     # --subject is another way to say RUN on a command line.
     for command, kind, own in (
@@ -88,6 +91,7 @@ def test_a_command_takes_what_its_configuration_has():
         (protocols.knn, us.Knn, {"quiet", "as_json", "subject"}),
         (protocols.linear, us.Linear, {"quiet", "as_json", "subject"}),
         (protocols.finetune, us.Finetune, {"quiet", "as_json", "subject"}),
+        (detect.detect, us.Detect, {"quiet", "as_json", "subject"}),
     ):
         assert {option.name for option in command.params} - own == {member.name for member in fields(kind)}
 

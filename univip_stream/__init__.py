@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from univip_stream.api.detecting import Detect as Detect
     from univip_stream.api.embedding import EmbedConfig as EmbedConfig
     from univip_stream.api.embedding import embed as embed
     from univip_stream.api.judging import Finetune as Finetune
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # Imported when asked for, so that mining never loads torch, nor training Ray.
 _WHERE = {
     "BoxFilter": "boxes",
+    "Detect": "api.detecting",
     "EmbedConfig": "api.embedding",
     "Finetune": "api.judging",
     "InputError": "errors",

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_tools
 
+import univip_stream as us
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.evaluation.detection import protocol as module
@@ -374,10 +375,17 @@ def test_a_killed_run_goes_on_to_the_same_numbers(run, drawn, tmp_path, monkeypa
     assert json.loads((tmp_path / "killed.json").read_text()) == result
 
 
-def test_the_loss_falls(run, drawn, tmp_path):
+def test_the_loss_falls_and_from_python_it_is_the_same(run, drawn, tmp_path, capsys):
     done = command(run, drawn, tmp_path / "out.json", "--iterations", 12, "--batch-size", 4, "--lr", "0.02", "--json")
     result = json.loads(done.stdout)
     assert result["loss_last"] < 0.8 * result["loss_first"]
+    sets = dict.fromkeys(("train_json", "val_json"), drawn / "boxes.json") | dict.fromkeys(
+        ("train_images", "val_images"), drawn
+    )
+    how = {"model": "retinanet", "iterations": 12, "batch_size": 4, "sides": (64,), "rate": 0.02, "workers": 0}
+    again = us.evaluate(us.Detect(run=run, **sets, **how), quiet=True)
+    assert json.loads(json.dumps(again)) == result
+    assert not any(capsys.readouterr())
 
 
 def test_flipped_boxes_lie_on_flipped_pixels(drawn):

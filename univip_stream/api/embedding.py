@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from univip_stream.api.judging import print_source_notes, reading_workers, sole_writer
 from univip_stream.api.progress import Progress
+from univip_stream.api.running import print_source_notes, reading_workers, sole_writer
 from univip_stream.distributed import joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.dense import FACTS, embed_dense

@@ -1,19 +1,22 @@
 """`univip_stream.evaluate`: judge a run by labelled images."""
 
-import json
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
+from univip_stream.api.detecting import Detect, detected
 from univip_stream.api.progress import Progress
-from univip_stream.distributed import Process, joined, pick_device, process_from_environment, said_by_the_first
+from univip_stream.api.running import (
+    cache_folder,
+    line_printer,
+    print_source_notes,
+    reading_workers,
+    sole_writer,
+    write_result,
+)
+from univip_stream.distributed import Process, joined, pick_device, process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.evaluation.finetune import finetune as finetune_subject
 from univip_stream.evaluation.finetune import protocol_for as finetuning_for
@@ -22,11 +25,9 @@ from univip_stream.evaluation.linear import linear as linear_on
 from univip_stream.evaluation.nearest import knn as knn_on
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import MAX_FAILURES, allowed_failures
-from univip_stream.files import written_atomically, written_by_one
 from univip_stream.images import MAX_PIXELS
-from univip_stream.machine import usable_cpus
 from univip_stream.probe.knn import KnnConfig
-from univip_stream.probe.labelled import ImageSource, LabelledSource
+from univip_stream.probe.labelled import LabelledSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +131,26 @@ class Finetune(Judging):
     """Decides every random choice."""
 
 
-def evaluate(config: Knn | Linear | Finetune, *, quiet: bool = False) -> dict[str, Any] | None:
-    """Judge a run, as `univip-stream eval knn`, `linear` and `finetune` do; the configuration's kind is the protocol.
+def evaluate(config: Knn | Linear | Finetune | Detect, *, quiet: bool = False) -> dict[str, Any] | None:
+    """Judge a run, as `univip-stream eval knn`, `linear`, `finetune` and `detect` do; the configuration's kind is the protocol.
 
     Args:
         config: what to judge, and by which images.
         quiet: whether to show nothing on standard error.
 
     Returns:
-        The result as its JSON has it (`top1`, `used`, `failed`, ...); None on all of torchrun's ranks but the first.
+        The result as its JSON has it (`top1` or `bbox`, `used`, `failed`, ...); None on all of torchrun's ranks but the first.
 
     Raises:
         InputError, UsageError: a run, images or options that cannot be used.
 
     """
-    judged = {Knn: _knn, Linear: _linear, Finetune: _finetune}[type(config)](config, quiet)  # type: ignore[operator]
+    kinds: dict[type, Callable[[Any, bool], Judged]] = {Knn: _knn, Linear: _linear, Finetune: _finetune, Detect: detected}
+    judged = kinds[type(config)](config, quiet)
     out = None if config.out is None else Path(config.out)
     process = process_from_environment()
     with sole_writer(out, process), joined(process, pick_device(config.device, process)):
-        result: dict[str, Any] = judged(process)
+        result = judged(process)
     if not process.is_first:
         return None
     write_result(result, out)
@@ -190,7 +192,7 @@ def _linear(config: Linear, quiet: bool) -> Judged:
     chosen = PROTOCOLS[config.protocol or protocol_for(subject)]
     given = {"epochs": config.epochs, "batch_size": config.batch_size, "rates": config.rates or None}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    say = _line_printer(quiet)
+    say = line_printer(quiet)
     say(f"protocol {chosen.name}: {chosen.source}")
     bar: list[Progress] = []
 
@@ -230,7 +232,7 @@ def _finetune(config: Finetune, quiet: bool) -> Judged:
             subject, *sources, share, chosen, subset=None if config.subset is None else Path(config.subset),
             out=None if config.out is None else Path(config.out), seed=config.seed, workers=reading_workers(config.workers),
             device=pick_device(config.device, process), process=process, max_failures=config.max_failures,
-            say=_line_printer(quiet),
+            say=line_printer(quiet),
         )  # fmt: skip
 
     return judged
@@ -245,52 +247,3 @@ def _share(given: str | float) -> float:
     if not 0 < share <= 1:
         raise UsageError(f"--fraction is {text!r}; expected a share such as 1%, 10% or 0.2")
     return share
-
-
-def _line_printer(quiet: bool) -> Callable[[str], None]:
-    def say(line: str) -> None:
-        if not quiet and process_from_environment().is_first:
-            click.echo(line, err=True)
-
-    return say
-
-
-def print_source_notes(*sources: ImageSource, quiet: bool) -> None:
-    """Print what is left out of the sources, on the first rank only."""
-    if quiet or not process_from_environment().is_first:
-        return
-    for source in sources:
-        for note in source.notes:
-            click.echo(f"{source.name}: {note}", err=True)
-
-
-def reading_workers(asked: int | None) -> int:
-    """Return the number of processes that read images: by default, one CPU is left to the network."""
-    return usable_cpus() - 1 if asked is None else asked
-
-
-@contextmanager
-def cache_folder(run: str | Path, asked: str | Path | None, process: Process) -> Iterator[Path]:
-    """Yield the folder that keeps features: the one asked for, one in the run's folder, or a temporary one for all ranks."""
-    if asked is not None or Path(run).is_dir():
-        yield Path(run) / "features" if asked is None else Path(asked)
-        return
-    made = tempfile.mkdtemp(prefix="univip-stream-features-") if process.is_first else ""
-    try:
-        yield Path(said_by_the_first(made, process))
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def sole_writer(out: Path | None, process: Process) -> AbstractContextManager[None]:
-    """While inside: only this job writes `out` and the state beside it; the first of its processes holds the lock."""
-    return written_by_one(out) if out is not None and process.is_first else nullcontext()
-
-
-def write_result(result: dict[str, Any], out: Path | None) -> None:
-    """Write the result as a JSON file, whole or not at all."""
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with written_atomically(out) as file:
-            file.write((json.dumps(result, indent=2) + "\n").encode())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from univip_stream.api.judging import reading_workers, sole_writer
 from univip_stream.api.progress import Progress
+from univip_stream.api.running import reading_workers, sole_writer
 from univip_stream.cli.judging import (
     MOST_LISTED,
     limit_option,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.api.judging import reading_workers, write_result
+from univip_stream.api.running import reading_workers, write_result
 from univip_stream.cli.judging import out_option, subject_argument
 from univip_stream.distributed import ALONE, pick_device
 from univip_stream.errors import UsageError
