@@ -100,8 +100,8 @@ def detect(
         Detect(
             run=run, train_json=train_json, train_images=train_images, val_json=val_json, val_images=val_images, voc=voc,
             box_frame=box_frame, model=model, schedule=schedule, iterations=iterations, batch_size=batch_size, rate=rate,
-            sides=sides, seed=seed, save_every=save_every, workers=workers, device=device, max_failures=max_failures, max_pixels=max_pixels,
-            out=out,
+            sides=sides, seed=seed, save_every=save_every, workers=workers, device=device, max_failures=max_failures,
+            max_pixels=max_pixels, out=out,
         ),
         quiet=quiet,
     )  # fmt: skip
