@@ -52,9 +52,9 @@ class ViewConfig:
     """Least and greatest width over height of a view before it is made square. Source: BYOL."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation with which a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
-    instance_augmentations: Literal[1, 2] = 1
-    """1 gives both networks the same augmented instance, 2 gives each its own augmentation. Source: ours; docs/method.md
-    says why."""
+    instance_augmentations: Literal[1, 2] = 2
+    """2 gives each network its own augmentation of an instance, 1 gives both the same. Source: ours; UniVIP does not say, and
+    docs/method.md has what was measured."""
     instance_draws: Literal["in-order", "either"] = "in-order"
     """View whose chances of blur and solarization apply to an instance: in-order takes the first view's (and the
     second view's for a second augmentation), either draws one of the two for every augmentation of every instance. Source:

@@ -70,7 +70,7 @@ def run(cell: Cell, work: Path, imagenette: Path | None, results: Path, commit: 
         return 0
     command = [
         *_PACKAGE, "train", "--shards", str(shards), "--out", str(folder), "--recipe", "cpu-demo", "--seed", str(cell.seed),
-        *(["--method", row.method] if row.method else []), *[word for text in cell.settings for word in ("--set", text)],
+        *(["--method", row.method] if row.method else []), *[word for text in cell.trained for word in ("--set", text)],
         "--set", "record_every=10", "--set", "checkpoint_every=100", "--quiet",
     ]  # fmt: skip
     if row.by_lightly:
@@ -108,7 +108,7 @@ def _for_lightly(cell: Cell, work: Path, folder: Path) -> list[str]:
     from univip_stream.pretrain.recipes import recipe
     from univip_stream.pretrain.settings import with_settings
 
-    config = with_settings(recipe("cpu-demo"), cell.settings)
+    config = with_settings(recipe("cpu-demo"), cell.trained)
     numbers = (
         config.epochs, config.stream.batch_size, config.optim.lr, config.optim.warmup_epochs, config.ema, config.views.scene_size,
         cell.seed,

@@ -57,6 +57,8 @@ class ImageSet:
     """Rows with fewer seeds than all: how many."""
 
 
+_DEFAULTS = ("method.mass=1", "views.instance_augmentations=1")
+"""UniVIP as printed."""
 _K = "method.mass=4"
 _TWO = "views.instance_augmentations=2"
 _SCENE_ONLY = ("method.scene_instance=false", "method.instance=false")
@@ -193,6 +195,12 @@ class Cell:
         if self.row == "untrained":
             return [*_SMALL, *kind.settings, "steps=1"]
         return [*_SMALL, *kind.settings, *row.settings, f"epochs={kind.epochs * row.longer:g}"]
+
+    @property
+    def trained(self) -> list[str]:
+        """`settings` after what the package's defaults were when the protocol was written; they are others since its results."""
+        row = ROWS[self.row]
+        return self.settings if row.method is not None or "method.name=byol" in row.settings else [*_DEFAULTS, *self.settings]
 
     @property
     def fingerprint(self) -> str:

@@ -54,7 +54,7 @@ def _trained(cell, work: Path) -> list[dict[str, float]]:
         [
             sys.executable, "-m", "univip_stream", "train", "--shards", str(shards), "--out", str(run), "--recipe", "cpu-demo",
             "--seed", str(cell.seed), *(["--method", method] if method else []), "--quiet",
-            *[word for text in [*cell.settings, *more] for word in ("--set", text)],
+            *[word for text in [*cell.trained, *more] for word in ("--set", text)],
         ],
         check=True,
     )  # fmt: skip

@@ -53,7 +53,7 @@ def explain(run: Path, shards: Path) -> dict[str, float]:
         if isinstance(method, UniVIP) and "instances" in inputs:
             plan, cosines, *_ = method.transport(inputs)
             K = plan.shape[-1]
-            found.setdefault("own_mass", []).append(float(_own(plan).sum(-1).mean() / config.method.mass))
+            found.setdefault("own_mass", []).append(float(_own(plan).sum(-1).mean() / method.mass))
             found.setdefault("own_cosine", []).append(float(_own(cosines).mean()))
             found.setdefault("other_cosine", []).append(
                 float((cosines.sum((-2, -1)) - _own(cosines).sum(-1)).mean()) / (K * (K - 1))

@@ -30,7 +30,7 @@ ALL = [
 
 def config(cell: grid.Cell):
     method = grid.ROWS[cell.row].method
-    return with_settings(recipe("cpu-demo"), [*([f"method.name={method}"] if method else []), *cell.settings])
+    return with_settings(recipe("cpu-demo"), [*([f"method.name={method}"] if method else []), *cell.trained])
 
 
 def test_every_cell_has_a_name_of_its_own_and_settings_that_training_takes():
@@ -45,6 +45,7 @@ def test_every_cell_has_a_name_of_its_own_and_settings_that_training_takes():
 def test_the_rows_of_table_7_are_the_ablations_of_that_name(row: str, ablation: str):
     cell = grid.Cell(set="drawn", row=row, seed=0)
     base = [text for text in cell.settings if text not in grid.ROWS[row].settings]
+    assert cell.trained[-len(cell.settings) :] == cell.settings
     assert flat(config(cell)) == flat(with_settings(recipe("cpu-demo"), [*base, *ABLATIONS[ablation].settings]))
 
 

@@ -44,7 +44,7 @@ def test_forward_is_the_equations_on_separate_forwards(batch):
     expected = {
         "loss_scene": losses.scene_loss(fo1, fo2, ft1, ft2),
         "loss_scene_instance": losses.scene_instance_loss(aggregate, ft1, ft2),
-        "loss_instance": losses.instance_loss(o, t, fo1, fo2, ft1, ft2),
+        "loss_instance": losses.instance_loss(o, t, fo1, fo2, ft1, ft2, mass=float(K)),
     }
     for name, value in expected.items():
         torch.testing.assert_close(result[name], value, msg=lambda text, name=name: f"{name}: {text}")

@@ -56,11 +56,12 @@ def inside_overlap(batch):
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_a_row_differs_from_the_papers_settings_in_what_its_table_names_alone(name):
-    base, changed = flat(recipe("coco")), flat(with_settings(recipe("coco"), ablation(name).settings))
+def test_a_row_differs_from_the_printed_reading_in_what_its_table_names_alone(name):
+    base, changed = (flat(with_settings(recipe("coco"), ablation(row).settings)) for row in ("7e", name))
     differences = {key: value for key, value in changed.items() if value != base[key]}
     expected = {
-        "7a": {"method.name": "byol", "views.overlap": False, "views.instances": 0},
+        # One augmentation of no instance is as two of none.
+        "7a": {"method.name": "byol", "views.overlap": False, "views.instances": 0, "views.instance_augmentations": 2},
         "7b": {"method.scene_instance": False, "method.instance": False},
         "7c": {"method.instance": False},
         "7d": {"method.scene_instance": False},
@@ -74,6 +75,13 @@ def test_a_row_differs_from_the_papers_settings_in_what_its_table_names_alone(na
         "9-30": {"views.tries": 30},
     }
     assert differences == expected.get(name, {})
+
+
+def test_the_printed_reading_is_one_augmentation_and_a_plan_that_sums_to_one():
+    base, printed = flat(recipe("coco")), flat(with_settings(recipe("coco"), ablation("7e").settings))
+    assert {key: (base[key], value) for key, value in printed.items() if value != base[key]} == {
+        "method.mass": (None, 1.0), "views.instance_augmentations": (2, 1),
+    }  # fmt: skip
 
 
 def test_table_7_switches_terms_and_leaves_images_views_and_the_other_terms_to_the_bit(drawn_shards, tmp_path):

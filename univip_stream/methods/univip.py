@@ -46,9 +46,9 @@ class UniVIPConfig(MethodConfig):
     et al. 2021); UniVIP names no number."""
     iterations: int = 50
     """Sinkhorn iterations of the optimal transport. Source: OTA (Ge et al. 2021); UniVIP names no number."""
-    mass: float = 1.0
-    """Sum of a transport plan, and so the weight of Eq. 11; the number of instances, K, would count every instance once.
-    Source: ours; docs/method.md says why."""
+    mass: float | None = None
+    """Sum of a transport plan, and so the weight of Eq. 11; null is the number of instances, K, so that each counts as one.
+    Source: OTA and DeepEMD; docs/method.md says what was measured with 1, as printed."""
     through_plan: bool = False
     """Let the gradient of Eq. 11 pass through the transport plan too. Source: DeepEMD does; OTA, which Eq. 7 follows, does
     not."""
@@ -59,7 +59,7 @@ class UniVIPConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least_one("iterations")
-        self.above_zero("epsilon", "mass", "loss_scale")
+        self.above_zero("epsilon", *(["mass"] if self.mass is not None else []), "loss_scale")
 
 
 class UniVIPPlan(ScenePlan):
@@ -95,7 +95,7 @@ class Transport(NamedTuple):
     """Values of Eq. 7 to 10 for the instances: M online by N target, K each."""
 
     plan: Float[Tensor, "B M N"]
-    """Amount that online instance m ships to target instance n (Eq. 7); sums to `mass`."""
+    """Amount that online instance m ships to target instance n (Eq. 7); sums to the mass."""
     cosines: Float[Tensor, "B M N"]
     """Cosines of the instances; the cost of Eq. 8 is 1 minus these."""
     supply: Float[Tensor, "B M"]
@@ -118,6 +118,7 @@ class UniVIP(Bootstrap):
     def __init__(self, config: UniVIPConfig, plan: Plan) -> None:
         super().__init__(config, plan)
         self.instances = instances = plan.cuts["instances"].count if "instances" in plan.cuts else 0
+        self.mass = float(instances) if config.mass is None else config.mass
         self.with_scene_instance = config.scene_instance and instances > 0
         self.with_instance = config.instance and instances > 0
         if not (config.scene or self.with_scene_instance or self.with_instance):
@@ -157,7 +158,7 @@ class UniVIP(Bootstrap):
                     *targets,
                     epsilon=self.config.epsilon,
                     iterations=self.config.iterations,
-                    mass=self.config.mass,
+                    mass=self.mass,
                     through_plan=self.config.through_plan,
                 )
         losses = losses_by_term(scene, scene_instance, discrimination, self.config.loss_scale)
@@ -173,7 +174,7 @@ class UniVIP(Bootstrap):
         cosines_BMN = instance_cosines(o_BKD, t_BKD)
         b_BM, a_BN = supply(o_BKD, *targets), demand(t_BKD, *predictions)
         c = self.config
-        plan_BMN = sinkhorn(transport_cost(cosines_BMN), b_BM, a_BN, c.epsilon, c.iterations, mass=c.mass)
+        plan_BMN = sinkhorn(transport_cost(cosines_BMN), b_BM, a_BN, c.epsilon, c.iterations, mass=self.mass)
         return Transport(plan_BMN, cosines_BMN, b_BM, a_BN)
 
     def _of_instances(
