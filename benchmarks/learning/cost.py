@@ -2,7 +2,8 @@
 
     python benchmarks/learning/cost.py --work out/learning [--set composed] [--rows byol printed K+two] [--rounds 10]
 
-A cell's own minutes hang on what else ran beside it, because two threads of one core share it; ratios of neighbouring rounds do not.
+A cell's own minutes hang on what else ran beside it, because two threads of one core share it;
+ratios of neighbouring rounds do not.
 """
 
 import argparse
@@ -75,9 +76,8 @@ def main() -> None:
         seconds = row.seconds[1:]  # the first round allocates
         ratios = [own / other for own, other in zip(seconds, first, strict=True)]
         low, middle, high = (statistics.quantiles(ratios, n=4)[at] for at in (0, 1, 2))
-        print(
-            f"{name:10} {1000 * statistics.median(seconds):6.2f} ms of CPU an image, {middle:.2f} [{low:.2f}, {high:.2f}] of {asked.rows[0]}"
-        )
+        spent = f"{1000 * statistics.median(seconds):6.2f} ms of CPU an image"
+        print(f"{name:10} {spent}, {middle:.2f} [{low:.2f}, {high:.2f}] of {asked.rows[0]}")
 
 
 if __name__ == "__main__":
