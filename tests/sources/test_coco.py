@@ -130,7 +130,7 @@ def test_several_annotation_files_belong_to_the_folders_they_name(coco, drawn_fo
         ("{", "is not a COCO annotation file"),
         ("[1, 2]", "expected JSON with `images`"),
         ('{"images": [{"file_name": "../up.jpg", "id": 1}]}', "leads outside its folder"),
-        ('{"images": [{"file_name": "a.jpg", "id": "x"}]}', "expected a path and a whole number"),
+        ('{"images": [{"file_name": "a.jpg", "id": "x"}]}', "the id 'x'; expected a whole number"),
         ('{"images": [{"file_name": "other.jpg", "id": 1}]}', "none of them is in"),
         (
             '{"images": [{"file_name": "scene00.jpg", "id": 1}], "annotations": [{"image_id": 1, "bbox": [NaN, 1, 2, 3]}]}',

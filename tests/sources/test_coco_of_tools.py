@@ -70,7 +70,7 @@ def test_ids_may_be_whole_floats(photos, tmp_path):
     assert column(rows, "image_id") == [(10,), (11,), (12,), (13,)]
     assert all(row["boxes"] for row in rows)
     content["images"][0]["id"] = 10.5
-    with pytest.raises(InputError, match=r"id 10\.5; expected a path and a whole number"):
+    with pytest.raises(InputError, match=r"the id 10\.5; expected a whole number"):
         of_truth(tmp_path / "other", folder, content)
 
 

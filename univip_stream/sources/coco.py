@@ -246,12 +246,9 @@ class _Reader:
         return None
 
     def _image(self, name: Any, stated: Any, width: Any, height: Any) -> None:
-        number = whole_number(stated)
-        if not isinstance(name, str) or not name or "\0" in name or number is None:
-            raise ValueError(f"an image has file_name {name!r} and id {stated!r}; expected a path and a whole number")
-        name.encode()  # raises for half a surrogate pair
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"the image {name!r} leads outside its folder")
+        name, number = file_name(name), whole_number(stated)
+        if number is None:
+            raise ValueError(f"the image {name!r} has the id {stated!r:.40}; expected a whole number")
         self.listed += 1
         if self.ids.setdefault(name, number) != number:
             raise ValueError(f"the image {name!r} has two ids, {self.ids[name]} and {number}")
@@ -275,6 +272,23 @@ class _Reader:
             return
         self.images.append(image)
         self.boxes.extend(box)
+
+
+def file_name(stated: Any) -> str:
+    """Return an image's `file_name`.
+
+    Raises:
+        ValueError: it is no path that lies below the folder of the images.
+
+    """
+    if not isinstance(stated, str) or not stated:
+        raise ValueError(f"an image has the file_name {stated!r:.100}; expected its path below the folder of images")
+    if "\0" in stated:
+        raise ValueError(f"the image {stated!r} has a zero byte in its file_name")
+    stated.encode()  # raises for half a surrogate pair
+    if stated.startswith("/") or ".." in stated.split("/"):
+        raise ValueError(f"the image {stated!r} leads outside its folder")
+    return stated
 
 
 def whole_number(value: Any) -> int | None:
