@@ -93,7 +93,7 @@ def test_a_methods_views_are_laid_over_the_recipe_and_under_the_options(drawn_sh
 SCENES = {"scenes": (2, 4, 3, 32, 32)}
 VIEWS = {
     # overlapping views, where regions come from and how many; what forward is given
-    "univip": (True, "mined", 4, SCENES | {"instances": (4, 4, 3, 32, 32)}),
+    "univip": (True, "mined", 4, SCENES | dict.fromkeys(("instances", "instances_again"), (4, 4, 3, 32, 32))),
     "byol": (False, "mined", 0, SCENES),
     "simclr": (False, "mined", 0, SCENES),
     "moco-v2": (False, "mined", 0, SCENES),

@@ -11,7 +11,7 @@ from univip_stream.distributed import process_from_environment
 from univip_stream.errors import UsageError
 from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig
-from univip_stream.pretrain.ablations import ABLATIONS
+from univip_stream.pretrain.ablations import ABLATIONS, PRINTED
 from univip_stream.pretrain.ablations import ablation as ablation_named
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.results import last_record
@@ -235,4 +235,6 @@ def _texts(
     if epochs is not None:
         texts.append("steps=null")
     changes = ablation_named(ablation).settings if ablation is not None else ()
+    if method not in (None, "univip"):  # the printed reading is UniVIP's; other methods take the row's views
+        changes = tuple(text for text in changes if text not in PRINTED)
     return [*of_method, *changes, *texts, *settings]
