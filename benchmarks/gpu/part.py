@@ -33,6 +33,7 @@ class Part:
     rehearse: bool
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    machine: dict[str, Any] = field(default_factory=dict)
 
     def left(self) -> float:
         """Seconds until the part is asked to stop."""
@@ -69,7 +70,7 @@ class Part:
         """Write all entries to disk. A full one is no reason to end: the words have the numbers too."""
         part = self.path.with_suffix(".part")
         try:
-            part.write_text(json.dumps({"machine": machine(self.device), "entries": self.entries}, indent=1) + "\n")
+            part.write_text(json.dumps({"machine": self.machine, "entries": self.entries}, indent=1) + "\n")
             part.replace(self.path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -112,11 +113,13 @@ def running() -> Iterator[Part]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the next one would come while it saves
         raise OutOfTimeError
 
-    signal.signal(signal.SIGTERM, stop)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU here; --rehearse runs everything in small on the CPU")
     args.work.mkdir(parents=True, exist_ok=True)
-    part = Part(args.path, args.work, torch.device(args.device), args.limit, args.rehearse)
+    device = torch.device(args.device)
+    # Looked up beforehand: a part that is asked to stop has seconds to write what it found.
+    part = Part(args.path, args.work, device, args.limit, args.rehearse, machine=machine(device))
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield part
     except OutOfTimeError:

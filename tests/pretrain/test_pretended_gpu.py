@@ -139,7 +139,9 @@ WAYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "own"), WAYS, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+    ("name", "settings", "own"),
+    WAYS,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_other_ways_through_a_step_make_nobody_wait(
     gpu: PretendedGpu, name: str, settings: dict[str, Any], own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -184,6 +186,7 @@ def test_joint_views_are_normalised_without_being_put_together_again(
     norms = sum(isinstance(module, _BatchNorm) for module in updates.method.modules())
     assert watch.launched["native_batch_norm"] == 2 * norms
     assert watch.launched["cat"] == 0
+    assert watch.scattered == []
 
 
 def test_augmentation_goes_through_memory_no_more_often_than_it_did(gpu: PretendedGpu) -> None:
