@@ -1,7 +1,7 @@
 """Every detector learns eight images by heart: AP above one half, by its own protocol at a small scale.
 
-A detector that cannot is wrong somewhere between its targets and its scores. It takes minutes of a CPU for each, so it is asked for by
-name: UNIVIP_OVERFIT=1.
+A detector that cannot is wrong somewhere between its targets and its scores. It takes minutes of a CPU for each, so it is asked
+for by name: UNIVIP_OVERFIT=1.
 """
 
 import json
