@@ -20,7 +20,7 @@ from univip_stream.evaluation.detection.models import MODELS, build_detector, ha
 from univip_stream.evaluation.detection.protocol import DetectionProtocol, detect
 from univip_stream.evaluation.subject import open_subject
 
-ITERATIONS = {"retinanet": 240}
+ITERATIONS = {"retinanet": 200}
 """Where 100 are not enough: every anchor of RetinaNet is an example, and hardly one is of an object."""
 
 
