@@ -5,11 +5,23 @@
 #   bash benchmarks/gpu.sh OUT                             on the GPU; docs/how-to/gpu.md says what it needs and what OUT holds
 #   bash benchmarks/gpu.sh OUT --rehearse                  all of it in small on a CPU
 set -uo pipefail
-out=${1:?"usage: benchmarks/gpu.sh OUT [--rehearse] [--budget SECONDS] [--parts abcde] [--work FOLDER]"}
+usage="usage: benchmarks/gpu.sh OUT [--rehearse] [--budget SECONDS] [--parts abcde] [--work FOLDER]"
+case ${1:-} in
+-h | --help) echo "$usage" && exit 0 ;;
+"" | -*) echo "$usage" >&2 && exit 2 ;;
+esac
+out=$1
 shift
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-mkdir -p "$out"
+if ! command -v "$python" >/dev/null; then
+    echo "error: there is no $python here; PYTHON=... names another" >&2
+    exit 2
+fi
+if ! { mkdir -p "$out" && : >>"$out/transcript.txt"; } 2>/dev/null; then
+    echo "error: $out cannot be written to; expected a folder, which is made if it is missing" >&2
+    exit 2
+fi
 export PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # Of the wheels that were carried, those that are missing here.
 mapfile -t missing < <("$python" - "$root"/benchmarks/gpu/carried/wheels/*.whl <<'PYTHON'

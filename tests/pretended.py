@@ -22,6 +22,15 @@ from univip_stream import augment
 CUDA = torch.device("cuda", 0)
 
 
+_LOOKS_AT_NUMBERS = (
+    "multinomial",
+    "_linalg_eigh",
+    "_linalg_svd",
+    "linalg_inv_ex",
+    "linalg_cholesky_ex",
+    "_linalg_check_errors",
+)
+"""Operations that ask a GPU whether all went well, and that fake tensors let through."""
 _FREE = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view")
 
 
@@ -32,11 +41,13 @@ class HostWaitsError(AssertionError):
 class _Watch(TorchDispatchMode):
     """Counts what is launched on the pretended GPU, and refuses copies that wait.
 
-    Fake tensors themselves refuse `.item()`, `bool()`, `nonzero` and other shapes that depend on numbers.
+    Fake tensors themselves refuse `.item()`, `bool()`, `nonzero` and other shapes that depend on numbers. What they let through
+    though it makes the host wait is refused here.
     """
 
-    def __init__(self, *, copies_may_wait: bool) -> None:
+    def __init__(self, pinned: set[int], *, copies_may_wait: bool) -> None:
         super().__init__()
+        self.pinned = pinned
         self.launched: dict[str, int] = defaultdict(int)
         self.dtypes: set[tuple[str, torch.dtype]] = set()
         self.scattered: list[tuple[int, ...]] = []
@@ -51,11 +62,16 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if name == "_fused_sgd_":  # has no fake version; all that a fused step asks of its tensors is that they fit
+        if name.startswith("_fused_"):  # all that a fused step asks of its tensors is that they fit
             assert {tensor.device for tensor in given} == {CUDA}
             assert all(a.shape == b.shape and a.stride() == b.stride() for a, b in zip(args[0], args[1], strict=True))
+        if name == "_fused_sgd_":  # has no fake version
             self.launched[name] += 1
             return None
+        if any(tensor.device.type == "cuda" for tensor in given) and (
+            name in _LOOKS_AT_NUMBERS or _looks_for_places(name, args)
+        ):
+            raise HostWaitsError(f"{name}: it asks the GPU for numbers")
         result = func(*args, **kwargs)
         if name == "convolution":
             result = self._as_cudnn(result, *args[:2])
@@ -69,6 +85,9 @@ class _Watch(TorchDispatchMode):
                 # To the host, non_blocking gives numbers that are not there yet; nobody may look at them.
                 if not self.copies_may_wait and not (up and patient):
                     raise HostWaitsError(f"{name}: {source.device} -> {goal.device}, non_blocking={patient}")
+                # A driver may wait to copy memory that is not pinned; a single number goes with the launch.
+                if not self.copies_may_wait and source.ndim and source.untyped_storage()._cdata not in self.pinned:
+                    raise HostWaitsError(f"{name}: {tuple(source.shape)} made on the host in a step, which is not pinned")
         if any(tensor.device.type == "cuda" for tensor in [*given, *made]) and not _is_free(func):
             self.launched[name] += 1
             self.moved += sum(map(_bytes, [*given, *made]))
@@ -80,6 +99,18 @@ class _Watch(TorchDispatchMode):
         if not _is_last(images):
             self.scattered.append(tuple(images.shape))
         return torch.empty_like(result, memory_format=torch.channels_last) if _is_last(images) or _is_last(weight) else result
+
+
+def _looks_for_places(name: str, args: Any) -> bool:
+    """Whether an index is a mask, whose places must be counted, or lies on the host. Fake tensors refuse only to read by masks."""
+    if name not in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"):
+        return False
+    used = [index for index in args[1] if index is not None]
+    masks = any(index.dtype in (torch.bool, torch.uint8) for index in used)
+    number = (
+        name != "index" and len(args) > 2 and args[2].ndim == 0 and args[2].device.type == "cpu"
+    )  # fills, without counting
+    return (masks and not number and name != "index") or any(index.device.type == "cpu" for index in used)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -101,6 +132,8 @@ class PretendedGpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fake = FakeTensorMode()
+        self._pinned: list[Tensor] = []
+        self._monkeypatch = monkeypatch
         # Autocast asks for a driver, and switches itself off without one.
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
@@ -109,8 +142,9 @@ class PretendedGpu:
     @contextlib.contextmanager
     def running(self, *, copies_may_wait: bool = False) -> Iterator[_Watch]:
         """Within: tensors are fake, and what would wait is an error."""
-        watch = _Watch(copies_may_wait=copies_may_wait)
-        with self.fake, watch:
+        watch = _Watch({tensor.untyped_storage()._cdata for tensor in self._pinned}, copies_may_wait=copies_may_wait)
+        with self._monkeypatch.context() as patch, self.fake, watch:
+            patch.setattr(Tensor, "__repr__", _printed)
             yield watch
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -125,14 +159,21 @@ class PretendedGpu:
         return module
 
     def like(self, tensor: Tensor, device: torch.device = CUDA) -> Tensor:
-        """A fake tensor of the same shape, strides and type."""
+        """A fake tensor of the same shape, strides and type; on the host it is pinned, as the stream's are."""
         with self.fake:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        if device.type == "cpu":
+            self._pinned.append(made)
+        return made
 
     def close(self) -> None:
         """Forget what this module's caches hold of it."""
         for kept in (augment._constants, augment._shifts):
             kept.cache_clear()
+
+
+def _printed(tensor: Tensor, **_: Any) -> str:
+    raise HostWaitsError(f"__repr__: numbers of a tensor on {tensor.device} are printed")
 
 
 def backward(loss: Tensor) -> None:

@@ -141,6 +141,19 @@ def test_what_devices_do_gives_what_the_cpu_does(side: int) -> None:
     assert apart(general, augment(images, draws, PLAIN)) < TOLERANCE
 
 
+def test_what_devices_give_in_the_end_is_what_the_cpu_gives() -> None:
+    images, draws = pictures(48, 48).contiguous(memory_format=torch.channels_last), many_draws(48)
+    given = (images, draws, module._tables(48, CONFIG, images.device), CONFIG.solarize_threshold)
+    normalised = module._augment_all(*given, False)
+    assert apart(normalised, augment(images, draws, CONFIG)) < TOLERANCE / min(CONFIG.std)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    levels = module._augment_all(*given, True)
+    assert torch.equal(levels, levels.round())
+    off = (levels - augment(images, draws, CONFIG, keep_uint8=True).float()).abs()
+    assert off.max() <= 1  # a rounding may go the other way
+    assert off.mean() < 1e-2
+
+
 def test_no_number_travels_from_the_device_to_the_host() -> None:
     # Tensors without data: whatever asks them for a number, or for a shape that depends on one, raises.
     images, draws = torch.empty(4, 3, 48, 48, device="meta"), torch.empty(4, DRAW_SIZE, device="meta")

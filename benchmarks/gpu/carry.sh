@@ -19,6 +19,7 @@ for package in simplejpeg beartype "${@:3}"; do
         --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$carried/wheels" "$package"
 done
 "$python" - "$carried" "${1:-}" "${2:-}" <<'PYTHON'
+import io
 import sys
 from pathlib import Path
 
@@ -26,20 +27,45 @@ from PIL import Image
 
 carried, imagenette, photographs = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 MOST = 60 * 2**20  # of all; tools that carry a working tree take 64 MiB, the repository among it
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+def images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+
+
+def write(goal: Path, data: bytes) -> None:
+    """Whole or not at all: what was cut off would be taken for an image."""
+    goal.with_suffix(".part").write_bytes(data)
+    goal.with_suffix(".part").replace(goal)
+
+
 if photographs:
+    found = [path for path in sorted(Path(photographs).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not found:
+        sys.exit(f"error: {photographs} holds no JPEGs")
     (carried / "photographs").mkdir(parents=True, exist_ok=True)
-    large = (path for path in sorted(Path(photographs).rglob("*.jpg")) if path.stat().st_size < 250_000)
-    for number, path in zip(range(24), large):
-        (carried / "photographs" / f"{number:02d}.jpg").write_bytes(path.read_bytes())
+    for number, path in zip(range(24), (path for path in found if path.stat().st_size < 250_000)):
+        write(carried / "photographs" / f"{number:02d}.jpg", path.read_bytes())
 if imagenette:
     for split, most in (("train", 1 << 30), ("val", 150)):
-        for folder in sorted((Path(imagenette) / split).iterdir()):
+        classes = [path for path in sorted((Path(imagenette) / split).glob("*")) if path.is_dir()]
+        if not classes:
+            sys.exit(f"error: {imagenette} holds no {split}/ with a folder a class")
+        for folder in classes:
             goal = carried / "imagenette" / split / folder.name
             goal.mkdir(parents=True, exist_ok=True)
-            for number, path in enumerate(sorted(folder.iterdir())):
-                if number < most and not (goal / path.name).exists():
+            for path in images(folder)[:most]:
+                small = (goal / path.name).with_suffix(".jpg")
+                if not small.exists():
                     # Smaller files; at 128 px quality 75 is not seen by a network that blurs and crops.
-                    Image.open(path).convert("RGB").save(goal / path.with_suffix(".jpg").name, quality=75)
+                    data = io.BytesIO()
+                    try:
+                        Image.open(path).convert("RGB").save(data, "JPEG", quality=75)
+                    except OSError as error:
+                        print(f"left out: {path} ({error})")
+                        continue
+                    write(small, data.getvalue())
 size = sum(path.stat().st_size for path in carried.rglob("*") if path.is_file())
 for folder in sorted(carried.iterdir()):
     inside = [path for path in folder.rglob("*") if path.is_file()]

@@ -5,16 +5,19 @@ A6000). The number of epochs is what fits, decided once by a short run of UniVIP
 start goes on there.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from part import OutOfTimeError, Part, running
 from pictures import imagenette
+from processes import started
 
 SETTINGS = [
     "method.backbone=resnet18", "method.hidden=1024", "method.width=256", "views.scene_size=128", "views.instance_size=64",
@@ -40,7 +43,7 @@ def command_of(part: Part, run: Path, shards: Path, method: str, *more: str) -> 
 
 def trained(part: Part, command: list[str], run: Path, limit: float) -> dict[str, Any]:
     """Run a training until it is done or its time is over; asked to stop, it saves and can go on."""
-    process, cut = subprocess.Popen(command), False
+    process, cut = started(command), False
     try:
         status = process.wait(timeout=limit)
     except (subprocess.TimeoutExpired, OutOfTimeError) as error:
@@ -53,8 +56,7 @@ def trained(part: Part, command: list[str], run: Path, limit: float) -> dict[str
             status = process.wait()
         if isinstance(error, OutOfTimeError):
             raise
-    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = list(recorded(run / "metrics.jsonl"))
     if cut and not rows:
         return {"left_out": f"no step was recorded in {limit:.0f} s"}
     if (status not in (0, 75) and not cut) or not rows:
@@ -64,6 +66,13 @@ def trained(part: Part, command: list[str], run: Path, limit: float) -> dict[str
     facts = {name: last[name] for name in ("step", "epoch", "loss", "feature_std", "data_wait")}
     rates = sorted(row["images_per_second"] for row in rows[1:]) or [last["images_per_second"]]
     return {"status": status, **facts, "images_per_second": rates[len(rates) // 2], "knn": seen}
+
+
+def recorded(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's metrics; a line that was cut off with its run is none."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def main(part: Part) -> None:
@@ -97,14 +106,17 @@ def main(part: Part) -> None:
             "beside_s": round(beside, 1),
             "epochs": 1 if part.rehearse else max(1, min(200, int(each * rate / images * 0.9))),
         }
-        plan_path.write_text(json.dumps(planned))
+        written = plan_path.with_suffix(".part")
+        written.write_text(json.dumps(planned))
+        written.replace(plan_path)
         return planned
 
     planned = part.attempt("plan", plan)
     if "epochs" not in planned:
         return
     for method in ("byol", "univip"):
-        run = part.work / f"learning-{method}"
+        # A run of another length is another run: its learning rates are others.
+        run = part.work / f"learning-{method}-{planned['epochs']}"
         every = max(1, -(-planned["epochs"] * images // 256 // LOOKS))
         look = [f"knn.train={voting}", f"knn.val={judged}", f"knn.every={every}"]
         command = command_of(part, run, shards, method, *look, f"epochs={planned['epochs']}")

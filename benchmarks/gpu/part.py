@@ -33,6 +33,7 @@ class Part:
     rehearse: bool
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    machine: dict[str, Any] = field(default_factory=dict)
 
     def left(self) -> float:
         """Seconds until the part is asked to stop."""
@@ -61,10 +62,19 @@ class Part:
     def keep(self, name: str, entry: dict[str, Any]) -> None:
         """Write an entry, and everything before it, to disk."""
         self.entries[name] = entry
-        print(f"   {name}: {json.dumps(entry)}", flush=True)
+        self.write()
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            print(f"   {name}: {json.dumps(entry)}", flush=True)
+
+    def write(self) -> None:
+        """Write all entries to disk. A full one is no reason to end: the words have the numbers too."""
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({"machine": machine(self.device), "entries": self.entries}, indent=1) + "\n")
-        part.replace(self.path)
+        try:
+            part.write_text(json.dumps({"machine": self.machine, "entries": self.entries}, indent=1) + "\n")
+            part.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                print(f"   {self.path} cannot be written: {error.strerror}", flush=True)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
@@ -100,17 +110,22 @@ def running() -> Iterator[Part]:
     args = parser.parse_args()
 
     def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the next one would come while it saves
         raise OutOfTimeError
 
-    signal.signal(signal.SIGTERM, stop)
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: torch finds no GPU here; --rehearse runs everything in small on the CPU")
     args.work.mkdir(parents=True, exist_ok=True)
-    part = Part(args.path, args.work, torch.device(args.device), args.limit, args.rehearse)
+    device = torch.device(args.device)
+    # Looked up beforehand: a part that is asked to stop has seconds to write what it found.
+    part = Part(args.path, args.work, device, args.limit, args.rehearse, machine=machine(device))
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield part
     except OutOfTimeError:
-        print("   stopped", flush=True)
+        part.write()  # it may have been stopped while it wrote
+        with contextlib.suppress(OSError):
+            print("   stopped", flush=True)
     if any("error" in entry for entry in part.entries.values()):
         sys.exit(1)
 

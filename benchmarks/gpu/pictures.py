@@ -7,11 +7,14 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from processes import started
 
 HERE = Path(__file__).resolve().parent
 CARRIED = HERE / "carried"
@@ -56,7 +59,7 @@ def _shards_for_speed(work: Path, few: bool) -> tuple[Path, str]:
 
 def _imagenette(work: Path, few: bool) -> tuple[Path, Path, Path, int, str]:
     train, val = CARRIED / "imagenette" / "train", CARRIED / "imagenette" / "val"
-    if train.is_dir() and not few:
+    if train.is_dir() and val.is_dir() and not few:
         source = "Imagenette, 128 px, as carried"
     else:
         train, val, source = work / "drawn" / "train", work / "drawn" / "val", "drawn scenes of six classes"
@@ -79,8 +82,9 @@ def _imagenette(work: Path, few: bool) -> tuple[Path, Path, Path, int, str]:
     for folder in sorted(train.iterdir()):
         (voting / folder.name).mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.iterdir())[:200]:
-            if not (voting / folder.name / path.name).exists():
-                shutil.copy(path, voting / folder.name)
+            if not (goal := voting / folder.name / path.name).exists():
+                shutil.copy(path, work / "half")
+                (work / "half").replace(goal)  # whole or not at all
     manifest = json.loads((shards / "manifest.json").read_text())
     return shards, voting, val, manifest["totals"]["samples"], f"{source}; boxes: {manifest['parameters'].get('proposals')}"
 
@@ -93,12 +97,15 @@ def _has(name: str) -> bool:
 
 def _mine(images: Path, shards: Path, proposals: str, least: int) -> None:
     command = [sys.executable, "-m", "univip_stream", "mine", "--inline", "--src", str(images), "--out", str(shards)]
-    subprocess.run([*command, "--num-shards", "8", "--proposals", proposals, "--min-scale", str(least)], check=True)
+    command += ["--num-shards", "8", "--proposals", proposals, "--min-scale", str(least)]
+    if status := started(command).wait():
+        raise subprocess.CalledProcessError(status, command)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     arguments = parser.parse_args()
+    os.nice(10)
     shards_for_speed(arguments.work, few=False)
     imagenette(arguments.work, few=False)

@@ -4,8 +4,9 @@ What a real GPU says of the same is in tests/gpu, `pytest -m gpu`.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.augment import DRAW_SIZE, AugmentConfig, augment
 from univip_stream.distributed import ALONE
+from univip_stream.errors import UsageError
 from univip_stream.methods import METHODS, Method, build_method, build_plan
 from univip_stream.plan import Plan
 from univip_stream.pretrain.config import OptimConfig
@@ -30,9 +32,9 @@ B, K, SCENE, CROP, THIRD = 4, 2, 64, 32, 32
 # Small members of each family.
 FAMILIES = {"resnet": "test_resnet", "convnext": "test_convnext", "vit": "test_vit"}
 WITHOUT_MAPS = {("densecl", "vit"), ("scrl", "vit"), ("soco", "vit"), ("soco", "convnext")}
-"""Methods that refuse a family: tests/methods holds that they say why."""
+"""Methods that refuse a family."""
 SMALL = {"hidden": 16, "width": 8, "queue": 10, "iterations": 2, "small_size": 32, "small_views": 2}
-CAUGHT = r"_to_copy|_local_scalar_dense|nonzero|unique|repeat_interleave|same device|index"
+CAUGHT = r"_to_copy|_local_scalar_dense|nonzero|unique|repeat_interleave|same device|index|linalg|multinomial|printed"
 
 
 @pytest.fixture
@@ -88,43 +90,80 @@ def updates_of(
     return updates, batches
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "precision", "accumulate"),
-    [
-        *(
-            (name, "resnet", precision, accumulate)
-            for name in METHODS
-            for precision, accumulate in (("fp32", 1), ("bf16", 2))
-        ),
-        *(("univip", family, "fp32", 2) for family in ("convnext", "vit")),
-        *(
-            (name, family, "bf16", 1)
-            for name in METHODS
-            for family in ("convnext", "vit")
-            if (name, family) not in WITHOUT_MAPS
-        ),
-    ],
-)
-def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str, precision: str, accumulate: int) -> None:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    updates, batches = updates_of(gpu, name, FAMILIES[family], dtype)
-    updates.accumulate = accumulate
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str) -> None:
+    if (name, family) in WITHOUT_MAPS:
+        with pytest.raises(UsageError, match=f"{name} needs"):
+            updates_of(gpu, name, FAMILIES[family], torch.float32)
+        return
+    updates, batches = updates_of(gpu, name, FAMILIES[family], torch.float32)
+    for updates.precision, updates.accumulate in ((torch.float32, 2), (torch.bfloat16, 1)):
+        check_a_step(gpu, updates, batches)
+    assert {parameter.device for parameter in updates.method.parameters()} == {CUDA}
+
+
+def check_a_step(gpu: PretendedGpu, updates: Updates, batches: Iterator[Batch], optimizer: str = "_fused_sgd_") -> None:
+    """Nobody waits in it, and it computes, copies and launches what it is expected to."""
+    precision = updates.precision
     with gpu.running() as watch:
         updates.gradient(batches, 1)
+    with gpu.running() as applied:
         updates.apply(0.1, 0.99)
-    assert watch.launched["_fused_sgd_"] == 1
+    groups = len(updates.optimizer.param_groups)
+    assert applied.launched.pop(optimizer) <= groups
+    assert applied.launched.pop("_foreach_lerp_", 0) == len(updates.method.target_pairs()), "one kernel a target"
+    assert sum(applied.launched.values()) <= groups, "a counter, at most"
     assert ("add_", torch.int64) not in watch.dtypes, "batch normalisations count on the host"
     ran = {kind for what, kind in watch.dtypes if what in ("convolution", "mm", "addmm", "convolution_backward")}
-    assert dtype in ran
+    assert precision in ran
     # The losses are float32 always.
-    assert ran <= {dtype, torch.float32}
+    assert ran <= {precision, torch.float32}
     batch = next(batches)
     sent = [*batch.pixels.values(), *batch.draws.values(), *batch.facts.values(), batch.filled]
     sizes = [value.numel() * value.element_size() for value in sent]
-    assert watch.copied <= accumulate * (sum(sizes) + 1024), "pixels go to the GPU once"
-    # What RoIAlign gives is never channels last.
-    assert watch.scattered == [] or family == "vit" or name == "soco"
-    assert {parameter.device for parameter in updates.method.parameters()} == {CUDA}
+    assert watch.copied <= updates.accumulate * (sum(sizes) + 1024), "pixels go to the GPU once"
+    assert watch.scattered == [], "pictures and maps stay channels last"
+
+
+# Settings that take other ways through the code: (method, settings, of the test, of the method).
+WAYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("byol", {"optimizer": "adamw", "backbone": "test_vit"}, {}),
+    ("byol", {"channels_last": False}, {}),
+    ("univip", {}, {"through_plan": True}),
+    ("univip", {"augmentations": 2}, {"joint_views": True}),
+    ("simclr", {}, {"joint_statistics": True}),
+    ("scrl", {}, {"joint_statistics": True}),
+    ("soco", {}, {"cutout_p": 1.0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "own"),
+    WAYS,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_other_ways_through_a_step_make_nobody_wait(
+    gpu: PretendedGpu, name: str, settings: dict[str, Any], own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in own.items():
+        assert key in METHODS[name].Settings.__dataclass_fields__
+        monkeypatch.setitem(SMALL, key, value)
+    given = {"backbone": "test_resnet"} | settings
+    optimizer, last = given.get("optimizer", "sgd"), given.pop("channels_last", True)
+    updates, batches = updates_of(gpu, name, precision=torch.bfloat16, **given)
+    if optimizer != "sgd":  # its first step makes its momenta
+        with gpu.running():
+            updates.gradient(batches, 0)
+            updates.apply(0.1, 0.99)
+    if last:
+        check_a_step(gpu, updates, batches, f"_fused_{optimizer}_")
+    else:
+        updates.channels_last = False
+        with gpu.running() as watch:
+            updates.gradient(batches, 1)
+        # The test's network is channels last; images come as they were asked for.
+        assert {shape[1] for shape in watch.scattered} == {3}
 
 
 def test_an_iteration_of_the_transport_is_four_kernels(gpu: PretendedGpu) -> None:
@@ -147,6 +186,7 @@ def test_joint_views_are_normalised_without_being_put_together_again(
     norms = sum(isinstance(module, _BatchNorm) for module in updates.method.modules())
     assert watch.launched["native_batch_norm"] == 2 * norms
     assert watch.launched["cat"] == 0
+    assert watch.scattered == []
 
 
 def test_augmentation_goes_through_memory_no_more_often_than_it_did(gpu: PretendedGpu) -> None:
@@ -170,9 +210,8 @@ def test_two_augmentations_of_an_instance_are_cut_and_sent_once(gpu: PretendedGp
     assert copied[1] - copied[0] == B * K * DRAW_SIZE * 4
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
-def test_the_optimizers_first_steps_make_nobody_wait(gpu: PretendedGpu, optimizer: str) -> None:
-    updates, batches = updates_of(gpu, "byol", "test_resnet", torch.float32, optimizer)
+def test_the_first_steps_of_lars_make_nobody_wait(gpu: PretendedGpu) -> None:
+    updates, batches = updates_of(gpu, "byol", "test_resnet", torch.float32, "lars")
     for step in range(2):  # the first step makes the momenta
         with gpu.running():
             updates.gradient(batches, step)
@@ -192,18 +231,44 @@ def test_the_optimizers_first_steps_make_nobody_wait(gpu: PretendedGpu, optimize
         lambda loss, scenes: scenes.unique(),
         lambda loss, scenes: scenes.repeat_interleave(torch.ones_like(scenes[:, 0, 0, 0, 0]).long(), 0),
         lambda loss, scenes: scenes + torch.zeros_like(scenes, device="cpu"),
+        lambda loss, scenes: scenes.tolist(),
+        lambda loss, scenes: str(loss),
+        lambda loss, scenes: scenes.index_put_((scenes > 0,), loss),
+        lambda loss, scenes: scenes.clone().__setitem__(scenes[:, :, 0, 0, 0] > 0, scenes[0, 0]),
+        lambda loss, scenes: scenes[torch.zeros(2, dtype=torch.long)],
+        lambda loss, scenes: torch.linalg.inv(scenes[0, 0, 0]),
+        lambda loss, scenes: torch.linalg.svd(scenes[0, 0, 0]),
+        lambda loss, scenes: torch.linalg.eigh(scenes[0, 0, 0]),
+        lambda loss, scenes: torch.linalg.cholesky(scenes[0, 0, 0]),
+        lambda loss, scenes: torch.multinomial(scenes[0, 0, 0].abs(), 1),
+        lambda loss, scenes: torch.zeros(2).to(scenes.device, non_blocking=True),
     ],
 )
-def test_a_step_that_would_wait_is_caught(gpu: PretendedGpu, wait, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_wait_is_refused(gpu: PretendedGpu, wait: Callable[..., object]) -> None:
+    caught = (HostWaitsError, DataDependentOutputException, DynamicOutputShapeException, RuntimeError)
+    loss, scenes = gpu.like(torch.empty(())), gpu.like(torch.empty(2, B, 3, CROP, CROP))
+    with gpu.running(), pytest.raises(caught, match=CAUGHT):
+        wait(loss, scenes)
+
+
+def test_a_step_in_which_somebody_waits_is_caught(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     updates, batches = updates_of(gpu, "byol", "test_resnet", torch.bfloat16)
     forward = type(updates.method).forward
 
     def waiting(self: Method, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         losses = forward(self, batch)
-        wait(losses["loss"].detach(), batch["scenes"])
+        losses["loss"].item()
         return losses
 
     monkeypatch.setattr(type(updates.method), "forward", waiting)
-    caught = (HostWaitsError, DataDependentOutputException, DynamicOutputShapeException, RuntimeError)
-    with gpu.running(), pytest.raises(caught, match=CAUGHT):
+    with gpu.running(), pytest.raises(DataDependentOutputException):
         updates.gradient(batches, 1)
+
+
+def test_filling_by_a_mask_and_what_is_free_are_let_through(gpu: PretendedGpu) -> None:
+    scenes = gpu.like(torch.empty(2, B, 3, CROP, CROP))
+    with gpu.running():
+        scenes[scenes > 0] = 0.0
+        scenes.masked_fill_(scenes > 0, 0.0)
+        torch.full((2,), 1.0, device=CUDA)
+        torch.tensor(0.5).to(CUDA, non_blocking=True)

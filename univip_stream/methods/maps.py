@@ -92,6 +92,9 @@ def pool_boxes(
     scale = maps.shape[-1] / side
     with torch.autocast(maps.device.type, enabled=False):
         pooled = roi_align(maps.to(full), rows_N5, size, spatial_scale=scale, sampling_ratio=-1, aligned=aligned)
+    if maps.device.type != "cpu" and maps.is_contiguous(memory_format=torch.channels_last):
+        # RoIAlign's own result never is, and each convolution that gets it would copy it for itself.
+        pooled = pooled.contiguous(memory_format=torch.channels_last)
     return cast(Tensor, pooled)
 
 

@@ -136,7 +136,8 @@ def cut_out(images: Float[Tensor, "B 3 S S"], squares: Float[Tensor, "B K 4"]) -
     x1, y1, x2, y2 = (edges[..., None] for edges in squares.unbind(-1))
     rows, columns = (places >= y1) & (places < y2), (places >= x1) & (places < x2)
     inside = (rows[..., :, None] & columns[..., None, :]).any(1)
-    return images.masked_fill(inside[:, None], 0.0)
+    # A copy keeps its layout; `masked_fill` would give its result another one.
+    return images.clone().masked_fill_(inside[:, None], 0.0)
 
 
 class SoCo(Bootstrap):
