@@ -188,6 +188,10 @@ class Listing:
         fewer.rows_of_absent = False
         return fewer
 
+    def from_number(self, first: int) -> Iterator[SourceImage]:
+        """Yield the images from `first` on."""
+        return self._spool.read(first, len(self))
+
     def slice(self, first: int, last: int) -> list[SourceImage]:
         """Return the images from `first` up to but without `last`."""
         return list(self._spool.read(max(first, 0), min(last, len(self))))
