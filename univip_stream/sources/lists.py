@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +98,27 @@ def _refuse_absent(location: str, exists: Exists, rows: Rows) -> None:
 
 def _refuse_duplicates(location: str, rows: Rows) -> None:
     # Eight bytes per image: images with equal hashes are compared again.
-    hashes = array("Q", (_hash(_absolute(image.path)) for _, image in _entries(location, "", rows(None))))
+    hashes = array("Q", (_hash(path) for _, _, path in _paths(location, rows(None))))
     values, counts = np.unique(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:
         return
     seen: dict[str, str] = {}
-    for place, image in _entries(location, "", rows(None)):
-        path = _absolute(image.path)
+    for place, text, path in _paths(location, rows(None)):
         if _hash(path) in suspects:
             if path in seen:
+                name = text_of(text).lstrip("/")
                 raise InputError(
-                    f"{location}: {place} names {image.source[1:]!r}, which {seen[path]} names already; expected each image once"
+                    f"{location}: {place} names {name!r}, which {seen[path]} names already; expected each image once"
                 )
             seen[path] = place
 
 
-def _absolute(path: str) -> str:
-    """Return a path that is the same whether an image is named by an absolute or a relative path."""
-    return path if storage.is_remote(path) else os.path.abspath(path)
+def _paths(location: str, rows: Iterator[Row]) -> Iterator[tuple[str, str, str]]:
+    """Yield (position in the list, the text there, a path that is the same for an absolute and a relative path to an image)."""
+    for place, text, _ in rows:
+        at = _placed(location, place, text)
+        yield place, text, at if storage.is_remote(at) else os.path.abspath(at)
 
 
 def _hash(text: str) -> int:
@@ -125,11 +128,16 @@ def _hash(text: str) -> int:
 def _entries(location: str, name: str, rows: Iterator[Row]) -> Iterator[tuple[str, SourceImage]]:
     """Yield each image with its position in the list."""
     for place, text, label in rows:
-        try:
-            at = _location_of(location, text)
-        except InputError as error:
-            raise InputError(f"{location}: {place}: {error}") from error
+        at = _placed(location, place, text)
         yield place, SourceImage(source=f"{name}/{text_of(text).lstrip('/')}", path=at, label=label)
+
+
+def _placed(location: str, place: str, text: str) -> str:
+    """Return the location of an entry, as `_location_of`; an error names its position in the list."""
+    try:
+        return _location_of(location, text)
+    except InputError as error:
+        raise InputError(f"{location}: {place}: {error}") from error
 
 
 def _location_of(location: str, text: str) -> str:
@@ -166,9 +174,11 @@ def _table(location: str, path: Path) -> Iterator[Row]:
                 )
             number = 0
             for batch in file.iter_batches(8192, columns=[column, *({"label"} & set(names))]):
-                for row in batch.to_pylist():
+                # Columns, not a dictionary a row: a list may have millions of rows.
+                labels = batch.column("label").to_pylist() if "label" in names else repeat(None)
+                for value, label in zip(batch.column(column).to_pylist(), labels, strict=False):
                     number += 1
-                    yield f"row {number}", _path(location, number, row[column]), _label(location, number, row.get("label"))
+                    yield f"row {number}", _path(location, number, value), _label(location, number, label)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{location}: not a Parquet file that can be read ({why(error)})") from error
 
