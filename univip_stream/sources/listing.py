@@ -227,7 +227,7 @@ def read_bytes(image: SourceImage) -> bytes:
         if image.offset is not None:
             size = int(image.size or 0)
             _check_size(size)
-            data = storage.read(image.path, image.offset, size)
+            data = storage.member(image.path, image.offset, size)
             if len(data) != size:
                 where = storage.name_of(image.path)
                 raise BadImageError("unreadable", f"{where} ends inside it: {len(data)} of {size} bytes are there")
