@@ -7,12 +7,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +19,7 @@ from univip_stream.errors import InputError, why
 from univip_stream.shards.samples import label_of
 from univip_stream.sources.lines import FORMS, Exists, Form, form_of, lines, no_file_exists
 from univip_stream.sources.listing import SourceImage, text_of
+from univip_stream.sources.names import number_of, repeated
 
 TEXTS = (".txt", ".list", ".lst")
 """Suffixes of lists with one path or URL per line."""
@@ -98,14 +97,12 @@ def _refuse_absent(location: str, exists: Exists, rows: Rows) -> None:
 
 def _refuse_duplicates(location: str, rows: Rows) -> None:
     # Eight bytes per image: images with equal hashes are compared again.
-    hashes = array("Q", (_hash(path) for _, _, path in _paths(location, rows(None))))
-    values, counts = np.unique(np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64), return_counts=True)
-    suspects = set(values[counts > 1].tolist())
+    suspects = repeated(array("Q", (number_of(path) for _, _, path in _paths(location, rows(None)))))
     if not suspects:
         return
     seen: dict[str, str] = {}
     for place, text, path in _paths(location, rows(None)):
-        if _hash(path) in suspects:
+        if number_of(path) in suspects:
             if path in seen:
                 name = text_of(text).lstrip("/")
                 raise InputError(
@@ -119,10 +116,6 @@ def _paths(location: str, rows: Iterator[Row]) -> Iterator[tuple[str, str, str]]
     for place, text, _ in rows:
         at = _placed(location, place, text)
         yield place, text, at if storage.is_remote(at) else os.path.abspath(at)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(os.fsencode(text), digest_size=8).digest())
 
 
 def _entries(location: str, name: str, rows: Iterator[Row]) -> Iterator[tuple[str, SourceImage]]:
