@@ -96,7 +96,7 @@ def _print_numbers(report: "Report") -> None:
     index, outcomes = report.index, report.outcomes
     became = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
     where = counted(len(index.shards), "shard")
-    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(len(index.boxes), 'box', 'boxes')}")
+    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(report.boxes, 'box', 'boxes')}")
     for found in report.distributions:
         low, high = pretty(found.low), pretty(found.high, found.unit)
         summary = f"{low} to {high}, median {pretty(found.median)}" if found.total else f"no {found.of}"
