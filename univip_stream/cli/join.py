@@ -28,6 +28,6 @@ def join(shards: str, as_json: bool) -> None:
             json.dumps({"out": str(shards), "joined": written, "shards": len(manifest.shards), **manifest.totals, **more})
         )
         return
-    click.echo(f"{shards}: {'' if written else 'joined before, nothing to do; '}{summary(manifest)}")
+    click.echo(f"{shards}: {'' if written else 'complete already, nothing to do; '}{summary(manifest)}")
     for line in notes:
         click.echo(line)
