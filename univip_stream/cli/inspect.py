@@ -40,8 +40,9 @@ def inspect(
 ) -> None:
     """Inspect SHARDS: statistics, and with --html or --png pictures of boxes, views and instances as training sees them.
 
-    The statistics cover all indexes, with a few in memory at a time. Pixels are read for a few images only: those that stand out, and a random sample. SHARDS
-    is anything that `train --shards` takes, local or remote, including shards of other programs.
+    The statistics cover all indexes, with a few in memory at a time. Pixels are read for a few images only: those that
+    stand out, and a random sample. SHARDS is anything that `train --shards` takes, local or remote, including shards of
+    other programs.
 
     \b
     univip-stream inspect shards/ --html report.html

@@ -32,7 +32,7 @@ FEW = 10_000
     required=True,
     multiple=True,
     metavar="SOURCE",
-    help="Folder of images (flat, a folder a class, or of tars), a .tar, a range of tars, a list (.txt, .parquet); local or "
+    help="Folder of images (flat, a folder a class, or of tars), a .tar, a range of tars, a list (.txt, .csv, .parquet); local or "
     "s3://, gs://, http(s)://; repeat it to mine several into one set (COCO+).",
 )
 @click.option(
