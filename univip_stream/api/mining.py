@@ -75,9 +75,9 @@ def print_plan(plan: MiningPlan, finished: int, out: str) -> None:
         f"{counted(plan.job.images, f'{new}image')}{kept} -> {counted(len(plan.job.names), 'shard')} in {out}", err=True
     )
     if plan.part is not None:
-        names = [plan.job.names[number] for number in plan.numbers]
-        here = f"{counted(images_of_part(plan), 'image')} in {counted(len(names), 'shard')}"
-        click.echo(f"part {plan.part}: {here} ({shard_run(names)})", err=True)
+        own = [plan.job.names[number] for number in plan.numbers]
+        here = f"{counted(images_of_part(plan), 'image')} in {counted(len(own), 'shard')}"
+        click.echo(f"part {plan.part}: {here} ({shard_run(own)})", err=True)
     if plan.addition is not None:
         for line in addition_lines(plan.addition):
             click.echo(line, err=True)
