@@ -135,7 +135,7 @@ def test_a_part_that_is_run_again_does_no_harm(drawn_folder, whole, tmp_path):
         "mine", "--src", drawn_folder, "--out", out, "--proposals", "naive", "--inline", "--num-shards", 5, "--part", "2/2"
     )
     assert done.exit_code == 0
-    assert "joined already" in done.stdout
+    assert "complete already" in done.stdout
 
 
 def test_a_part_of_a_joined_set_is_not_mined_beside_its_manifest(drawn_folder, whole, tmp_path):

@@ -237,7 +237,7 @@ def _print_part(report: PartReport, out: str, as_json: bool) -> None:
         click.echo(line)
     _print_failures(report.failures)
     if report.joined:
-        click.echo("the set is joined already; nothing was changed")
+        click.echo("the set is complete already; nothing was changed")
     else:
         click.echo(f"next, when all {report.part.of} parts are mined: univip-stream join {out}")
 
