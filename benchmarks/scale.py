@@ -32,7 +32,7 @@ from demo_images import SHAPES, draw_scene
 from univip_stream.mining.job import write_manifest
 from univip_stream.mining.output import Output
 from univip_stream.shards.entry import EntryTable, FileFacts, ShardEntry
-from univip_stream.shards.format import OK, Sample, files_of, index_name, key_of, shard_name
+from univip_stream.shards.format import OK, StoredImage, files_of, index_name, key_of, shard_name
 from univip_stream.shards.manifest import MadeBy, make_manifest, read_manifest
 from univip_stream.shards.write import write_shard
 
@@ -95,7 +95,7 @@ def write_one(folder: Path, rows: int, boxes_: int, candidates: int = 0) -> Shar
             corner = rng.integers(0, (250, 170), (max(boxes_, candidates), 2))
             boxes = np.concatenate([corner, np.full_like(corner, 64)], axis=1).astype(np.int16)
             data = images[number % PICTURES]
-            yield Sample(
+            yield StoredImage(
                 key=key_of(number), source=f"made-up/{number:012d}.jpg", status=OK, width=320, height=240, data=data, suffix="jpg",
                 sha256=hashlib.sha256(data).hexdigest(), proposals="naive", boxes=boxes[:boxes_],
                 candidates=boxes[: candidates or boxes_],

@@ -5,6 +5,8 @@ import datetime
 import functools
 import http.server
 import ipaddress
+import socket
+import socketserver
 import ssl
 import threading
 import time
@@ -180,6 +182,70 @@ def odd_server(answer: Callable[[OddHandler], None], certificate: Path | None = 
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def tls_in_front(endpoint: str, certificate: Path) -> Iterator[str]:
+    """An address that speaks TLS with a file of certificate and key, and hands everything on to a server that does not."""
+    host, _, port = endpoint.removeprefix("http://").rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def copied(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):  # a client that does not trust the certificate leaves
+                client = context.wrap_socket(self.request, server_side=True)
+                with client, socket.create_connection((host, int(port))) as server:
+                    back = threading.Thread(target=copied, args=(server, client), daemon=True)
+                    back.start()
+                    copied(client, server)
+                    back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{running.server_address[1]}"
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+def of_private_authority(folder: Path) -> tuple[Path, Path]:
+    """(the certificate of an authority that nobody knows, a file with key and certificate for 127.0.0.1 that it vouches for)."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("an authority of our own", "127.0.0.1")]
+    now = datetime.datetime.now(datetime.UTC)
+    made = []
+    for key, name, authority in zip(keys, names, (True, False), strict=True):
+        builder = (
+            x509.CertificateBuilder().subject_name(name).issuer_name(names[0]).public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )  # fmt: skip
+        if not authority:
+            address = x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    secret = keys[1].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "authority.pem").write_bytes(made[0])
+    (folder / "server.pem").write_bytes(secret + made[1])
+    return folder / "authority.pem", folder / "server.pem"
 
 
 def self_signed(path: Path) -> Path:

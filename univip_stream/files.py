@@ -164,12 +164,13 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def locked(path: Path, *, of_process: bool) -> int:
+def locked(path: Path, *, of_process: bool, shared: bool = False) -> int:
     """Create a file if it is missing, lock it, and return its descriptor. The kernel unlocks it however the process ends.
 
     Args:
         path: path of the file.
         of_process: whether the lock ends with this process even if forked ones live on; it does not exclude its own threads.
+        shared: whether others that ask for it shared may have it at the same time.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -177,10 +178,11 @@ def locked(path: Path, *, of_process: bool) -> int:
 
     """
     take = fcntl.lockf if of_process else fcntl.flock
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
-            take(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(descriptor, kind | fcntl.LOCK_NB)
             # The last holder may have removed the file in between: then this is a lock on a deleted file.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -188,6 +190,15 @@ def locked(path: Path, *, of_process: bool) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def only_holder(lock: int) -> bool:
+    """Take a shared lock of `locked` for this process alone, and return whether nobody else has it. It is no longer shared then."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

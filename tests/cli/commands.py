@@ -25,7 +25,7 @@ class Walked:
 
 
 SHARDS = ("/", ".tar", ".json")
-IMAGES = ("/", ".tar", ".txt", ".parquet")
+IMAGES = ("/", ".tar", ".txt", ".csv", ".parquet")
 RUN = ("/", ".pt", ".safetensors")
 RAY = frozenset({"address"})
 WEB = frozenset({"http_headers", "user_agent"})
@@ -47,8 +47,9 @@ TABLE: dict[str, Walked] = {
         {"sources": ["{images}"], "out": ["{out}"], "proposals": ["none"], "inline": []},
         inputs={"sources": IMAGES, "annotations": (".json",)},
         outputs={"out": "/"},
-        texts=frozenset({"proposals", "options", "max_failures"}) | RAY | WEB,
+        texts=frozenset({"proposals", "options", "max_failures", "part"}) | RAY | WEB,
     ),
+    "join": Walked({"shards": ["{shards}"]}, inputs={"shards": ("/", ".json")}),
     "import boxes": Walked(
         {"file": ["{boxes.json}"], "format": ["coco"], **IMPORT},
         **IMPORTED | {"inputs": {"file": (".json", "/"), **IMPORTED["inputs"]}},

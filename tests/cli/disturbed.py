@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from commands import TABLE, line
 from crashes import CASES, imported, prepare, walk
 
-WRITING = [name for name in TABLE if name not in ("verify", "results", "doctor", "upgrade")]
-"""`upgrade` works in place: mining/test_upgrade.py has two of it at once."""
+WRITING = [name for name in TABLE if name not in ("verify", "results", "doctor", "upgrade", "join")]
+"""`upgrade` and `join` work in place: mining/test_upgrade.py has two at once, and mining/test_parts.py who holds the folder."""
 KILLED = ("refilter", "train", "embed", "export backbone")
 """What the ordinary suite kills; `crashes.py` kills every command, at every system call."""
 RENAMES = ("rename", "renameat", "renameat2")

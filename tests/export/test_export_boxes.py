@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -18,6 +19,11 @@ from univip_stream import storage
 from univip_stream.boxes import filter_boxes
 from univip_stream.cli import cli
 from univip_stream.mining import MiningConfig, mine
+from univip_stream.mining.job import write_manifest
+from univip_stream.mining.output import Output
+from univip_stream.shards.format import StoredImage
+from univip_stream.shards.manifest import MadeBy, make_manifest
+from univip_stream.shards.write import write_shard
 
 SIZES = [(200, 160)] * 6 + [(160, 200), (100, 80), (90, 140), (110, 300)]
 """Of the images: 0007 has no candidates, 0008 and 0009 none that SoCo's first filter leaves."""
@@ -344,3 +350,39 @@ def test_an_index_that_was_changed_is_not_exported(shards, tmp_path):
     assert "001.parquet is not the index that its manifest names" in done.output
     assert (tmp_path / "boxes.json").read_text() == "what stood there"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.json", "shards"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A set of three thousand images that are a few bytes each, in two shards: what grows with the number of images shows."""
+    folder = tmp_path_factory.mktemp("many")
+    entries = []
+    for shard in range(2):
+        samples = (
+            StoredImage(
+                key=f"{number:09d}", source=f"many/folder/{number:040d}.jpg", status="ok", width=320, height=240, data=b"image",
+                suffix="jpg", sha256="0" * 64, proposals="naive", boxes=np.array([[1, 2, 90, 80]]),
+                candidates=np.array([[1, 2, 90, 80]]),
+            )
+            for number in range(1500 * shard, 1500 * (shard + 1))
+        )  # fmt: skip
+        entries.append(write_shard(samples, folder / f"{shard:03d}.tar", "many"))
+    made_by = MadeBy(parameters={"sources": ["many"], "proposals": "naive"}, fingerprint="many")
+    write_manifest(Output(folder), make_manifest(entries, made_by))
+    return folder
+
+
+@pytest.mark.parametrize("format", ["coco", "soco", "detectron2"])
+def test_no_image_is_held_while_its_boxes_are_written(format, many, tmp_path):
+    """Peak of Python's memory: 0.3 MB; it was 1.3 MB when the facts of all images were held."""
+    tracemalloc.start()
+    try:
+        done = CliRunner().invoke(
+            cli, ["export", "boxes", str(many), "--format", format, "--out", str(tmp_path / "out"), "-q"]
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert done.exit_code == 0, done.output
+    assert "boxes of 3,000 images: 3000 in" in done.stdout
+    assert peak < 700_000

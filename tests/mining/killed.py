@@ -1,11 +1,13 @@
-"""Mine without Ray and die by SIGKILL at a stage: python killed.py STAGE SOURCE OUT [add]. Used by test_kill.py and test_add.py."""
+"""Mine without Ray and die by SIGKILL at a stage: python killed.py STAGE SOURCE OUT [add | K/N], for the tests of killed jobs."""
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from univip_stream.mining import MiningConfig, mine, output, shard
+from univip_stream.mining import MiningConfig, mine, mine_part, output, shard
+from univip_stream.mining.part import parse_part
 from univip_stream.shards import write
 
 
@@ -43,8 +45,18 @@ ADDING = {
     "add: after the manifest": STAGES["after the manifest"],
 }
 
+PARTS = {
+    "part: while writing": lambda: die_before(write, "_add_sample", lambda tar, file, sample: sample.key == "000000003"),
+    "part: between tar and index": STAGES["between candidates and index"],
+    "part: before it says what it made": lambda: die_before(output.Output, "write", lambda out, name, data: "part-1" in name),
+}
+
 if __name__ == "__main__":
-    stage, source, out, *add = sys.argv[1:]
-    {**STAGES, **ADDING}[stage]()
-    mine(MiningConfig(sources=(Path(source),), out=out, num_shards=3, proposals="naive", inline=True, add=bool(add)))
+    stage, source, out, *how = sys.argv[1:]
+    {**STAGES, **ADDING, **PARTS}[stage]()
+    config = MiningConfig(sources=(Path(source),), out=out, num_shards=3, proposals="naive", inline=True, add=how == ["add"])
+    if how and how != ["add"]:
+        mine_part(replace(config, num_shards=5, part=parse_part(*how)))
+    else:
+        mine(config)
     raise SystemExit("this stage was never reached")

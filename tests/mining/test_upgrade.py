@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from servers import BUCKET, s3_server
+from small_runs import losses, tiny
 from version_1 import to_version_1
 
 from univip_stream import ShardDataset, storage
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.mining import MiningConfig, RefilterConfig, mine, refilter, upgrade
+from univip_stream.pretrain import pretrain
 from univip_stream.shards import expand_shards, open_index
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.shards.verify import verify_folder
@@ -152,3 +154,22 @@ def test_two_at_once_leave_a_whole_set(old, drawn_shards):
     assert verify_folder(old) == []
     same = ("manifest.json", *(path.name for path in sorted(drawn_shards.glob("*.parquet"))))
     assert [(old / name).read_bytes() for name in same] == [(drawn_shards / name).read_bytes() for name in same]
+
+
+def killed(step, *_):
+    if step == 6:
+        raise KeyboardInterrupt
+
+
+def test_a_run_learns_the_same_from_both(old, drawn_shards, tmp_path):
+    """Losses of the same seed, step by step and bit by bit; one run goes on after `upgrade`, in the folder that it began with."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for folder, run in zip((old, drawn_shards), runs, strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny("stream.workers=0"), str(folder), run, progress=killed)
+    assert losses(runs[0]) == losses(runs[1])
+    assert call("upgrade", old).exit_code == 0
+    for folder, run in zip((old, drawn_shards), runs, strict=True):
+        pretrain(tiny("stream.workers=0"), str(folder), run)
+    assert losses(runs[0]) == losses(runs[1])
+    assert len(losses(runs[0])) == 8

@@ -1,7 +1,10 @@
 """Lists of paths and URLs, and what all kinds of sources share."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 
@@ -265,3 +268,63 @@ def test_images_in_a_table_and_tables_of_nothing_are_said(tmp_path):
     pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"]}), path)
     with pytest.raises(InputError, match="none of its 2 rows names a file that is there"):
         list_sources([path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", 'path,label\nscene00.jpg,cat\n"scene01.jpg","a, b"\n\nscene02.jpg,\n'),
+        ("list.CSV", '\ufeffid,Label,Path\r\n1,cat,scene00.jpg\r\n2,"a, b",scene01.jpg\r\n3,,scene02.jpg\r\n'),
+        ("list.csv", "image_path;label\nscene00.jpg;cat\nscene01.jpg;a, b\nscene02.jpg;\n"),
+        ("list.tsv", "label\tpath\ncat\tscene00.jpg\na, b\tscene01.jpg\n\tscene02.jpg\n"),
+    ],
+)
+def test_a_table_of_text_names_its_columns(name, text, drawn_folder, tmp_path):
+    for path in drawn_folder.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / name).write_bytes(text.encode())
+    rows, _ = mined(tmp_path / "out", tmp_path / name)
+    assert column(rows, "source", "label") == [
+        ("list/scene00.jpg", "cat"), ("list/scene01.jpg", "a, b"), ("list/scene02.jpg", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "begins with ''; expected a first line that names the columns"),
+        ("scene00.jpg,cat\n", "a list without such a line can be read as .txt"),
+        ("path,label\nscene00.jpg,cat\nscene01.jpg\n", r"line 3 has 1 columns \['scene01.jpg'\]; expected path, label"),
+        ("path,label\n,cat\n", r"line 2 has 2 columns"),
+        ('path,label\n"scene00.jpg,cat\n', "not a table that can be read"),
+        ("path,label\nscene00.jpg,cat\nscene00.jpg,dog\n", "line 3 names 'scene00.jpg', which line 2 names already"),
+        ("path\nnowhere.jpg\n", "none of its 1 rows names a file that is there"),
+    ],
+)
+def test_a_table_of_text_that_cannot_be_used_says_where(text, words, drawn_folder, tmp_path):
+    for path in drawn_folder.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        mined(tmp_path / "out", tmp_path / "list.csv")
+
+
+def test_a_long_list_is_planned_in_little_memory_and_time(tmp_path):
+    """Fifty thousand addresses in a process of its own: 60 s and 1 GB are the bounds of a million."""
+    names = [f"https://images{number % 97}.example.org/folder/of/photographs/{number:09d}.jpg" for number in range(50_000)]
+    pq.write_table(
+        pa.table({"url": names, "label": [str(number % 100) for number in range(50_000)]}), tmp_path / "list.parquet"
+    )
+    code = """if True:
+        import json, resource, sys, time
+        from univip_stream.sources import list_sources
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before, began = peak(), time.process_time()
+        count = len(list_sources([sys.argv[1]]))
+        print(json.dumps([count, time.process_time() - began, peak() - before]))
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "list.parquet"], capture_output=True, text=True)
+    count, seconds, grown = json.loads(done.stdout)
+    assert count == 50_000
+    assert seconds < 60 / 20
+    assert grown < 100

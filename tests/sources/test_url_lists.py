@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import threading
 import time
 
@@ -160,9 +161,68 @@ def test_little_is_read_ahead_of_a_slow_reader(server, monkeypatch):
         assert image.source == str(number)
         total += len(read())
         time.sleep(0.005)
-        assert len(server.asked) <= number + 1 + 16
+        assert len(server.asked) <= number + 1 + 8
     assert total > 0
     assert len(server.asked) == 48
+
+
+def test_far_away_images_are_asked_for_by_the_dozen(server, tmp_path, drawn_folder):
+    """No answer before forty have been asked for: with fewer at a time the images of far servers would come one by one."""
+    together = threading.Barrier(40)
+
+    def answer(handler):
+        together.wait(timeout=20)
+        handler.reply(200, (drawn_folder / "scene00.jpg").read_bytes())
+
+    server.answer = answer
+    images = listed(tmp_path / "list.txt", server, *(f"{number}.jpg" for number in range(80)))
+    rows, _ = mined(tmp_path / "out", images, web=WebOptions(per_host=64), num_shards=1)
+    assert {row["status"] for row in rows} == {"no_boxes"}
+
+
+def test_a_slow_image_does_not_stop_those_behind_it(server, tmp_path, drawn_folder):
+    others = threading.Semaphore(0)
+
+    def answer(handler):
+        if handler.path == "/0.jpg":
+            for _ in range(200):
+                assert others.acquire(timeout=20)
+        else:
+            others.release()
+        handler.reply(200, (drawn_folder / "scene00.jpg").read_bytes())
+
+    server.answer = answer
+    images = listed(tmp_path / "list.txt", server, *(f"{number}.jpg" for number in range(240)))
+    rows, _ = mined(tmp_path / "out", images, web=WebOptions(per_host=8), num_shards=1)
+    assert [row["source"] for row in rows] == [f"list/{server.url}/{number}.jpg" for number in range(240)]
+    assert {row["status"] for row in rows} == {"no_boxes"}
+
+
+def test_members_of_a_tar_on_the_web_wait_for_their_turn_too(server, tmp_path, drawn_folder):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for path in sorted(drawn_folder.iterdir()):
+            tar.add(path, path.name)
+    data = (tmp_path / "images.tar").read_bytes()
+    at_once, most, lock = [0], [0], threading.Lock()
+
+    def answer(handler):
+        first, _, last = handler.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        if handler.command == "HEAD" or not last:
+            handler.reply(200, data)
+            return
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.03)
+        with lock:
+            at_once[0] -= 1
+        piece = data[int(first) : int(last) + 1]
+        handler.reply(206, piece, Content_Range=f"bytes {first}-{int(first) + len(piece) - 1}/{len(data)}")
+
+    server.answer = answer
+    rows, _ = mined(tmp_path / "out", f"{server.url}/images.tar", web=WebOptions(per_host=2), num_shards=1)
+    assert [row["data"] for row in rows] == [path.read_bytes() for path in sorted(drawn_folder.iterdir())]
+    assert most[0] == 2
 
 
 def test_local_images_wait_for_their_turn(drawn_folder, tmp_path):

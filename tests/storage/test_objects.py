@@ -1,13 +1,17 @@
 """Object stores that refuse, lack or name things oddly: a real S3 protocol server, and servers that are none."""
 
+import os
+import subprocess
+import sys
 import urllib.request
 
 import boto3
 import pytest
-from servers import BUCKET, odd_server, s3_server, self_signed
+from servers import BUCKET, odd_server, of_private_authority, s3_server, self_signed, tls_in_front
 
 from univip_stream import storage
 from univip_stream.errors import InputError
+from univip_stream.shards.verify import verify_folder
 from univip_stream.storage import objects, retry
 
 DATA = bytes(range(256)) * 40
@@ -182,3 +186,53 @@ def test_a_bucket_of_another_region(asks):
             with pytest.raises(OSError, match="the bucket lies in another region than asked for; set AWS_REGION"):
                 call()
             assert len(server.asked) == before + 1
+
+
+def test_a_store_with_an_authority_of_its_own(drawn_folder, tmp_path):
+    """Mined over TLS into a store whose certificate only a private authority vouches for, as the two variables name it."""
+    authority, certificate = of_private_authority(tmp_path)
+    with s3_server() as endpoint, tls_in_front(endpoint, certificate) as secure:
+
+        def mined(out, **variables):
+            command = [
+                "mine",
+                "--src",
+                str(drawn_folder),
+                "--out",
+                out,
+                "--proposals",
+                "naive",
+                "--num-shards",
+                "3",
+                "--inline",
+            ]
+            environment = {
+                name: value for name, value in os.environ.items() if name not in ("SSL_CERT_FILE", "AWS_CA_BUNDLE")
+            }
+            words = [sys.executable, "-m", "univip_stream", *command]
+            environment |= {"AWS_ENDPOINT_URL": secure, **variables}
+            return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+
+        refused = mined(f"s3://{BUCKET}/none")
+        assert refused.returncode == 1
+        assert "certificate is not trusted" in refused.stderr
+        assert "SSL_CERT_FILE or AWS_CA_BUNDLE" in refused.stderr
+        of_another, own = str(self_signed(tmp_path / "another.pem")), str(authority)
+        for number, variables in enumerate(
+            (
+                {"SSL_CERT_FILE": own},
+                {"AWS_CA_BUNDLE": own},
+                {"SSL_CERT_FILE": own, "AWS_CA_BUNDLE": of_another},
+                {"SSL_CERT_FILE": of_another, "AWS_CA_BUNDLE": own, "TMPDIR": str(tmp_path)},
+            )
+        ):
+            out = f"s3://{BUCKET}/set{number}"
+            done = mined(out, **variables)
+            assert done.returncode == 0, done.stderr
+            assert verify_folder(out) == []  # read without TLS: the store is the same
+        assert not list(tmp_path.glob("univip-stream-*"))
+        wrong = mined(f"s3://{BUCKET}/none", AWS_CA_BUNDLE="/nowhere.pem")
+        assert (wrong.returncode, "AWS_CA_BUNDLE is '/nowhere.pem'; expected a file of certificates" in wrong.stderr) == (
+            1,
+            True,
+        )

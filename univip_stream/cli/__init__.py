@@ -13,6 +13,7 @@ from univip_stream.errors import in_words
 # Lazy, so that `mine` runs without torch, `train` without Ray, and `--help` at once.
 COMMANDS = {
     "mine": Command("univip_stream.cli.mine:mine", "Images -> shards of images and boxes.", "Make shards"),
+    "join": Command("univip_stream.cli.join:join", "Parts of a mining job -> one set.", "Make shards"),
     "import": Command("univip_stream.cli.imports:imports", "Boxes that others published -> shards.", "Make shards"),
     "refilter": Command("univip_stream.cli.refilter:refilter", "Other boxes from the candidates of shards.", "Make shards"),
     "upgrade": Command("univip_stream.cli.upgrade:upgrade", "Shards of format 1 in format 2.", "Make shards"),

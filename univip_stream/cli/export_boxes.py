@@ -64,6 +64,8 @@ def boxes(
     the shards. Nothing is mined again. SoCo reads images from train.zip, or from trainunlabeled2017.zip with its --dataset COCO,
     beside the files written here.
 
+    Images are read from the indexes as they are written: memory is 8 bytes an image, with orl all names of the annotation file.
+
     \b
     univip-stream export boxes shards/ --format soco --out imagenet/
     univip-stream export boxes shards/ --format orl --annotations coco/annotations/instances_train2017.json --out orl.json

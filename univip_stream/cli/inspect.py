@@ -40,8 +40,9 @@ def inspect(
 ) -> None:
     """Inspect SHARDS: statistics, and with --html or --png pictures of boxes, views and instances as training sees them.
 
-    The statistics cover all indexes. Pixels are read for a few images only: those that stand out, and a random sample. SHARDS
-    is anything that `train --shards` takes, local or remote, including shards of other programs.
+    The statistics cover all indexes, with a few in memory at a time. Pixels are read for a few images only: those that
+    stand out, and a random sample. SHARDS is anything that `train --shards` takes, local or remote, including shards of
+    other programs.
 
     \b
     univip-stream inspect shards/ --html report.html
@@ -96,7 +97,7 @@ def _print_numbers(report: "Report") -> None:
     index, outcomes = report.index, report.outcomes
     became = ", ".join(f"{count:,} {status}" for status, count in outcomes.by_status.items())
     where = counted(len(index.shards), "shard")
-    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(len(index.boxes), 'box', 'boxes')}")
+    click.echo(f"{counted(outcomes.images, 'image')} in {where}: {became}; {counted(report.boxes, 'box', 'boxes')}")
     for found in report.distributions:
         low, high = pretty(found.low), pretty(found.high, found.unit)
         summary = f"{low} to {high}, median {pretty(found.median)}" if found.total else f"no {found.of}"

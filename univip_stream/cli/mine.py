@@ -5,15 +5,18 @@ from typing import Any
 
 import click
 
-from univip_stream.api.mining import addition_lines, print_plan, summary
+from univip_stream.api.mining import addition_lines, print_plan, shard_run, summary, summary_of
 from univip_stream.api.mining import mine as run_mining
+from univip_stream.api.mining import mine_part as run_part
 from univip_stream.boxes import FRAMES, BoxFilter
 from univip_stream.cli.jobs import stop_on_sigterm, where_options
 from univip_stream.cli.web import parse_web, web_options
 from univip_stream.errors import UsageError, counted
-from univip_stream.mining import MiningConfig, MiningReport
+from univip_stream.mining import MiningConfig, MiningReport, PartReport
+from univip_stream.mining.part import parse_part
 from univip_stream.mining.pipeline import plan_job
 from univip_stream.proposals import ENGINES
+from univip_stream.shards.manifest import totals_of
 
 DEMO_BATCH = 32
 """Batch size of the recipe `cpu-demo`; repeated here because recipes load torch, and mining must not."""
@@ -29,7 +32,7 @@ FEW = 10_000
     required=True,
     multiple=True,
     metavar="SOURCE",
-    help="Folder of images (flat, a folder a class, or of tars), a .tar, a range of tars, a list (.txt, .parquet); local or "
+    help="Folder of images (flat, a folder a class, or of tars), a .tar, a range of tars, a list (.txt, .csv, .parquet); local or "
     "s3://, gs://, http(s)://; repeat it to mine several into one set (COCO+).",
 )
 @click.option(
@@ -49,6 +52,12 @@ FEW = 10_000
     "--add",
     is_flag=True,
     help="Mine the images that are not yet in the finished set in --out (by name) into new shards after its last one.",
+)
+@click.option(
+    "--part",
+    metavar="K/N",
+    help="Mine only the K-th of N parts of the shards, without a manifest: a task of a Slurm array, without Ray between machines. "
+    "When all are mined, `univip-stream join DIR` writes the manifest; the bytes are those of one job.",
 )
 @click.option(
     "--num-shards",
@@ -111,6 +120,7 @@ def mine(
     annotations: tuple[str, ...],
     out: str,
     add: bool,
+    part: str | None,
     num_shards: int | None,
     proposals: str,
     box_frame: str | None,
@@ -148,12 +158,19 @@ def mine(
     To mine more images later, use the same command with --add, and the same or other --src. Old shards keep their bytes;
     until all new ones are finished the set stays as it was. A run that trains on the old shards continues with those:
     --shards 'shards/<000..127>.tar'.
+
+    \b
+    In parts, on machines that share --out and know nothing of each other:
+    sbatch --array 1-64 --wrap \\
+      'univip-stream mine --part $SLURM_ARRAY_TASK_ID/64 --src coco/train2017 --out shards/'
+    univip-stream join shards/
     """
     config = MiningConfig(
         sources=sources,
         annotations=annotations,
         out=out,
         add=add,
+        part=None if part is None else parse_part(part),
         num_shards=num_shards,
         proposals=proposals,
         box_frame=box_frame,
@@ -170,6 +187,10 @@ def mine(
     )
     if dry_run:
         print_plan(plan_job(config), 0, out)
+        return
+    if config.part is not None:
+        with stop_on_sigterm("mine"):
+            _print_part(run_part(config, quiet=quiet), out, as_json)
         return
     with stop_on_sigterm("mine"):
         report = run_mining(config, quiet=quiet)
@@ -203,6 +224,31 @@ def _addition_facts(report: MiningReport) -> dict[str, Any]:
     return {"known": added.known, "gone": len(added.gone), "parts": parts}
 
 
+def _print_part(report: PartReport, out: str, as_json: bool) -> None:
+    totals = totals_of(report.shards)
+    if as_json:
+        notes = {"notes": report.notes} if report.notes else {}
+        part = {"part": report.part.number, "parts": report.part.of, "shards": [entry.name for entry in report.shards]}
+        click.echo(json.dumps({"out": str(out), **part, "mined": report.mined, **totals, **notes}))
+        return
+    names = shard_run([entry.name for entry in report.shards])
+    click.echo(f"part {report.part} ({names}): {summary_of(totals, report.shards)}")
+    for line in report.notes:
+        click.echo(line)
+    _print_failures(report.failures)
+    if report.joined:
+        click.echo("the set is complete already; nothing was changed")
+    else:
+        click.echo(f"next, when all {report.part.of} parts are mined: univip-stream join {out}")
+
+
+def _print_failures(failures: list[tuple[str, str, str]]) -> None:
+    for source, status, reason in failures[:10]:
+        click.echo(f"  {source}: {status}: {reason}")
+    if len(failures) > 10:
+        click.echo(f"  and {len(failures) - 10} more; every one is a row of its shard's .parquet")
+
+
 def _print_report(report: MiningReport, out: str) -> None:
     shards = report.manifest.shards
     first, last = (shards[at].name.removesuffix(".tar") for at in (0, -1))
@@ -222,10 +268,7 @@ def _print_report(report: MiningReport, out: str) -> None:
     click.echo(summary(report.manifest))
     for line in report.notes:
         click.echo(line)
-    for source, status, reason in report.failures[:10]:
-        click.echo(f"  {source}: {status}: {reason}")
-    if len(report.failures) > 10:
-        click.echo(f"  and {len(report.failures) - 10} more; every one is a row of its shard's .parquet")
+    _print_failures(report.failures)
     if added is not None and len(old) < len(shards):
         until = old[-1].name.removesuffix(".tar")
         before = f"<{first}..{until}>" if len(old) > 1 else first

@@ -67,6 +67,7 @@ def export_boxes(
         progress=progress,
     )  # fmt: skip
     planned(found.images)
+    export.check()
     place.parent.mkdir(parents=True, exist_ok=True)
     target.write(export)
     return export.written

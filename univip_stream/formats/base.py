@@ -4,6 +4,7 @@ A format is one file beside this one and an entry in `registry.py`. It can read 
 """
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from univip_stream.errors import InputError
 from univip_stream.formats.collected import Boxes
 from univip_stream.formats.shards import Fact, Shards
 from univip_stream.sources.coco import ListedImage
-from univip_stream.sources.names import path_of
+from univip_stream.sources.names import number_of, path_of, repeated
 
 _UNLIMITED = 1e9
 
@@ -94,26 +95,35 @@ class Export:
         """Return the format's name of an image."""
         return self.format.image_name(fact.source, fact.image_id, self.shards.sources)
 
-    def facts(self) -> list[Fact]:
-        """Return the images that are samples, and record the others as left out.
+    def facts(self) -> Iterator[Fact]:
+        """Yield the images that are samples, in their order. They are read from the indexes each time, and none are held."""
+        return (fact for fact in self.shards.facts() if fact.held)
+
+    def check(self) -> None:
+        """Record the images that are no samples as left out, and make sure that the format can tell the others apart.
+
+        This holds eight bytes an image.
 
         Raises:
-            InputError: the format cannot tell two images apart.
+            InputError: two images have the same name in the format.
 
         """
-        held, seen = [], dict[str, str]()
+        numbers = array("Q")
         for fact in self.shards.facts():
-            if not fact.held:
+            if fact.held:
+                numbers.append(number_of(self.named(fact)))
+            else:
                 self.written.left_out.append((fact.source, fact.reason or "no sample"))
-                continue
+        if not (suspects := repeated(numbers)):
+            return
+        seen: dict[str, str] = {}
+        for fact in self.facts():
             name = self.named(fact)
-            if (other := seen.setdefault(name, fact.source)) != fact.source:
+            if number_of(name) in suspects and (other := seen.setdefault(name, fact.source)) != fact.source:
                 raise InputError(
                     f"{other} and {fact.source} are both {name!r} for {self.format.name}, which has one entry a name; rename one "
                     "of them and mine again, or export sets of their own"
                 )
-            held.append(fact)
-        return held
 
     def rows(self) -> Iterator[tuple[Fact, np.ndarray]]:
         """Yield samples with their candidates, or with the shards' filtered boxes if there is no choice; both upright."""

@@ -1,8 +1,10 @@
 """COCO's JSON: reads and writes instances files with one box per annotation; also reads lists of results."""
 
+import itertools
 import json
 import math
 from array import array
+from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -15,7 +17,7 @@ from univip_stream.formats.collected import Boxes
 from univip_stream.formats.shards import Fact
 from univip_stream.sources.coco import NO_BOX, has_no_box, read_annotations, whole_number
 from univip_stream.sources.jsonstream import JsonStream
-from univip_stream.sources.names import path_of
+from univip_stream.sources.names import path_of, repeated
 
 
 class COCOFormat(Format):
@@ -41,21 +43,22 @@ class COCOFormat(Format):
             boxes.add(name, [] if drawn is None else list(drawn))
 
     def write(self, export: Export) -> None:
-        facts = export.facts()
-        ids = _ids(facts)
+        ids = _Ids(export)
         with written_atomically(export.out) as file:
             # pycocotools 2.0.9 and 2.0.10 read no results beside a file without `info`; COCO's own have both.
             info = {"description": f"region proposals, written by univip-stream {__version__}"}
             file.write(f'{{"info": {json.dumps(info)}, "licenses": [], "images": ['.encode())
-            for at, fact in enumerate(facts):
+            id_of = ids.in_order()
+            for at, fact in enumerate(export.facts()):
                 width, height = fact.size(export.upright)
                 name = path_of(fact.source, export.shards.sources)
-                _append(file, at, {"id": ids[fact.source], "file_name": name, "width": width, "height": height})
+                _append(file, at, {"id": id_of(fact), "file_name": name, "width": width, "height": height})
             file.write(b'], "annotations": [')
+            id_of = ids.in_order()
             for fact, candidates in export.rows():
-                kept = export.chosen(fact, candidates)
+                kept, image = export.chosen(fact, candidates), id_of(fact)
                 for at, (x, y, w, h) in enumerate(kept.tolist(), export.written.boxes):
-                    annotation = {"id": at + 1, "image_id": ids[fact.source], "category_id": 1, "bbox": [x, y, w, h]}
+                    annotation = {"id": at + 1, "image_id": image, "category_id": 1, "bbox": [x, y, w, h]}
                     _append(file, at, annotation | {"area": w * h, "iscrowd": 0})
                 export.written.count(kept)
             file.write(f'], "categories": [{json.dumps({"id": 1, "name": self.category})}]}}'.encode())
@@ -111,22 +114,27 @@ def _append(file: BinaryIO, at: int, fields: dict[str, Any]) -> None:
     file.write(b",\n" * (at > 0) + json.dumps(fields, ensure_ascii=False).encode())
 
 
-def _ids(facts: list[Fact]) -> dict[str, int]:
-    """Return the image ids by image name: COCO's id, or the next free number if there is none.
+class _Ids:
+    """The image ids of an export: COCO's id, or the next free number if there is none. It holds eight bytes an image.
 
     Raises:
         InputError: two images have the same id.
 
     """
-    owners: dict[int, str] = {}
-    for fact in facts:
-        if fact.image_id is not None and (other := owners.setdefault(fact.image_id, fact.source)) != fact.source:
-            raise InputError(
-                f"{other} and {fact.source} both have the image id {fact.image_id}; expected each once: export sets of their own"
-            )
-    following = max(owners, default=0)
-    ids = {}
-    for fact in facts:
-        following += fact.image_id is None
-        ids[fact.source] = following if fact.image_id is None else fact.image_id
-    return ids
+
+    def __init__(self, export: Export):
+        known = array("q", (fact.image_id for fact in export.facts() if fact.image_id is not None))
+        if suspects := repeated(known):
+            owners: dict[int, str] = {}
+            for fact in export.facts():
+                if fact.image_id in suspects and (other := owners.setdefault(fact.image_id, fact.source)) != fact.source:
+                    raise InputError(
+                        f"{other} and {fact.source} both have the image id {fact.image_id}; expected each once: export sets of "
+                        "their own"
+                    )
+        self._largest = max(known, default=0)
+
+    def in_order(self) -> Callable[[Fact], int]:
+        """Return a function that gives the id of each image, if it is asked for all of them in their order."""
+        following = itertools.count(self._largest + 1)
+        return lambda fact: next(following) if fact.image_id is None else fact.image_id

@@ -1,6 +1,7 @@
 """Detectron2 (facebookresearch/detectron2): a pickle of proposals by image id."""
 
 import pickle
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,12 +54,13 @@ class Detectron2Format(Format):
             boxes.add(str(name), array[np.argsort(-score, kind="stable")], corners=mode == 0)
 
     def write(self, export: Export) -> None:
-        facts = export.facts()
         with written_atomically(export.out) as file:
             file.write(pickle.PROTO + bytes([PROTOCOL]) + pickle.EMPTY_DICT + pickle.MARK)
-            file.write(pickled("ids", piece=True) + pickled([_id(export.named(fact)) for fact in facts], piece=True))
+            file.write(pickled("ids", piece=True) + pickle.EMPTY_LIST)
+            for fact in export.facts():
+                file.write(pickled(_id(export.named(fact)), piece=True) + pickle.APPEND)
             file.write(pickled("boxes", piece=True) + pickle.EMPTY_LIST)
-            counts = []
+            counts = array("i")
             for fact, candidates in export.rows():
                 kept = export.chosen(fact, candidates)
                 file.write(pickled(corners_of(kept).astype(np.float32), piece=True) + pickle.APPEND)

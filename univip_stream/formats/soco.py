@@ -57,9 +57,10 @@ class SoCoFormat(Format):
     def write(self, export: Export) -> None:
         export.out.mkdir(parents=True, exist_ok=True)
         labels = {label: at for at, label in enumerate(export.shards.classes)}
-        facts = export.facts()
-        paths = [(path_of(fact.source, export.shards.sources), labels.get(fact.label or "", 0)) for fact in facts]
-        for path, _ in paths:
+        with_ids = False
+        for fact in export.facts():
+            with_ids = with_ids or fact.image_id is not None
+            path = path_of(fact.source, export.shards.sources)
             if len(path.split()) != 1 or not path.lower().endswith(_SOCO_READS):
                 raise InputError(
                     f"SoCo cannot read {path!r}: its lists of images end a path at the first space, and its images are "
@@ -69,7 +70,9 @@ class SoCoFormat(Format):
             boxes_file, map_file = (
                 stack.enter_context(written_atomically(export.out / name)) for name in (SOCO_BOXES, SOCO_IMAGES)
             )
-            map_file.writelines(f"{path}\t{label}\n".encode() for path, label in paths)
+            for fact in export.facts():
+                path = path_of(fact.source, export.shards.sources)
+                map_file.write(f"{path}\t{labels.get(fact.label or '', 0)}\n".encode())
             boxes_file.write(b"{")
             for at, (fact, candidates) in enumerate(export.rows()):
                 kept = _chosen(export, fact, candidates)
@@ -79,7 +82,7 @@ class SoCoFormat(Format):
                 boxes_file.write(b", " * (at > 0) + entry.encode())
             boxes_file.write(b"}")
         names = [SOCO_BOXES, SOCO_IMAGES]
-        if any(fact.image_id is not None for fact in facts):
+        if with_ids:
             for name in (SOCO_BOXES, SOCO_IMAGES):
                 names.append(name.replace("train", SOCO_COCO, 1))
                 _same_file(export.out / name, export.out / names[-1])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,8 @@ from univip_stream.shards.write import finished_shard
 
 IMPLIED = {"box_frame": STORED}
 """Values of parameters that old manifests do not state, because there was no choice then."""
+PART = re.compile(r"\.mining-part-(\d+)-of-(\d+)\.(json|lock)")
+"""Files that parts of a job leave beside their shards until these are joined: what a part made, and its lock."""
 _MADE_WITH = (
     "numpy",
     "numba",
@@ -109,41 +112,76 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
     out = job.out
     with out.held():
         if job.added_to is None:
-            _refuse_other_shards(job)
+            refuse_other_shards(job)
         else:
             _refuse_other_addition(job, job.added_to)
-        out.write(JOB, json.dumps(job.parameters, ensure_ascii=False).encode())
-        entries: dict[str, ShardEntry] = {}
-        todo: dict[int, bool] = {}
-        for number, name in enumerate(job.names):
-            entry = _finished(job, name)
-            if entry is None or (job.retry_failed and _failed(entry)):
-                todo[number] = entry is not None
-            else:
-                entries[name] = entry
+        out.write(JOB, parameters_file(job))
+        entries, todo = finished_and_not(job, range(len(job.names)))
         if todo and job.added_to is None:
             out.remove(MANIFEST)  # a manifest means that all shards exist
+            remove_parts(out)  # and what a part says of its shards must be so
         if job.added_to is not None or out.read(MANIFEST) is None:
-            # Shards that an earlier version finished, and no manifest names yet, become as if this version had mined them.
-            for name, entry in entries.items():
-                if entry.candidates is None:
-                    entries[name] = _upgrade_shard(out, entry)
+            upgrade_all(out, entries)
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
-        failed = sum(map(_failed, entries.values()))
-        for _, entry in runner.run(job.function, starmap(job.task, todo.items()), job.place, progress):
-            entries[entry.name] = entry
-            failed += _failed(entry)
-            if failed > job.allowed:
-                break
-        _check_failures(job, entries)
+        mine_shards(job, todo, entries, progress)
         out.remove_leftovers()
         before = () if job.added_to is None else job.added_to.shards
-        made_by, parts = job.joined(_made_by(job))
-        manifest = make_manifest([*before, *(entries[name] for name in job.names)], made_by, parts)
+        own, parts = job.joined(made_by(job))
+        manifest = make_manifest([*before, *(entries[name] for name in job.names)], own, parts)
         write_manifest(out, manifest)
+        remove_parts(out)
         out.remove(JOB)
     return manifest, waiting
+
+
+def parameters_file(job: Job) -> bytes:
+    """Return the bytes of the file that says which job a folder's shards are of while it has no manifest."""
+    return json.dumps(job.parameters, ensure_ascii=False).encode()
+
+
+def finished_and_not(job: Job, numbers: Iterable[int]) -> tuple[dict[str, ShardEntry], dict[int, bool]]:
+    """Return (entries of the finished shards by name, the others by number: whether only their failed images are mined).
+
+    Args:
+        job: the job.
+        numbers: numbers of the shards that are looked at.
+
+    """
+    entries: dict[str, ShardEntry] = {}
+    todo: dict[int, bool] = {}
+    for number in numbers:
+        name = job.names[number]
+        entry = _finished(job, name)
+        if entry is None or (job.retry_failed and failed_of(entry)):
+            todo[number] = entry is not None
+        else:
+            entries[name] = entry
+    return entries, todo
+
+
+def mine_shards(job: Job, todo: dict[int, bool], entries: dict[str, ShardEntry], progress: Callable[[int], None]) -> None:
+    """Make the shards `todo`, as `finished_and_not` returns them, and put their entries to the others.
+
+    Raises:
+        InputError: more images failed than allowed.
+
+    """
+    failed = sum(map(failed_of, entries.values()))
+    for _, entry in runner.run(job.function, starmap(job.task, todo.items()), job.place, progress):
+        entries[entry.name] = entry
+        failed += failed_of(entry)
+        if failed > job.allowed:
+            break
+    if failed > job.allowed:
+        raise too_many_failed(job.out, list(entries.values()), job.images, job.allowed_text)
+
+
+def remove_parts(out: Output) -> None:
+    """Remove what the parts of a job left beside their shards."""
+    for name in out.names():
+        if PART.fullmatch(name):
+            out.remove(name)
 
 
 def write_manifest(out: Output, manifest: Manifest) -> None:
@@ -172,20 +210,26 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def _failed(entry: ShardEntry) -> int:
+def failed_of(entry: ShardEntry) -> int:
+    """Return the number of a shard's images that count as failures."""
     return sum(count for status, count in entry.totals.items() if status in FAILED)
 
 
-def _check_failures(job: Job, entries: dict[str, ShardEntry]) -> None:
-    failed = sum(map(_failed, entries.values()))
-    if failed <= job.allowed:
-        return
-    bad = [line for line in failures(job.out, list(entries.values())) if line[1] in FAILED]
-    raise too_many(
-        bad,
-        seen=sum(entry.images for entry in entries.values()),
-        images=job.images,
-        allowed=job.allowed_text,
+def too_many_failed(out: Output, entries: list[ShardEntry], images: int, allowed: str) -> InputError:
+    """Return the error that more images failed than allowed, with the first of them.
+
+    Args:
+        out: folder of the shards.
+        entries: the finished shards.
+        images: number of images of the whole job.
+        allowed: what is allowed, as the user wrote it.
+
+    """
+    return too_many(
+        [line for line in failures(out, entries) if line[1] in FAILED],
+        seen=sum(entry.images for entry in entries),
+        images=images,
+        allowed=allowed,
         advice=f"Each is a row of its shard's .parquet, and finished shards ({len(entries)}) are kept. Repair "
         "the files and run again with --retry-failed, or accept them with a larger --max-failures.",
     )
@@ -199,6 +243,13 @@ def _finished(job: Job, name: str) -> ShardEntry | None:
     return finished_shard(name, index, job.out.size(name), job.out.size(candidates_name(name)), job.fingerprint)
 
 
+def upgrade_all(out: Output, entries: dict[str, ShardEntry]) -> None:
+    """Make shards that an earlier version finished, and no manifest names yet, as if this version had mined them."""
+    for name, entry in entries.items():
+        if entry.candidates is None:
+            entries[name] = _upgrade_shard(out, entry)
+
+
 def _upgrade_shard(out: Output, entry: ShardEntry) -> ShardEntry:
     """Upgrade a finished shard from version 1 to version 2 in place, and return its entry. No manifest names it yet."""
     candidates, index, made = upgraded(out.read(index_name(entry.name)) or b"", entry)
@@ -207,7 +258,7 @@ def _upgrade_shard(out: Output, entry: ShardEntry) -> ShardEntry:
     return made
 
 
-def _refuse_other_shards(job: Job) -> None:
+def refuse_other_shards(job: Job) -> None:
     """Raise InputError unless the output folder is empty or holds exactly this job, in any state."""
     out = job.out
     there = out.names()
@@ -302,7 +353,8 @@ def stored_parameters(out: Output) -> dict[str, Any] | None:
     return None
 
 
-def _made_by(job: Job) -> MadeBy:
+def made_by(job: Job) -> MadeBy:
+    """Return what the manifest says of a job: its parameters, and the versions of the programs here."""
     versions = {name: found for name in _MADE_WITH if (found := _installed(name))}
     return MadeBy(
         created_by={"univip-stream": __version__, "python": platform.python_version(), **versions},

@@ -35,7 +35,13 @@ def left_out(listing: Listing, published: Published | None) -> list[str]:
 
 
 def notes(
-    listing: Listing, published: Published | None, upright: bool | None, out: Output, shards: Iterable[str]
+    listing: Listing,
+    published: Published | None,
+    upright: bool | None,
+    out: Output,
+    shards: Iterable[str],
+    *,
+    first: int = 0,
 ) -> list[str]:
     """Return sentences about what was left out, and about COCO images of another size than their annotations state.
 
@@ -45,12 +51,13 @@ def notes(
         upright: whether a COCO file's boxes were taken as boxes of the upright image; None if boxes come from elsewhere.
         out: folder of the shards.
         shards: file names of the shards of these images.
+        first: number of the first image in the first of these shards.
 
     """
     sentences = left_out(listing, published)
     if upright is None and published is None:
         return sentences
-    images = iter(listing)
+    images = listing.from_number(first)
     contrary: list[str] = []
     other: list[str] = []
     outside, whose = 0, ""

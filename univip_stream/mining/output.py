@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from univip_stream import storage
 from univip_stream.errors import InputError
-from univip_stream.files import locked, remove_leftovers, written_atomically
+from univip_stream.files import TEMPORARY, locked, only_holder, remove_leftovers, written_atomically
 
 LOCK = ".mining.lock"
 """Lock file of the process that writes a local folder; it is removed when the process is done."""
@@ -75,11 +76,46 @@ class Output:
         if not self.remote:  # in an object store no file appears half written
             remove_leftovers(Path(self.location))
 
+    def sizes(self) -> dict[str, int]:
+        """Return the size in bytes of each file directly in the folder, by its name; {} if the folder does not exist."""
+        if self.remote:
+            return {path: size for path, size in storage.files_below(self.location) if "/" not in path}
+        if not os.path.isdir(self.location):
+            return {}
+        with os.scandir(self.location) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+    def claim(self, name: str, data: bytes) -> None:
+        """Write a file unless it exists; of several processes that try at the same time, one writes it.
+
+        Object stores have no such operation: there the last one writes it.
+        """
+        if self.remote:
+            if self.size(name) is None:
+                self.write(name, data)
+            return
+        own = Path(self.path_of(f".{name}.{uuid.uuid4().hex}{TEMPORARY}"))
+        try:
+            own.write_bytes(data)
+            try:
+                os.link(own, self.path_of(name))
+            except FileExistsError:
+                return
+            except OSError:  # a disk without links
+                if self.size(name) is None:
+                    own.replace(self.path_of(name))
+        finally:
+            own.unlink(missing_ok=True)
+
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, by: str | None = None) -> Iterator[None]:
         """While inside: hold the folder for this process alone. The folder is made if it does not exist.
 
         In an object store there is no lock. A second job would write the same bytes, or be refused for its parameters.
+
+        Args:
+            by: lock file of a part of a job. Other parts may hold the folder at the same time, but not the same part twice,
+                and no whole job. None holds it for this process alone.
 
         Raises:
             InputError: another job holds the folder, or it cannot be written.
@@ -88,17 +124,27 @@ class Output:
         if self.remote:
             yield
             return
+        locks: list[int] = []
         try:
-            os.makedirs(self.location, exist_ok=True)
-            lock = locked(Path(self.location, LOCK), of_process=False)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{self.location}: another `univip-stream mine` is writing here; wait for it, or stop it"
-            ) from error
-        except OSError as error:
-            raise InputError(f"{self.location} cannot be written: {error.strerror}; choose another --out") from error
-        try:
-            yield
+            try:
+                os.makedirs(self.location, exist_ok=True)
+                locks.append(locked(Path(self.location, LOCK), of_process=False, shared=by is not None))
+                if by is not None:
+                    locks.append(locked(Path(self.location, by), of_process=False))
+            except BlockingIOError as error:
+                this = "the same part, " if locks else ""
+                raise InputError(
+                    f"{self.location}: another `univip-stream mine` is writing {this}here; wait for it, or stop it"
+                ) from error
+            except OSError as error:
+                raise InputError(f"{self.location} cannot be written: {error.strerror}; choose another --out") from error
+            try:
+                yield
+            finally:
+                if by is not None:
+                    self.remove(by)
+                if by is None or only_holder(locks[0]):  # the lock that parts share stays for the others
+                    self.remove(LOCK)
         finally:
-            self.remove(LOCK)
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)

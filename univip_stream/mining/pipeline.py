@@ -23,6 +23,7 @@ from univip_stream.mining.adding import Addition, addition
 from univip_stream.mining.job import IMPLIED, Job, carry_out, digest, failures, remove_leftover_job, stored_parameters
 from univip_stream.mining.noticed import notes
 from univip_stream.mining.output import Output
+from univip_stream.mining.part import PartOf
 from univip_stream.mining.proposer import GROUND_TRUTH, IMPORTED, load_proposer, proposer_version
 from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import ShardTask, mine_shard
@@ -70,9 +71,11 @@ class MiningConfig(Compute):
     """Whether to mine failed images again; when adding, only those of the new shards."""
     add: bool = False
     """Whether to mine only the images that the finished set in `out` lacks, into new shards after its last one."""
+    part: PartOf | None = None
+    """Which part of the job to mine, for `mine_part`; the others are mined by other calls, perhaps on other machines."""
     web: storage.WebOptions = field(default_factory=storage.WebOptions)
-    """Limits for web servers. `per_host` is divided among all workers, at least one for each. The set does not depend on
-    it."""
+    """Limits for web servers. `per_host` is divided among all workers of all parts, at least one for each. The set does not
+    depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,14 @@ class MiningPlan:
     """Whether a COCO file's boxes are taken as boxes of the upright image; None if boxes come from elsewhere."""
     addition: Addition | None = None
     """The set that the images are added to; it lacks all of them."""
+    part: PartOf | None = None
+    """Which part of it is to be mined; None is all."""
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the shards that are to be mined."""
+        count = len(self.job.names)
+        return range(count) if self.part is None else self.part.numbers(count)
 
 
 def plan_job(config: MiningConfig) -> MiningPlan:
@@ -119,6 +130,8 @@ def plan_job(config: MiningConfig) -> MiningPlan:
         UsageError: proposals or numbers cannot be used.
 
     """
+    if config.part is not None and config.add:
+        raise UsageError("--part and --add do not go together: add in one job, or mine the new images as a set of their own")
     storage.use_web(config.web)
     published = config.published
     proposals = config.proposals if published is None else f"{IMPORTED}{published.format.name}"
@@ -163,9 +176,11 @@ def plan_job(config: MiningConfig) -> MiningPlan:
     parameters = added.parameters(parameters) if added else parameters
     fingerprint = digest([CONTENT, parameters])
     cuts = [count * number // max(1, shards) for number in range(shards + 1)]
+    shards_here = shards if config.part is None else len(config.part.numbers(shards))
+    at_once = _shards_at_once(config, shards_here) * (1 if config.part is None else config.part.of)
     names = added.names(shards) if added else [shard_name(number, shards) for number in range(shards)]
     before = added.first_image if added else 0
-    web = replace(config.web, per_host=max(1, config.web.per_host // max(1, _shards_at_once(config, shards))))
+    web = replace(config.web, per_host=max(1, config.web.per_host // max(1, at_once)))
 
     def ready(image: SourceImage) -> SourceImage:
         # Workers of a cluster have other working directories.
@@ -212,7 +227,7 @@ def plan_job(config: MiningConfig) -> MiningPlan:
         added_to=added.manifest if added else None,
         joined=(lambda made_by: added.joined(made_by, names)) if added else (lambda made_by: (made_by, ())),
     )
-    return MiningPlan(listing=listing, job=job, match=match, upright=upright, addition=added)
+    return MiningPlan(listing=listing, job=job, match=match, upright=upright, addition=added, part=config.part)
 
 
 def mine(
@@ -236,6 +251,8 @@ def mine(
         ModuleNotFoundError: Ray is not installed, and `inline` is False.
 
     """
+    if config.part is not None:
+        raise UsageError(f"part {config.part} of a job is mined by `mine_part`")
     if not config.inline:
         require("ray")  # before sources are listed, which may take long
     plan = plan_job(config)

@@ -13,11 +13,12 @@ from univip_stream.augment import AugmentConfig
 from univip_stream.errors import InputError
 from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
-from univip_stream.report.choose import MOST_FAILURES, Mark, choose
+from univip_stream.report.choose import MOST_FAILURES, MOST_NO_BOXES, Mark, choose, some
 from univip_stream.report.crops import ImageCrops, RangeReader, crop_image
-from univip_stream.report.numbers import BoxNumbers, Distribution, FirstEpoch, distribution
+from univip_stream.report.numbers import Distribution, FirstEpoch, distribution
 from univip_stream.report.rows import Outcomes, mining_facts, read_outcomes
-from univip_stream.shards import ShardIndex, expand_shards, open_index
+from univip_stream.report.survey import survey
+from univip_stream.shards import ShardSet, expand_shards, open_shards
 from univip_stream.shards.cache import Cache
 from univip_stream.views import ViewConfig
 
@@ -47,8 +48,10 @@ class Report:
     """Shards as the user named them."""
     seed: int
     """Seed of the random sample and of the views."""
-    index: ShardIndex
-    """Index of the shards."""
+    index: ShardSet
+    """The shards."""
+    boxes: int
+    """Number of boxes."""
     outcomes: Outcomes
     """Status of every image, with reasons."""
     facts: list[tuple[str, str]]
@@ -79,7 +82,7 @@ class Report:
             "bytes": sum(index.tar_bytes),
             "images": self.outcomes.images,
             "samples": len(index),
-            "boxes": len(index.boxes),
+            "boxes": self.boxes,
             "by_status": self.outcomes.by_status,
             "notes": index.notes,
             "seed": self.seed,
@@ -127,24 +130,22 @@ def build_report(
 
     """
     named = [shards] if isinstance(shards, str | Path) else list(shards)
-    index = open_index(expand_shards(named), cache, max_pixels=max_pixels)
+    index = open_shards(expand_shards(named), cache, max_pixels=max_pixels)
     views, augment = ViewConfig(), AugmentConfig()
-    outcomes = read_outcomes(index, MOST_FAILURES)
-    numbers = BoxNumbers(index)
+    found = survey(index, MOST_NO_BOXES)
     epoch = FirstEpoch(index, seed, views)
-    looked_at = np.arange(len(index))
-    if len(index) > MOST_DRAWN:
-        looked_at = np.sort(np.random.default_rng(seed).permutation(len(index))[:MOST_DRAWN])
+    looked_at = some(len(index), MOST_DRAWN, seed) if len(index) > MOST_DRAWN else np.arange(len(index))
     filled = epoch.filled(looked_at)
-    marks = choose(index, numbers, looked_at, filled, views.instances, samples=samples, seed=seed)
+    marks = choose(index, found, looked_at, filled, views.instances, samples=samples, seed=seed)
     in_numbers = distribution(filled, f"Instances filled at random, of {views.instances} an image", "images", whole=True)
     return Report(
         specs=[str(spec) for spec in named],
         seed=seed,
         index=index,
-        outcomes=outcomes,
+        outcomes=read_outcomes(index, MOST_FAILURES, marks),
+        boxes=found.boxes,
         facts=mining_facts(index),
-        distributions=[*numbers.distributions(), in_numbers],
+        distributions=[*found.distributions, in_numbers],
         drawn=len(looked_at),
         filled=int(filled.sum()),
         views=views,
@@ -158,6 +159,7 @@ def _pictures(
 ) -> list[Picked]:
     """Read and crop the chosen images; those that cannot be read come first."""
     reader = RangeReader(epoch.index)
+    epoch.find(marks)
 
     def one(sample: int) -> Picked:
         try:

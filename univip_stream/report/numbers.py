@@ -1,13 +1,11 @@
-"""Statistics of some shards: distributions over all boxes of the index, and what Algorithm 1 draws from them.
+"""Distributions, and what Algorithm 1 draws from the boxes of some shards."""
 
-Letters: N samples, M boxes in all.
-"""
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.stream.order import Order, view_generator
 from univip_stream.views import ViewConfig, Views, draw_views
 
@@ -60,6 +58,20 @@ class Distribution:
         }
 
 
+def bins(low: float, high: float, *, logarithmic: bool, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (edges of the bins between two values, edges to count by: of whole numbers the last bin has no end)."""
+    if whole:
+        step = max(1, -(-int(high - low + 1) // _BINS))
+        edges = np.arange(low, high + step + 0.5, step)
+        return edges, np.append(edges[:-1], np.inf)
+    if logarithmic:
+        edges = np.geomspace(low, max(high, low * 1.01), _BINS + 1)
+        edges[0], edges[-1] = low, max(high, edges[-1])
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    return edges, edges
+
+
 def distribution(
     values: np.ndarray, name: str, of: str, unit: str = "", *, logarithmic: bool = False, whole: bool = False
 ) -> Distribution:
@@ -71,48 +83,12 @@ def distribution(
             logarithmic=False, whole=whole,
         )  # fmt: skip
     low, high = float(values.min()), float(values.max())
-    if whole:
-        step = max(1, -(-int(high - low + 1) // _BINS))
-        edges = np.arange(low, high + step + 0.5, step)
-        counts = np.histogram(values, np.append(edges[:-1], np.inf))[0]
-    elif logarithmic:
-        edges = np.geomspace(low, max(high, low * 1.01), _BINS + 1)
-        edges[0], edges[-1] = low, max(high, edges[-1])
-        counts = np.histogram(values, edges)[0]
-    else:
-        edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
-        counts = np.histogram(values, edges)[0]
+    edges, limits = bins(low, high, logarithmic=logarithmic, whole=whole)
+    counts = np.histogram(values, limits)[0]
     return Distribution(
         name=name, of=of, unit=unit, edges=edges, counts=counts, median=float(np.median(values)), low=low, high=high,
         logarithmic=logarithmic, whole=whole,
     )  # fmt: skip
-
-
-class BoxNumbers:
-    """Facts about every box of an index and about its image that need no pixels."""
-
-    def __init__(self, index: ShardIndex):
-        self.counts = np.diff(index.box_start)
-        """int64 N: number of boxes of each image."""
-        self.sample = np.repeat(np.arange(len(index), dtype=np.int32), self.counts)
-        """int32 M: the image of each box."""
-        w, h = index.boxes[:, 2], index.boxes[:, 3]
-        self.side = np.minimum(w, h)
-        """int16 M: shortest side, pixels."""
-        self.aspect = w.astype(np.float32) / h
-        """float32 M: width by height."""
-        area = index.width.astype(np.float32) * index.height
-        self.share = w.astype(np.float32) * h / area[self.sample]
-        """float32 M: area as a share of the image's area."""
-
-    def distributions(self) -> list[Distribution]:
-        """Return distributions over all boxes and all images."""
-        return [
-            distribution(self.counts, "Boxes per image", "images", whole=True),
-            distribution(self.side, "Shortest side of a box", "boxes", "px", logarithmic=True),
-            distribution(self.aspect, "Width by height of a box", "boxes", logarithmic=True),
-            distribution(100 * self.share, "Area of a box", "boxes", "% of the image"),
-        ]
 
 
 class FirstEpoch:
@@ -121,20 +97,24 @@ class FirstEpoch:
     A run with the same seed and default views draws exactly these: the draws depend on (seed, position) alone.
     """
 
-    def __init__(self, index: ShardIndex, seed: int, config: ViewConfig):
+    def __init__(self, index: ShardSet, seed: int, config: ViewConfig):
         self.index, self.seed, self.config = index, seed, config
-        order = Order(index.counts, seed, WINDOW).epoch(0)
-        self.positions = np.empty(len(order), np.int64)
-        """int64 N: position of each sample."""
-        self.positions[order] = np.arange(len(order))
+        self._order = Order(index.counts, seed, WINDOW)
+        self._positions: dict[int, int] = {}
+
+    def find(self, samples: Iterable[int]) -> None:
+        """Find the positions of these samples, which `draw` needs: many at once cost little more than one."""
+        wanted = np.array(sorted({int(sample) for sample in samples} - self._positions.keys()), np.int64)
+        self._positions.update(zip(wanted.tolist(), self._order.positions(wanted).tolist(), strict=True))
 
     def draw(self, sample: int) -> tuple[Views, np.random.Generator]:
-        """Return (the views of a sample, the generator that the augmentations draw from next)."""
+        """Return (the views of a sample, the generator that the augmentations draw from next). `find` was called for it."""
         index = self.index
-        rng = view_generator(self.seed, int(self.positions[sample]))
-        width, height = int(index.width[sample]), int(index.height[sample])
+        rng = view_generator(self.seed, self._positions[sample])
+        width, height = index.size_of(sample)
         return draw_views(index.boxes_of(sample), width, height, rng, self.config), rng
 
     def filled(self, samples: np.ndarray) -> np.ndarray:
         """Return, as int32, how many of the K instances of each of these samples are random boxes; needs no pixels."""
+        self.find(samples.tolist())
         return np.array([self.draw(int(sample))[0].filled for sample in samples], np.int32)

@@ -91,7 +91,7 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     return [
         (f"{len(index):,}", "samples", f"in {len(index.shards):,} shards, {pretty(size / scale, unit)}"),
         (
-            f"{len(index.boxes):,}",
+            f"{report.boxes:,}",
             "boxes",
             f"{pretty(per_image.median)} an image (median), at most {pretty(per_image.high)}",
         ),
@@ -130,9 +130,9 @@ def _item(report: Report, picked: Picked) -> dict[str, Any]:
         "key": index.text("key", sample),
         "source": index.text("source", sample),
         "label": index.text("label", sample),
-        "shard": name_of(index.shards[int(index.shard[sample])]),
-        "width": int(index.width[sample]),
-        "height": int(index.height[sample]),
+        "shard": name_of(index.shards[index.shard_of(sample)]),
+        "width": index.size_of(sample)[0],
+        "height": index.size_of(sample)[1],
         "boxes": index.boxes_of(sample).tolist(),
         "note": report.outcomes.reasons.get(sample),
         "converted": report.outcomes.converted.get(sample),

@@ -1,8 +1,9 @@
 """Read the status of every image, and the reasons, from the indexes of shards. No pixels are read."""
 
 import os
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from univip_stream.errors import InputError, why
 from univip_stream.parquet import table_of
-from univip_stream.shards import ShardIndex
+from univip_stream.shards import ShardSet
 from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.foreign import foreign_index
@@ -49,9 +50,9 @@ class Outcomes:
     failures: list[FailedRow]
     """The first `most` failures."""
     reasons: dict[int, str]
-    """The reason why a sample has no boxes, by its number in the index, if its row gives one."""
+    """The reason why a sample that is shown has no boxes, by its number, if its row gives one."""
     converted: dict[int, str]
-    """The reason why a sample's stored bytes differ from the source's, by its number in the index."""
+    """The reason why the stored bytes of a sample that is shown differ from the source's, by its number."""
 
     @property
     def images(self) -> int:
@@ -59,8 +60,13 @@ class Outcomes:
         return sum(self.by_status.values())
 
 
-def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
-    """Read status and reason of every row of every index; `most` failures are kept with their names.
+def read_outcomes(index: ShardSet, most: int, shown: Collection[int]) -> Outcomes:
+    """Read status and reason of every row of every index, a few indexes in memory at a time.
+
+    Args:
+        index: the shards.
+        most: how many failures are kept with their names.
+        shown: samples whose reasons are kept.
 
     Raises:
         InputError: an index that cannot be read.
@@ -89,21 +95,32 @@ def read_outcomes(index: ShardIndex, most: int) -> Outcomes:
     converted: dict[int, str] = {}
     first = 0
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for number, table in enumerate(pool.map(load, range(len(index.shards)))):
+        for number, table in enumerate(_ahead(pool, load, len(index.shards))):
             statuses.update(table.column("status").to_pylist())
             held = pc.is_in(table.column("status"), HELD_VALUES)
             samples, others = table.filter(held), table.filter(pc.invert(held))
             failures += [_failed_row(index.shards[number], row) for row in others.slice(0, most - len(failures)).to_pylist()]
             for name, found in (("reason", reasons), ("converted", converted)):
                 column = samples.column(name)
-                places = pc.indices_nonzero(pc.is_valid(column)).to_pylist()
-                found.update(zip([first + place for place in places], column.drop_null().to_pylist(), strict=True))
+                places = [sample - first for sample in shown if first <= sample < first + samples.num_rows]
+                found.update({first + at: text for at in places if (text := column[at].as_py()) is not None})
             first += samples.num_rows
     known = {status: statuses[status] for status in (*STATUSES, *sorted(statuses)) if statuses[status]}
     return Outcomes(by_status=known, failures=failures, reasons=reasons, converted=converted)
 
 
-def mining_facts(index: ShardIndex) -> list[tuple[str, str]]:
+def _ahead(pool: ThreadPoolExecutor, load: Callable[[int], pa.Table], count: int) -> Iterator[pa.Table]:
+    """Yield the results of `load` for 0, 1, ... in order, with few of them loaded ahead."""
+    coming: deque[Future[pa.Table]] = deque()
+    for number in range(count):
+        coming.append(pool.submit(load, number))
+        if len(coming) > _AT_ONCE:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
+
+
+def mining_facts(index: ShardSet) -> list[tuple[str, str]]:
     """Return (name, value) pairs that say how the shards were mined, from their manifests; none for foreign shards."""
     own = [parent(shard) for shard, foreign in zip(index.shards, index.foreign, strict=True) if not foreign]
     facts: list[tuple[str, str]] = []

@@ -101,7 +101,7 @@ def _name_and_reason(report: Report, picked: Picked, x: int, y: int) -> list[tup
     index = report.index
     source = index.text("source", picked.sample)
     name = source if len(source) <= 32 else "…" + source[-31:]
-    boxes = int(index.box_start[picked.sample + 1] - index.box_start[picked.sample])
+    boxes = len(index.boxes_of(picked.sample))
     return [
         (x, y, name, _INK),
         (x, y + 15, f"{boxes} {'box' if boxes == 1 else 'boxes'}, {picked.marks[0].text}"[:38], _SOFT),
@@ -112,7 +112,7 @@ def _with_boxes(
     report: Report, picked: Picked, crops: ImageCrops, boxes: Sequence[tuple[np.ndarray, _Colour, int]]
 ) -> np.ndarray:
     image = fitted(crops.image, _CELL).copy()
-    scale = image.shape[1] / int(report.index.width[picked.sample])
+    scale = image.shape[1] / report.index.size_of(picked.sample)[0]
     for box, colour, thick in boxes:
         x, y, w, h = (round(float(v) * scale) for v in box)
         corner = min(x + w, image.shape[1]) - 1, min(y + h, image.shape[0]) - 1

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from univip_stream.errors import why
-from univip_stream.parquet import one_array, table_of, whole_numbers
+from univip_stream.parquet import memory_given_back, one_array, table_of, whole_numbers
 from univip_stream.shards.format import FORMAT_1, FORMAT_2, STATUSES
 
 MOST_IN_JSON = 4096
@@ -188,27 +188,8 @@ class EntryTable(Sequence[ShardEntry]):
             ValueError: it is not a list of shards; the message says why.
 
         """
-        try:
-            found = table_of(data)
-            named = [field for field in _COLUMNS if field.name in found.schema.names]
-            table = found.select([field.name for field in named]).cast(pa.schema(named))
-            for field_ in _COLUMNS:
-                if field_.name not in found.schema.names:
-                    if not field_.nullable:
-                        raise ValueError(f"it lacks the column {field_.name}")
-                    table = table.append_column(field_, pa.nulls(len(table), field_.type))
-        except (pa.ArrowException, KeyError, OSError) as error:
-            raise ValueError(why(error)) from error
-        for field_ in _COLUMNS:
-            column = table.column(field_.name)
-            if not field_.nullable and column.null_count:
-                raise ValueError(f"its column {field_.name} has rows without a value")
-            if field_.type == pa.int64() and (pc.min(column).as_py() or 0) < 0:
-                raise ValueError(f"its column {field_.name} has numbers below 0")
-        images, samples = (whole_numbers(one_array(table.column(name))) for name in ("images", "samples"))
-        if len(odd := np.flatnonzero((samples > images) | (images > MOST_IMAGES))):
-            raise ValueError(f"shard {odd[0]}: {_too_many(int(samples[odd[0]]), int(images[odd[0]]))}")
-        return cls(table.select(_COLUMNS.names).combine_chunks())
+        with memory_given_back():
+            return cls(_checked(data))
 
     @classmethod
     def from_entries(cls, entries: Sequence[ShardEntry]) -> "EntryTable":
@@ -255,6 +236,31 @@ class EntryTable(Sequence[ShardEntry]):
     def __iter__(self) -> Iterator[ShardEntry]:
         for batch in self.table.to_batches(4096):
             yield from map(_entry, batch.to_pylist())
+
+
+def _checked(data: bytes) -> pa.Table:
+    """Return the columns of the Parquet file, after checking their types and numbers."""
+    try:
+        found = table_of(data)
+        named = [field for field in _COLUMNS if field.name in found.schema.names]
+        table = found.select([field.name for field in named]).cast(pa.schema(named))
+        for field_ in _COLUMNS:
+            if field_.name not in found.schema.names:
+                if not field_.nullable:
+                    raise ValueError(f"it lacks the column {field_.name}")
+                table = table.append_column(field_, pa.nulls(len(table), field_.type))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise ValueError(why(error)) from error
+    for field_ in _COLUMNS:
+        column = table.column(field_.name)
+        if not field_.nullable and column.null_count:
+            raise ValueError(f"its column {field_.name} has rows without a value")
+        if field_.type == pa.int64() and (pc.min(column).as_py() or 0) < 0:
+            raise ValueError(f"its column {field_.name} has numbers below 0")
+    images, samples = (whole_numbers(one_array(table.column(name))) for name in ("images", "samples"))
+    if len(odd := np.flatnonzero((samples > images) | (images > MOST_IMAGES))):
+        raise ValueError(f"shard {odd[0]}: {_too_many(int(samples[odd[0]]), int(images[odd[0]]))}")
+    return table.select(_COLUMNS.names).combine_chunks()
 
 
 def _entry(row: dict[str, Any]) -> ShardEntry:

@@ -128,20 +128,25 @@ def make_manifest(entries: Sequence[ShardEntry], made_by: MadeBy, parts: Sequenc
         parts: the parts of the set, if it was mined in several runs.
 
     """
-    totals: Counter[str] = Counter()
-    for entry in entries:
-        totals.update(entry.totals)
     own = {member.name: getattr(made_by, member.name) for member in fields(MadeBy)}
     return Manifest(
         **own,
         format=FORMAT_1 if entries and all(entry.candidates is None for entry in entries) else FORMAT_2,
         shards=tuple(entries) if len(entries) <= MOST_IN_JSON else EntryTable.from_entries(entries),
-        totals={
-            **{name: int(numbers(entries, name).sum()) for name in ("images", "samples", "bytes")},
-            **dict(sorted(totals.items())),
-        },
+        totals=totals_of(entries),
         parts=tuple(parts),
     )
+
+
+def totals_of(entries: Sequence[ShardEntry]) -> dict[str, int]:
+    """Return the sums over some shards: `images`, `samples`, `bytes`, and the number of images by status."""
+    totals: Counter[str] = Counter()
+    for entry in entries:
+        totals.update(entry.totals)
+    return {
+        **{name: int(numbers(entries, name).sum()) for name in ("images", "samples", "bytes")},
+        **dict(sorted(totals.items())),
+    }
 
 
 def manifest_files(manifest: Manifest) -> dict[str, bytes]:
@@ -172,7 +177,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     if size is None:
         raise InputError(
             f"{folder} has no {MANIFEST}, so its shards are not complete (it is written last); "
-            "run the same `univip-stream mine` again, it continues where it stopped"
+            "run the same `univip-stream mine` again, it continues where it stopped; parts that are all mined are joined by "
+            "`univip-stream join`"
         )
     if size > MOST_BYTES:
         raise InputError(f"{path} has {size} bytes; a manifest of {MOST_BYTES} is the largest that is read")
@@ -197,7 +203,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         entries = _listed(folder, path, content["shards"]) if listed else _entries(content["shards"])
         _check_names(path, entries)
         parts = tuple(_parts(content["parts"], tar_names(entries))) if "parts" in content else ()
-        return Manifest(**_made_by(content), format=found, shards=entries, totals=dict(content["totals"]), parts=parts)
+        return Manifest(**made_by_of(content), format=found, shards=entries, totals=dict(content["totals"]), parts=parts)
     except InputError:
         raise
     except ValueError as error:
@@ -216,7 +222,7 @@ def being_added(folder: str | Path) -> list[str]:
         return []
 
 
-def _made_by(content: Mapping[str, Any]) -> dict[str, Any]:
+def made_by_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `MadeBy` from JSON. A field that only people read is left out if it has another type."""
     found: dict[str, Any] = {"parameters": content["parameters"], "fingerprint": content["fingerprint"]}
     classes = content.get("classes")
@@ -276,7 +282,7 @@ def _parts(content: Any, shards: list[str]) -> list[Part]:
             raise ValueError(f"part {at}: {problem}")
     if [name for part in content for name in part["shards"]] != shards:
         raise ValueError("its parts do not name its shards, each once and in their order")
-    return [Part(**_made_by(part), shards=list(part["shards"])) for part in content]
+    return [Part(**made_by_of(part), shards=list(part["shards"])) for part in content]
 
 
 def has_manifest(folder: str | Path) -> bool:

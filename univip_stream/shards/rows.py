@@ -16,11 +16,14 @@ import pyarrow.compute as pc
 
 from univip_stream.errors import InputError, why
 from univip_stream.files import sha256_of
-from univip_stream.parquet import one_array, table_of, whole_numbers
+from univip_stream.parquet import one_array, table_in_pieces, whole_numbers
 from univip_stream.shards.cache import Cache, Remote
 from univip_stream.shards.entry import ShardEntry
 from univip_stream.shards.format import FORMATS, HELD_VALUES, INDEX_COLUMNS, STAGED, as_index, index_name
 from univip_stream.storage import is_remote, size_of
+
+_CHECKED = 1024
+"""Number of samples whose boxes are checked at a time."""
 
 
 class ShardError(InputError):
@@ -146,18 +149,29 @@ def samples_of(shard: str, table: pa.Table) -> pa.Table:
     for name in ("key", "width", "height", "offset", "size", "sha256"):
         if rows.column(name).null_count:
             raise ShardError(f"the index of {shard} has samples without {name}; mine this shard again")
-    boxes = one_array(rows.column("boxes"))
-    x, y, w, h = _flat(boxes).astype(np.int32).T
-    counts = np.diff(_starts(boxes))
-    width, height = (np.repeat(_numbers(rows, name, np.int32), counts) for name in ("width", "height"))
-    bad = np.flatnonzero((x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height))
-    if len(bad):
-        sample = int(np.searchsorted(_starts(boxes), bad[0], side="right")) - 1
+    if len(bad := _boxes_outside(rows)):
+        sample = int(np.searchsorted(_starts(one_array(rows.column("boxes"))), bad[0], side="right")) - 1
         raise ShardError(
             f"the index of {shard} has {len(bad)} boxes outside their images, the first in sample "
             f"{rows.column('key')[sample].as_py()}; mine this shard again"
         )
     return rows.select([name for name in INDEX_COLUMNS if name != "status"])
+
+
+def _boxes_outside(rows: pa.Table) -> np.ndarray:
+    """Return the numbers of the boxes that are not inside their images, int64."""
+    boxes = one_array(rows.column("boxes"))
+    flat, starts = _flat(boxes), _starts(boxes)
+    sizes = [_numbers(rows, name, np.int32) for name in ("width", "height")]
+    found = [np.empty(0, np.int64)]
+    for first in range(0, len(rows), _CHECKED):  # so that this takes no more memory than the boxes themselves
+        here = slice(first, first + _CHECKED)
+        begin, counts = int(starts[first]), np.diff(starts[first : first + _CHECKED + 1])
+        x, y, w, h = flat[begin : begin + int(counts.sum())].astype(np.int32).T
+        width, height = (np.repeat(size[here], counts) for size in sizes)
+        bad = (x < 0) | (y < 0) | (w < 1) | (h < 1) | (x + w > width) | (y + h > height)
+        found.append(begin + np.flatnonzero(bad))
+    return np.concatenate(found)
 
 
 def _open_remote(remote: Remote, cache: Cache) -> BinaryIO:
@@ -175,7 +189,7 @@ def _open_remote(remote: Remote, cache: Cache) -> BinaryIO:
 
 def _read_table(path: str, file: BinaryIO) -> pa.Table:
     try:
-        return as_index(table_of(file.read(), INDEX_COLUMNS), INDEX_COLUMNS)
+        return as_index(table_in_pieces(file.read(), INDEX_COLUMNS), INDEX_COLUMNS)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ShardError(f"{path}: not an index that can be read ({why(error)}); mine this shard again") from error
 

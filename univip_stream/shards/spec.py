@@ -72,8 +72,9 @@ def _missing(shards: list[str]) -> list[str]:
     for folder, inside in folders.items():
         remote = storage.is_remote(inside[0])
         if len(inside) > (_MOST_REMOTE_LOOKUPS if remote else _MOST_LOCAL_LOOKUPS):
-            listed = _names_in(folder or ("/" if inside[0].startswith("/") else "."))
-            missing.update(shard for shard in inside if listed is not None and shard.rpartition("/")[2] not in listed)
+            wanted = {shard.rpartition("/")[2] for shard in inside}
+            if _take_there(wanted, folder or ("/" if inside[0].startswith("/") else ".")):
+                missing.update(shard for shard in inside if wanted and shard.rpartition("/")[2] in wanted)
         elif remote:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 missing.update(shard for shard, found in zip(inside, pool.map(there, inside), strict=True) if not found)
@@ -82,17 +83,27 @@ def _missing(shards: list[str]) -> list[str]:
     return [shard for shard in shards if shard in missing] if missing else []
 
 
-def _names_in(folder: str) -> set[str] | None:
-    """Return the names of the files in a folder; None if it cannot be listed, so that missing ones are found on reading."""
+def _take_there(names: set[str], folder: str) -> bool:
+    """Remove the names of files that are in a folder; False if it cannot be listed, so that missing ones are found on reading.
+
+    The folder's names are never all in memory: a set of a hundred thousand shards has three times as many files.
+    """
     try:
         if storage.is_remote(folder):
-            return None if storage.scheme_of(folder) in storage.WEB else {name for name, _ in storage.files_below(folder)}
+            if storage.scheme_of(folder) in storage.WEB:
+                return False
+            for name, _ in storage.files_below(folder):
+                names.discard(name)
+            return True
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
+            for entry in entries:
+                if entry.name in names and not entry.is_dir(follow_symlinks=False):
+                    names.discard(entry.name)
     except FileNotFoundError:
-        return set()
+        pass
     except OSError as error:
         raise InputError(f"{folder} cannot be listed: {why(error)}") from error
+    return True
 
 
 def _expand(spec: str) -> Iterator[str]:

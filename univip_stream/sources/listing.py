@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,8 @@ Boxes = tuple[tuple[int, int, int, int], ...]
 """x, y, w, h of each box in whole pixels; boxes may extend beyond the image."""
 _ROWS = 4096
 """Images per batch, of which one is in memory at a time."""
+_AS_LINE = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: `json.dumps` would make an encoder for every image."""
 _SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -106,7 +109,10 @@ class Spool:
 
     def _flush(self) -> None:
         if self._rows:
-            columns = [pa.array([_value(image, field.name) for image in self._rows], field.type) for field in _SCHEMA]
+            # A column at a time: this is a large part of what listing an image costs.
+            values = {field.name: list(map(attrgetter(field.name), self._rows)) for field in _SCHEMA}
+            values["path"] = list(map(os.fsencode, values["path"]))
+            columns = [pa.array(values[field.name], field.type) for field in _SCHEMA]
             self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
             self._rows = []
 
@@ -140,7 +146,7 @@ class Listing:
             self.absent.append(image.source)
         if image.label is not None:
             self._labels.add(image.label)
-        line = json.dumps([image.source, image.label, image.image_id, image.boxes], separators=(",", ":"))
+        line = _AS_LINE([image.source, image.label, image.image_id, image.boxes])
         self._digest.update(line.encode() + b"\n")
 
     def __len__(self) -> int:
@@ -188,6 +194,10 @@ class Listing:
         fewer.rows_of_absent = False
         return fewer
 
+    def from_number(self, first: int) -> Iterator[SourceImage]:
+        """Yield the images from `first` on."""
+        return self._spool.read(first, len(self))
+
     def slice(self, first: int, last: int) -> list[SourceImage]:
         """Return the images from `first` up to but without `last`."""
         return list(self._spool.read(max(first, 0), min(last, len(self))))
@@ -217,7 +227,7 @@ def read_bytes(image: SourceImage) -> bytes:
         if image.offset is not None:
             size = int(image.size or 0)
             _check_size(size)
-            data = storage.read(image.path, image.offset, size)
+            data = storage.member(image.path, image.offset, size)
             if len(data) != size:
                 where = storage.name_of(image.path)
                 raise BadImageError("unreadable", f"{where} ends inside it: {len(data)} of {size} bytes are there")
@@ -251,11 +261,6 @@ def text_of(name: str) -> str:
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise BadImageError("too_large", f"at least {size} bytes; the limit is {MAX_BYTES}")
-
-
-def _value(image: SourceImage, name: str) -> Any:
-    value = getattr(image, name)
-    return os.fsencode(value) if name == "path" else value
 
 
 def _image(row: dict[str, Any]) -> SourceImage:

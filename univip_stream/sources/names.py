@@ -4,8 +4,12 @@ An accented letter is one character (NFC, as people type it) or two (NFD, as on 
 """
 
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import TypeVar
+
+import numpy as np
 
 _Value = TypeVar("_Value")
 
@@ -66,3 +70,15 @@ def path_below(source: str, sources: Sequence[str]) -> str:
 def path_of(source: str, sources: Sequence[str]) -> str:
     """Return a unique path of an image: below the source if there is one source, with the source's name if there are several."""
     return path_below(source, sources) if len(sources) == 1 else source
+
+
+def number_of(name: str) -> int:
+    """Return a number of 64 bits that stands for a name: of equal ones the names are compared again."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest())
+
+
+def repeated(numbers: "array[int]") -> set[int]:
+    """Return the numbers that an array of type `Q` or `q` holds more than once."""
+    found = np.frombuffer(numbers, numbers.typecode) if numbers else np.empty(0, np.int64)
+    values, counts = np.unique(found, return_counts=True)
+    return set(values[counts > 1].tolist())

@@ -14,13 +14,14 @@ from univip_stream.errors import InputError, UsageError
 from univip_stream.files import system_file
 from univip_stream.shards.spec import expand_shards
 from univip_stream.sources.coco import Annotations, coco_images, find_annotations, read_annotations
+from univip_stream.sources.columns import TABLES
 from univip_stream.sources.folder import ODD_KEY, files_below, folder_images, is_flat, is_image, left_out
 from univip_stream.sources.listing import Listing, SourceImage, text_of
-from univip_stream.sources.lists import TABLES, TEXTS, list_images
+from univip_stream.sources.lists import TEXTS, list_images
 from univip_stream.sources.tars import tar_images
 from univip_stream.sources.webdataset import is_webdataset, webdataset_images
 
-KINDS = "a folder of images, a .tar of images, a folder or range of tars, or a list (.txt or .parquet)"
+KINDS = "a folder of images, a .tar of images, a folder or range of tars, or a list (.txt, .csv or .parquet)"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
 

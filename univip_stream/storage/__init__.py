@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OBJECT_STORES", "WEB", "OptedOutError", "TooLongError", "WebOptions", "absolute", "copy_in", "copy_out", "explained",
-    "files_below", "give_up", "image", "is_odd", "is_remote", "join", "may_pass", "name_of", "names_in", "opened", "parent",
-    "read", "remove", "scheme_of", "size_of", "use_web", "write",
+    "files_below", "give_up", "image", "is_odd", "is_remote", "join", "may_pass", "member", "name_of", "names_in", "opened",
+    "parent", "read", "remove", "scheme_of", "size_of", "use_web", "write",
 ]  # fmt: skip
 
 _PIECE = 1 << 20
@@ -84,6 +84,20 @@ def image(location: str, most: int) -> bytes:
 
     """
     return _web().image(location, most) if scheme_of(location) in WEB else objects.read(location, 0, None, most)
+
+
+def member(location: str | Path, offset: int, size: int) -> bytes:
+    """Read an image that is a range of a larger file, such as a tar; fewer bytes if that ends before.
+
+    From the web as `image`: within the time limit, and not more at a time than one server is asked for.
+
+    Raises:
+        OSError: it cannot be read, after retries.
+
+    """
+    if size and scheme_of(location) in WEB:
+        return _web().read(str(location), offset, size, seconds=polite.options().seconds)
+    return read(location, offset, size)
 
 
 def use_web(options: WebOptions) -> None:

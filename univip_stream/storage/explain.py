@@ -148,7 +148,10 @@ def _network(location: str, code: int, text: str) -> OSError:
     details = text.rpartition("Details: ")[2]
     certificate = code in (35, 51, 58, 60, 77)  # https://curl.se/libcurl/c/libcurl-errors.html
     if certificate:
-        message = f"the store's certificate is not trusted, or it speaks no TLS ({details}); {_CERTIFICATE}"
+        message = (
+            f"the store's certificate is not trusted, or it speaks no TLS ({details}); SSL_CERT_FILE or AWS_CA_BUNDLE may name a "
+            "file of further authorities"
+        )
     elif code == 6:
         message = f"the name of the store's server is not found ({details}); {_endpoint()}"
     else:

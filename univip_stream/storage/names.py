@@ -9,6 +9,7 @@ from univip_stream.errors import InputError
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 OBJECT_STORES = ("s3", "gs", "gcs", "hdfs")
 WEB = ("http", "https")
+_KNOWN = frozenset(OBJECT_STORES + WEB)
 
 
 def scheme_of(location: str | Path) -> str | None:
@@ -18,14 +19,15 @@ def scheme_of(location: str | Path) -> str | None:
         InputError: the scheme is not supported, or the bucket or host is missing.
 
     """
-    found = _SCHEME.match(str(location))
+    text = str(location)
+    found = _SCHEME.match(text)
     if not found:
         return None
     scheme = found[1].lower()
-    if scheme not in OBJECT_STORES + WEB:
+    if scheme not in _KNOWN:
         known = ", ".join(f"{name}://" for name in OBJECT_STORES + WEB)
         raise InputError(f"{location}: {found[1]}:// is not read; expected a local path or one of {known}")
-    if scheme != "hdfs" and not str(location)[found.end() :].strip("/"):
+    if scheme != "hdfs" and not text[found.end() :].strip("/"):
         where = "bucket/folder" if scheme in OBJECT_STORES else "host/folder"
         raise InputError(f"{location} names no {where.partition('/')[0]}; expected {scheme}://{where}")
     return scheme

@@ -4,8 +4,10 @@ Keys and endpoint come from the usual environment variables; these are never par
 name the location and the reason.
 """
 
+import atexit
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,8 @@ _PIECE = 8 << 20
 _YES = frozenset({"yes", "true", "on", "1"})
 _UNSIGNED = {"s3": "AWS_NO_SIGN_REQUEST", "gs": "GS_NO_SIGN_REQUEST", "gcs": "GS_NO_SIGN_REQUEST"}
 """Environment variables, named as in GDAL; their value is YES, or names the buckets that are read without keys."""
+_BUNDLE = "AWS_CA_BUNDLE"
+"""Environment variable of Amazon's own tools that names a file of certificates to trust; pyarrow itself only knows OpenSSL's."""
 _Result = TypeVar("_Result")
 
 
@@ -203,7 +207,9 @@ def _store(location: str) -> tuple[Any, str]:
     # One client per process: a forked process would share its parent's connections, and hang.
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
-        fs = _client(scheme, host, os.getpid(), endpoint if scheme == "s3" else None, _unsigned(scheme, host))
+        address = endpoint if scheme == "s3" else None
+        trusted = tuple(os.environ.get(name, "") for name in (_BUNDLE, "SSL_CERT_FILE"))
+        fs = _client(scheme, host, os.getpid(), address, _unsigned(scheme, host), trusted)
     except InputError:
         raise
     except (OSError, ValueError, NotImplementedError, AttributeError) as error:
@@ -218,7 +224,26 @@ def _unsigned(scheme: str, bucket: str) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _client(scheme: str, host: str, process: int, endpoint: str | None, unsigned: bool) -> Any:
+def _authorities(bundle: str, openssl: str) -> str:
+    """Return a file with the certificates of AWS_CA_BUNDLE and of SSL_CERT_FILE, which pyarrow no longer reads if it has one."""
+    if not os.path.isfile(bundle):
+        raise InputError(f"{_BUNDLE} is {bundle!r}; expected a file of certificates (PEM)")
+    if not os.path.isfile(openssl) or os.path.samefile(bundle, openssl):
+        return bundle
+    descriptor, path = tempfile.mkstemp(prefix="univip-stream-", suffix=".pem")
+    atexit.register(_remove, path, os.getpid())
+    with open(descriptor, "wb") as both:
+        both.write(Path(bundle).read_bytes() + b"\n" + Path(openssl).read_bytes())
+    return path
+
+
+def _remove(path: str, process: int) -> None:
+    if os.getpid() == process:  # not when a process ends that was forked from this one
+        Path(path).unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=16)
+def _client(scheme: str, host: str, process: int, endpoint: str | None, unsigned: bool, trusted: tuple[str, ...]) -> Any:
     from pyarrow import fs as arrow_fs
 
     if scheme == "s3":
@@ -230,12 +255,19 @@ def _client(scheme: str, host: str, process: int, endpoint: str | None, unsigned
                     f"AWS_ENDPOINT_URL is {endpoint!r}; expected a web address such as https://s3.example.org:9000"
                 )
             options |= {"endpoint_override": address.rstrip("/"), "scheme": kind.lower()}
+        if trusted[0] and options.get("scheme") != "http":
+            options["tls_ca_file_path"] = _authorities(*trusted)
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if region is None:
             # A bucket's region decides where requests go; one that does not say works with the default.
             with contextlib.suppress(OSError):
                 region = None if endpoint else arrow_fs.resolve_s3_region(host)
-        return arrow_fs.S3FileSystem(region=region or "us-east-1", **options)
+        options["region"] = region or "us-east-1"
+        try:
+            return arrow_fs.S3FileSystem(**options)
+        except TypeError:  # a pyarrow that does not know the option
+            options.pop("tls_ca_file_path", None)
+            return arrow_fs.S3FileSystem(**options)
     if scheme in ("gs", "gcs"):
         return arrow_fs.GcsFileSystem(anonymous=unsigned)
     return arrow_fs.FileSystem.from_uri(f"hdfs://{host}/")[0]

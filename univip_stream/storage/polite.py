@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class Host:
         self._allowed = 0
         self._active = 0
         self._resume_at = 0.0
-        self._freed = asyncio.Event()
+        self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def matters(self) -> bool:
@@ -123,20 +124,36 @@ class Host:
 
     @asynccontextmanager
     async def turn(self, limit: int) -> AsyncIterator[None]:
-        """Wait until a request is allowed, and hold one of `limit` slots while inside."""
+        """Wait until a request is allowed, in the order of asking, and hold one of `limit` slots while inside."""
         self._allowed = self._allowed or limit
-        while True:
-            await self.rested()
-            if self._active < min(limit, self._allowed):
-                break
-            self._freed.clear()
-            await self._freed.wait()
+        woken = False
+        try:
+            while True:
+                if woken or not self._queue:
+                    await self.rested()
+                    if self._active < min(limit, self._allowed):
+                        break
+                place = asyncio.get_running_loop().create_future()
+                self._queue.appendleft(place) if woken else self._queue.append(place)
+                await place
+                woken = True
+        except BaseException:
+            self._wake()  # this one was perhaps woken, and leaves
+            raise
         self._active += 1
         try:
             yield
         finally:
             self._active -= 1
-            self._freed.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let the first who waits look again whether a request is allowed. Waking all would cost each request all of them."""
+        while self._queue:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
 
     async def rested(self) -> None:
         """Wait until the server's pause is over."""
@@ -152,4 +169,4 @@ class Host:
         """Record that a request succeeded."""
         if self._allowed:
             self._allowed += 1
-            self._freed.set()
+            self._wake()

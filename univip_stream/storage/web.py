@@ -145,8 +145,11 @@ class Client:
 
         return self.run(self._with_retries(location, Request("GET", location, options, seconds=options.seconds), consume))
 
-    def read(self, location: str, offset: int, size: int | None) -> bytes:
-        """Read a file, or `size` bytes of it from `offset` on, in one request; only these bytes if the server supports ranges."""
+    def read(self, location: str, offset: int, size: int | None, *, seconds: float | None = None) -> bytes:
+        """Read a file, or `size` bytes of it from `offset` on, in one request; only these bytes if the server supports ranges.
+
+        With a limit of `seconds` it waits for its turn at its server, as images do.
+        """
         ranged = offset > 0 or size is not None
 
         async def consume(answer: aiohttp.ClientResponse) -> bytes:
@@ -155,7 +158,7 @@ class Client:
             return await read_body(answer, bytes_to_skip(location, answer, offset), size)
 
         headers = byte_range(offset, None if size is None else offset + size) if ranged else {}
-        return self.run(self._with_retries(location, Request("GET", location, polite.options(), headers), consume))
+        return self.run(self._with_retries(location, Request("GET", location, polite.options(), headers, seconds), consume))
 
     def size(self, location: str) -> int:
         """Return the size of a file in bytes.

@@ -83,6 +83,19 @@ class Order:
             first, count = first + len(found), count - len(found)
         return np.concatenate(parts)
 
+    def positions(self, samples: np.ndarray, epoch: int = 0) -> np.ndarray:
+        """Return the positions of samples in an epoch, int64: the reverse of `sample`. Only their windows are drawn."""
+        of = self._epoch_of(epoch)
+        turn = np.empty(len(of.shards), np.int64)
+        turn[of.shards] = np.arange(len(of.shards))
+        windows = turn[np.searchsorted(self.first, samples, side="right") - 1] // self.window
+        found = np.empty(len(samples), np.int64)
+        for at in np.unique(windows).tolist():
+            here, drawn = windows == at, self._window(epoch, at)
+            ascending = np.argsort(drawn)
+            found[here] = of.start(at) + ascending[np.searchsorted(drawn, samples[here], sorter=ascending)]
+        return epoch * self.count + found
+
     def near(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (shards of the window that contains a position, shards of the window after it), each in order."""
         epoch, place = divmod(position, self.count)
