@@ -174,7 +174,7 @@ MORE: dict[str, Walked] = {
         )
     },
     "eval detect voc": Walked(
-        {"run": ["{resnet}"], "devkit": ["{missing}"], "device": ["cpu"], "workers": ["0"]}, inputs={"devkit": ("/",)}
+        {"run": ["{resnet}"], "voc": ["{missing}"], "device": ["cpu"], "workers": ["0"]}, inputs={"voc": ("/",)}
     ),
     "verify run": Walked({"named": ["{run}"], "inline": []}, inputs={"elsewhere": ("/",)}),
     "train pairs": Walked(

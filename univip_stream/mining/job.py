@@ -161,7 +161,13 @@ def finished_and_not(job: Job, numbers: Iterable[int]) -> tuple[dict[str, ShardE
 
 
 def mine_shards(job: Job, todo: dict[int, bool], entries: dict[str, ShardEntry], progress: Callable[[int], None]) -> None:
-    """Make the shards `todo`, as `finished_and_not` returns them, and put their entries to the others.
+    """Make the shards that `finished_and_not` says are still to be made, and put their entries to the others.
+
+    Args:
+        job: what is mined, and where to.
+        todo: number of a shard -> whether only its failed images are mined.
+        entries: of the finished shards, by name; those that are made are added.
+        progress: as of `runner.run`.
 
     Raises:
         InputError: more images failed than allowed.

@@ -132,9 +132,9 @@ class Output:
                 if by is not None:
                     locks.append(locked(Path(self.location, by), of_process=False))
             except BlockingIOError as error:
-                this = "the same part, " if locks else ""
+                same = " (it mines the same part)" if locks else ""
                 raise InputError(
-                    f"{self.location}: another `univip-stream mine` is writing {this}here; wait for it, or stop it"
+                    f"{self.location}: another `univip-stream mine` is writing here; wait for it, or stop it{same}"
                 ) from error
             except OSError as error:
                 raise InputError(f"{self.location} cannot be written: {error.strerror}; choose another --out") from error
