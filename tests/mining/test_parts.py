@@ -228,7 +228,7 @@ def test_who_holds_the_folder(drawn_folder, tmp_path):
     mined_in(out, drawn_folder, "1/2")
     with Output(out).held(PartOf(number=2, of=2).lock):
         mined_in(out, drawn_folder, "1/2")
-        with pytest.raises(InputError, match="is writing the same part, here"):
+        with pytest.raises(InputError, match="it mines the same part"):
             mined_in(out, drawn_folder, "2/2")
         for other in (lambda: mine(config(drawn_folder, out)), lambda: join_parts(out)):
             with pytest.raises(InputError, match="another `univip-stream mine` is writing here"):

@@ -160,12 +160,12 @@ def finished_and_not(job: Job, numbers: Iterable[int]) -> tuple[dict[str, ShardE
     return entries, todo
 
 
-def mine_shards(job: Job, todo: dict[int, bool], entries: dict[str, ShardEntry], progress: Callable[[int], None]) -> None:
+def mine_shards(job: Job, waiting: dict[int, bool], entries: dict[str, ShardEntry], progress: Callable[[int], None]) -> None:
     """Make the shards that `finished_and_not` says are still to be made, and put their entries to the others.
 
     Args:
         job: what is mined, and where to.
-        todo: number of a shard -> whether only its failed images are mined.
+        waiting: number of a shard -> whether only its failed images are mined.
         entries: of the finished shards, by name; those that are made are added.
         progress: as of `runner.run`.
 
@@ -174,7 +174,7 @@ def mine_shards(job: Job, todo: dict[int, bool], entries: dict[str, ShardEntry],
 
     """
     failed = sum(map(failed_of, entries.values()))
-    for _, entry in runner.run(job.function, starmap(job.task, todo.items()), job.place, progress):
+    for _, entry in runner.run(job.function, starmap(job.task, waiting.items()), job.place, progress):
         entries[entry.name] = entry
         failed += failed_of(entry)
         if failed > job.allowed:
