@@ -1,6 +1,9 @@
 """`univip_stream.mine`, `train`, `evaluate`, `embed`: the commands' own work, with errors as exceptions."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +99,20 @@ def test_what_is_written_wrongly_is_told_with_what_was_expected():
     ):
         us.evaluate("runs/a")
     us.Detect(run="r", voc="v", sides=[64, np.int64(96)], rate=1)  # what does as well
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_mining_and_training_is_told_as_one(number, drawn_shards, tmp_path, monkeypatch):
+    """Ctrl-C while the rate was measured printed `Aborted!` and ended with 1, as something that failed."""
+
+    def stopped(config, device):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("univip_stream.api.photographs.images_per_second", stopped)
+    with pytest.raises(us.Interrupted, match="while settings are chosen, before the first step; run the same command"):
+        us.train(us.TrainConfig(out=tmp_path / "run", shards=str(drawn_shards), recipe="auto"), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_not_there_is_an_input_error(tmp_path, drawn_folder):

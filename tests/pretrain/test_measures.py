@@ -1,6 +1,9 @@
 """Measures without labels while a run trains: recorded from the first weights on, and the training is what it is without them."""
 
 import json
+import os
+import signal
+import time
 
 import cv2
 import numpy as np
@@ -12,7 +15,8 @@ from small_runs import losses, records, tiny
 from univip_stream.augment import normalised
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
-from univip_stream.pretrain import load_backbone, pretrain
+from univip_stream.pretrain import Interrupted, load_backbone, pretrain
+from univip_stream.pretrain import measures as measures_module
 from univip_stream.pretrain.verdict import judge
 from univip_stream.probe.crops import CentreCrop
 from univip_stream.probe.labelfree import rankme, uniformity
@@ -87,6 +91,24 @@ def test_a_run_that_goes_on_has_each_look_once(measured, drawn_shards, tmp_path)
     pretrain(tiny(*ON), str(drawn_shards), tmp_path / "run")
     assert [row["step"] for row in records(tmp_path / "run")] == list(range(9))
     assert looks(tmp_path / "run") == looks(measured)
+
+
+def test_a_stop_while_the_first_weights_are_looked_at_waits_for_no_step(drawn_shards, tmp_path, monkeypatch):
+    """With a large network on CPUs this look takes minutes; the stop came after it and a step."""
+    real = measures_module.Measures.of
+
+    def slow(self, *backbone):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(3)
+        return real(self, *backbone)
+
+    monkeypatch.setattr("univip_stream.pretrain.train._PATIENCE", 0.2)
+    monkeypatch.setattr(measures_module.Measures, "of", slow)
+    with pytest.raises(Interrupted, match="before a step was made; run the same command"):
+        pretrain(tiny(*ON, "steps=1"), str(drawn_shards), tmp_path / "run")
+    monkeypatch.undo()
+    pretrain(tiny(*ON, "steps=1"), str(drawn_shards), tmp_path / "run")
+    assert list(looks(tmp_path / "run")) == [0, 1]
 
 
 def test_frozen_layers_stay_frozen(drawn_shards, tmp_path):
