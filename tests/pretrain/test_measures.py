@@ -137,6 +137,13 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(drawn_shards, tmp
         cv2.imwrite(str(few / f"{number}.jpg"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(InputError, match=r"few: 3 images to measure, expected at least 8; measures\.images=0"):
         pretrain(tiny(*ON, f"measures.src={few}"), str(drawn_shards), tmp_path / "run")
+    for name in ("none", "few/0.jpg"):
+        with pytest.raises(InputError, match=r"measures\.src: .*" + name):
+            pretrain(tiny(*ON, f"measures.src={tmp_path / name}"), str(drawn_shards), tmp_path / "run")
+    for number in range(20):
+        (few / f"bad{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"of the 12 that were drawn \(a larger measures\.images draws from 11 more\)"):
+        pretrain(tiny(*ON, f"measures.src={few}"), str(drawn_shards), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     for settings, said in (
         (["measures.images=3"], "expected 0, or at least 8"),

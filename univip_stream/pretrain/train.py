@@ -33,7 +33,7 @@ from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.hardware import memory, pick_precision
 from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
-from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
+from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, as_safetensors, backbone_facts
 from univip_stream.pretrain.measures import Measures
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
@@ -394,10 +394,10 @@ class _Trainer:
         """Write the backbone alone, under the names its library uses."""
         if not self.process.is_first:
             return
-        from safetensors.torch import save
-
         weights = {name: value.detach().cpu().contiguous() for name, value in self.method.backbone.trunk.state_dict().items()}
-        data = save(weights, metadata={"format": "pt", **backbone_facts(self.config), "steps": str(self.total)})
+        if provenance.stands(self.run):
+            return  # a run that was finished before
+        data = as_safetensors(weights, {**backbone_facts(self.config), "steps": str(self.total)})
         with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
             file.write(data)
         provenance.finish(self.run, self.method.backbone, self.total)
