@@ -118,7 +118,7 @@ def begin(run: Path, index: ShardSet, method: str, *, first: int, total: int) ->
 def stands(run: Path) -> bool:
     """Whether the provenance has the weights that are in the run folder, which need not be written again then."""
     try:
-        return read_provenance(run / PROVENANCE)["weights"]["sha256"] == sha256_of(run / BACKBONE)
+        return bool(read_provenance(run / PROVENANCE)["weights"]["sha256"] == sha256_of(run / BACKBONE))
     except (InputError, KeyError, TypeError, OSError):
         return False
 
