@@ -1,7 +1,11 @@
 """`univip_stream.mine`, `train`, `evaluate`, `embed`: the commands' own work, with errors as exceptions."""
 
 import json
+import os
+import signal
+import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -61,6 +65,17 @@ WRONG = {
     "two lengths": lambda shards, out: us.Detect(run=out, voc=shards, schedule="1x", iterations=10),
     "a detector that is none": lambda shards, out: us.Detect(run=out, voc=shards, model="mask-rcnn-c5"),
     "a folder as a file": lambda shards, out: us.EmbedConfig(run=out, source=shards, out=shards),
+    "no configuration": lambda shards, out: us.evaluate(str(out)),
+    "a class of configurations": lambda shards, out: us.evaluate(us.Detect),
+    "another function's": lambda shards, out: us.train(us.Knn(run=out, train=shards, val=shards)),
+    "one source without its tuple": lambda shards, out: us.mine(us.MiningConfig(sources=str(shards), out=out)),
+    "a photograph's folder without its tuple": lambda shards, out: us.train(us.TrainConfig(sources=str(shards), out=out)),
+    "a side without its tuple": lambda shards, out: us.Detect(run=out, voc=shards, sides=64),
+    "a text as a number": lambda shards, out: us.Detect(run=out, voc=shards, iterations="5"),
+    "a share of an iteration": lambda shards, out: us.Detect(run=out, voc=shards, iterations=5.5),
+    "a text as a rate": lambda shards, out: us.Finetune(run=out, train=shards, val=shards, rates=("a",)),
+    "a number as a share": lambda shards, out: us.Knn(run=out, train=shards, val=shards, max_failures=5),
+    "no run": lambda shards, out: us.EmbedConfig(run=None, source=shards, out=out),
     "an engine that is none": lambda shards, out: us.mine(us.MiningConfig(sources=(shards,), out=out, proposals="selective")),
 }
 
@@ -70,6 +85,34 @@ def test_what_is_called_wrongly_is_an_exception_before_any_work(what, drawn_shar
     with pytest.raises(us.UsageError):
         WRONG[what](drawn_shards, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_written_wrongly_is_told_with_what_was_expected():
+    with pytest.raises(us.UsageError, match=r"Detect: sides is 64; expected tuple\[int, \.\.\.\]"):
+        us.Detect(run="r", voc="v", sides=64)
+    with pytest.raises(
+        us.UsageError, match=r"sources is 'photos'; expected tuple\[str \| Path, \.\.\.\], such as a tuple of one"
+    ):
+        us.mine(us.MiningConfig(sources="photos", out="shards"))
+    with pytest.raises(
+        us.UsageError, match=r"evaluate: 'runs/a' is no configuration; expected Knn, Linear, Finetune or Detect"
+    ):
+        us.evaluate("runs/a")
+    us.Detect(run="r", voc="v", sides=[64, np.int64(96)], rate=1)  # what does as well
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_mining_and_training_is_told_as_one(number, drawn_shards, tmp_path, monkeypatch):
+    """Ctrl-C while the rate was measured printed `Aborted!` and ended with 1, as something that failed."""
+
+    def stopped(config, device):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("univip_stream.api.photographs.images_per_second", stopped)
+    with pytest.raises(us.Interrupted, match="while settings are chosen, before the first step; run the same command"):
+        us.train(us.TrainConfig(out=tmp_path / "run", shards=str(drawn_shards), recipe="auto"), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_not_there_is_an_input_error(tmp_path, drawn_folder):

@@ -1,5 +1,7 @@
 """Recipe `auto`: what it chooses on made-up machines, and why."""
 
+import math
+
 import pytest
 
 from univip_stream.errors import UsageError
@@ -49,6 +51,24 @@ def test_a_laptop_gets_a_small_network_and_an_hour():
     assert found["views.scene_size"] == "64"
     assert float(found["epochs"]) == pytest.approx(3600 * 50 / 2_000)
     assert any(text.startswith("stream.batch_size=") for text in asked[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "looks"), [(60, 2.0, 0), (60, 20.0, 2), (60, 40.0, 3), (600, 20.0, 11), (7200, 40.0, 11)]
+)
+def test_measures_take_a_tenth_of_the_run_at_most(seconds, rate, looks):
+    """142 photographs and a minute: looks at all of them after each of three steps took longer than the run."""
+    images = Images(count=142, short_side=427)
+    found = {choice.key: choice for choice in choose(images, LAPTOP, seconds=seconds, rate=lambda settings: rate)}
+    measured, batch = int(found["measures.images"].value), int(found["stream.batch_size"].value)
+    assert (measured > 0) == (looks > 0)
+    if measured:
+        updates = round(float(found["epochs"].value) * images.count / batch)
+        assert looks == 1 + math.ceil(updates / int(found["measures.every"].value))
+        # Five forward passes each, and about eleven an image of training.
+        assert looks * measured * 5 <= 0.12 * seconds * rate * 11
+        assert measured >= 32
+    with_settings(recipe("coco"), [choice.text for choice in found.values()])
 
 
 @pytest.mark.parametrize("machine", [LAPTOP, H100])

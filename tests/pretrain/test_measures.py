@@ -1,6 +1,9 @@
 """Measures without labels while a run trains: recorded from the first weights on, and the training is what it is without them."""
 
 import json
+import os
+import signal
+import time
 
 import cv2
 import numpy as np
@@ -12,7 +15,8 @@ from small_runs import losses, records, tiny
 from univip_stream.augment import normalised
 from univip_stream.cli import cli
 from univip_stream.errors import InputError, UsageError
-from univip_stream.pretrain import load_backbone, pretrain
+from univip_stream.pretrain import Interrupted, load_backbone, pretrain
+from univip_stream.pretrain import measures as measures_module
 from univip_stream.pretrain.verdict import judge
 from univip_stream.probe.crops import CentreCrop
 from univip_stream.probe.labelfree import rankme, uniformity
@@ -89,6 +93,24 @@ def test_a_run_that_goes_on_has_each_look_once(measured, drawn_shards, tmp_path)
     assert looks(tmp_path / "run") == looks(measured)
 
 
+def test_a_stop_while_the_first_weights_are_looked_at_waits_for_no_step(drawn_shards, tmp_path, monkeypatch):
+    """With a large network on CPUs this look takes minutes; the stop came after it and a step."""
+    real = measures_module.Measures.of
+
+    def slow(self, *backbone):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(3)
+        return real(self, *backbone)
+
+    monkeypatch.setattr("univip_stream.pretrain.train._PATIENCE", 0.2)
+    monkeypatch.setattr(measures_module.Measures, "of", slow)
+    with pytest.raises(Interrupted, match="before a step was made; run the same command"):
+        pretrain(tiny(*ON, "steps=1"), str(drawn_shards), tmp_path / "run")
+    monkeypatch.undo()
+    pretrain(tiny(*ON, "steps=1"), str(drawn_shards), tmp_path / "run")
+    assert list(looks(tmp_path / "run")) == [0, 1]
+
+
 def test_frozen_layers_stay_frozen(drawn_shards, tmp_path):
     for name, settings in (("without", ()), ("with", ON)):
         pretrain(tiny('freeze=["conv1", "layer1"]', "steps=3", *settings), str(drawn_shards), tmp_path / name)
@@ -114,6 +136,13 @@ def test_what_cannot_be_measured_is_told_before_the_first_step(drawn_shards, tmp
     for number in range(3):
         cv2.imwrite(str(few / f"{number}.jpg"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(InputError, match=r"few: 3 images to measure, expected at least 8; measures\.images=0"):
+        pretrain(tiny(*ON, f"measures.src={few}"), str(drawn_shards), tmp_path / "run")
+    for name in ("none", "few/0.jpg"):
+        with pytest.raises(InputError, match=r"measures\.src: .*" + name):
+            pretrain(tiny(*ON, f"measures.src={tmp_path / name}"), str(drawn_shards), tmp_path / "run")
+    for number in range(20):
+        (few / f"bad{number}.jpg").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"of the 12 that were drawn \(a larger measures\.images draws from 11 more\)"):
         pretrain(tiny(*ON, f"measures.src={few}"), str(drawn_shards), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     for settings, said in (

@@ -14,6 +14,7 @@ from univip_stream.errors import InputError
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.pretrain import pretrain
 from univip_stream.pretrain.chain import follow, verify_run
+from univip_stream.pretrain.load import as_safetensors
 from univip_stream.pretrain.recipes import recipe
 from univip_stream.pretrain.settings import with_settings
 
@@ -257,3 +258,31 @@ def test_the_file_in_a_folder_stands_for_the_folder(moved, monkeypatch):
     assert json.loads(by_file.stdout) == json.loads(by_folder.stdout)
     monkeypatch.chdir(moved / "run")
     assert called("verify", "provenance.json").exit_code == 0
+
+
+def test_a_finished_run_that_is_called_again_keeps_its_chain(moved):
+    """The library writes facts in another order each time, so the second call wrote a file of another hash."""
+    run = moved / "run"
+    written = (run / "backbone.safetensors").read_bytes()
+    for damage in ("none", "gone", "an order of facts that this program does not write"):
+        if damage == "gone":
+            (run / "backbone.safetensors").unlink()
+        elif damage != "none":  # as runs of before this order have
+            save_file(load_file(run / "backbone.safetensors"), run / "backbone.safetensors", metadata={"format": "pt"})
+            said = json.loads((run / "provenance.json").read_text())
+            said["weights"]["sha256"] = "0" * 64
+            (run / "provenance.json").write_text(json.dumps(said))
+        pretrain(tiny(), str(moved / "shards"), run)
+        assert (run / "backbone.safetensors").read_bytes() == written
+        assert follow(run).findings == []
+
+
+def test_the_same_weights_are_the_same_bytes(moved):
+    weights, facts = {"b": torch.ones(3), "a": torch.zeros(2, 2)}, {name: name for name in "qwertyuiop"}
+    files = {as_safetensors(weights, facts) for _ in range(6)}
+    assert len(files) == 1
+    (moved / "file").write_bytes(files.pop())
+    assert {name: tensor.tolist() for name, tensor in load_file(moved / "file").items()} == {
+        "a": [[0, 0], [0, 0]],
+        "b": [1, 1, 1],
+    }

@@ -17,6 +17,7 @@ from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProt
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
+from univip_stream.typed import check_types
 
 _PROGRESS_EVERY = 5.0
 """Seconds between two progress lines."""
@@ -68,6 +69,7 @@ class Detect:
     """Where the result is also written, as JSON; and what a killed job goes on from."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         allowed_failures(self.max_failures, 1)  # refused here, before the work
         if self.model is not None and self.model not in MODELS:
             raise UsageError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")

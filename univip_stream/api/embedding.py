@@ -14,6 +14,7 @@ from univip_stream.evaluation.subject import open_subject
 from univip_stream.failures import MAX_FAILURES, Failure
 from univip_stream.images import MAX_PIXELS
 from univip_stream.probe.labelled import ImageSource
+from univip_stream.typed import check_types, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class EmbedConfig:
     """Larger images are refused."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.dense and Path(self.out).is_dir():
             raise UsageError(f"--out {self.out} is a folder; expected a file, or --dense, which writes a folder of maps")
         if self.image_size is not None and not 8 <= self.image_size <= 4096:
@@ -73,6 +75,7 @@ def embed(config: EmbedConfig, *, quiet: bool = False) -> Embedded:
         InputError, UsageError: a run, images or a file that cannot be used; too many images that cannot be read.
 
     """
+    expect(config, "embed", EmbedConfig)
     images, out = ImageSource(str(config.source), max_pixels=config.max_pixels), Path(config.out)
     print_source_notes(images, quiet=quiet)
     subject = open_subject(Path(config.run), image_size=config.image_size)

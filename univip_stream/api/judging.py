@@ -28,6 +28,7 @@ from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.images import MAX_PIXELS
 from univip_stream.probe.knn import KnnConfig
 from univip_stream.probe.labelled import LabelledSource
+from univip_stream.typed import check_types, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Judging:
     """Where the result is also written, as JSON; and what an interrupted protocol goes on from."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         allowed_failures(self.max_failures, 1)  # refused here, before the work
         if self.image_size is not None and not 8 <= self.image_size <= 4096:
             raise UsageError(f"image_size is {self.image_size}; expected 8 to 4096")
@@ -146,6 +148,7 @@ def evaluate(config: Knn | Linear | Finetune | Detect, *, quiet: bool = False) -
 
     """
     kinds: dict[type, Callable[[Any, bool], Judged]] = {Knn: _knn, Linear: _linear, Finetune: _finetune, Detect: detected}
+    expect(config, "evaluate", *kinds)
     judged = kinds[type(config)](config, quiet)
     out = None if config.out is None else Path(config.out)
     process = process_from_environment()

@@ -14,6 +14,7 @@ from univip_stream.mining.noticed import left_out
 from univip_stream.mining.pipeline import MiningPlan
 from univip_stream.shards.entry import ShardEntry, numbers
 from univip_stream.shards.manifest import Manifest
+from univip_stream.typed import expect
 
 
 def mine(config: MiningConfig, *, quiet: bool = False) -> MiningReport:
@@ -30,6 +31,7 @@ def mine(config: MiningConfig, *, quiet: bool = False) -> MiningReport:
         InputError, UsageError: sources, options or a folder that cannot be used; too many images that cannot be read.
 
     """
+    expect(config, "mine", MiningConfig)
     bar: list[Progress] = []
 
     def planned(plan: MiningPlan, finished: int) -> None:

@@ -4,7 +4,8 @@ import importlib.util
 import json
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,17 +68,10 @@ def shards_of(
         )
     # Where Ray is not installed, and where there is one CPU to share, this process mines by itself.
     inline = importlib.util.find_spec("ray") is None or usable_cpus() == 1
-    in_main = threading.current_thread() is threading.main_thread()  # signals belong to it
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
+    with _stopping("stopped while mining: finished shards are kept; run the same command to go on"):
         config = MiningConfig(sources=sources, out=str(folder), inline=inline, max_failures=max_failures)
         say("1 of 2: mining")
         report = run_mining(config, quiet=quiet)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped while mining: finished shards are kept; run the same command to go on") from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
     say(summary(report.manifest))
     for note in report.notes:
         say(note)
@@ -87,6 +81,20 @@ def shards_of(
         say(f"  and {len(report.failures) - 10} more; every one is a row of its shard's .parquet")
     say("2 of 2: training")
     return str(folder)
+
+
+@contextmanager
+def _stopping(words: str) -> Iterator[None]:
+    """Within: Ctrl-C and SIGTERM are Interrupted, with these words; nothing is left that the same command does not go on from."""
+    in_main = threading.current_thread() is threading.main_thread()  # signals belong to it
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(words) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def chosen(
@@ -106,8 +114,16 @@ def chosen(
     Raises:
         UsageError: several ranks, which would measure unlike rates.
         InputError: shards that cannot be read, a run that cannot be gone on with.
+        Interrupted: stopped; what was mined is kept.
 
     """
+    with _stopping("stopped while settings are chosen, before the first step; run the same command to begin"):
+        return _chosen(shards, run, texts, device=device, process=process, seconds=seconds, say=say)
+
+
+def _chosen(
+    shards: list[str], run: Path, texts: list[str], *, device: str, process: Process, seconds: float | None, say: Say
+) -> PretrainConfig:
     if (run / CONFIG).exists():
         if seconds is not None:
             say("--time was for the run's beginning; its length stands")

@@ -20,6 +20,7 @@ from univip_stream.pretrain.auto import seconds_of
 from univip_stream.pretrain.load import CONFIG
 from univip_stream.pretrain.recipes import recipe as recipe_named
 from univip_stream.pretrain.settings import with_settings
+from univip_stream.typed import expect
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
@@ -74,6 +75,7 @@ def train(config: TrainConfig, *, quiet: bool = False, progress: Progress | None
         Interrupted: asked to stop (SIGTERM, Ctrl-C) and saved; the same call goes on.
 
     """
+    expect(config, "train", TrainConfig)
     process = process_from_environment()
     shards = (config.shards,) if isinstance(config.shards, str) else tuple(config.shards)
     sources, out = tuple(map(str, config.sources)), Path(config.out)

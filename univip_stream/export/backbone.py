@@ -16,7 +16,7 @@ from univip_stream.files import written_atomically
 from univip_stream.formats.pickles import pickled
 from univip_stream.networks import Backbone
 from univip_stream.pretrain import PretrainConfig
-from univip_stream.pretrain.load import BACKBONE, backbone_facts
+from univip_stream.pretrain.load import BACKBONE, as_safetensors, backbone_facts
 
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 """Depths that all five formats support."""
@@ -110,9 +110,7 @@ def _timm(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Expo
 
 def _safetensors(weights: dict[str, Tensor], config: PretrainConfig, out: Path) -> Exported:
     _check_suffix(out, "safetensors", only=".safetensors")
-    from safetensors.torch import save
-
-    _write(out, save(weights, metadata={"format": "pt", **backbone_facts(config)}))
+    _write(out, as_safetensors(weights, backbone_facts(config)))
     return Exported(files=[out], tensors=len(weights), use=f'safetensors.torch.load_file("{out}")')
 
 

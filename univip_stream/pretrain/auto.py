@@ -22,7 +22,14 @@ LEAST_UPDATES = 5_000
 CPU_SECONDS = 3600.0
 """How long a run on CPUs is to take where nobody says."""
 MEASURED = 256
-"""Images that measures without labels look at."""
+"""Images that measures without labels look at, at most."""
+LEAST_MEASURED = 32
+"""Fewer say little of a run, where there are more."""
+MEASURING = 0.1
+"""Share of a run's time that its measures may take."""
+_A_LOOK = 0.5
+"""What a look at an image costs, in images of training: five forward passes (it, and four views) of about eleven. An image of
+training costs 3.64 of a supervised one (docs/how-to/own-photographs.md), which is a forward pass and a backward one, worth two."""
 _MIB = 1 << 20
 _BYTES_OF = {"resnet50": 120 * _MIB, "resnet18": 33 * _MIB, "resnet10t": 26 * _MIB}
 """What a network keeps for its gradient, bytes an image: two views of 224 pixels, four instances of 96, bf16 (counted tensors)."""
@@ -185,10 +192,28 @@ def _length(
     updates = max(1, round(epochs * images.count / batch))
     every = max(1, min(1000, round(60 * found / batch))) if found else 100
     add("checkpoint_every", every, "about a minute's steps" if found else "often enough for a stop at any time")
-    add("record_every", max(1, min(10, updates // 100)), "a hundred points of a curve at least")
+    points = "a hundred points of a curve at least" if updates >= 100 else "as many points of a curve as there are"
+    add("record_every", max(1, min(10, updates // 100)), points)
     if images.count >= FEWEST_MEASURED:
-        add("measures.images", min(MEASURED, images.count), "to say without labels how the features change")
-        add("measures.every", max(1, updates // 10), "ten times")
+        _measures(add, min(MEASURED, images.count), updates, batch)
+
+
+def _measures(add: Callable[[str, object, str], None], images: int, updates: int, batch: int) -> None:
+    """Look at so many images ten times, or less often, or at fewer, so that it takes no more than its share of the run."""
+    affordable = int(MEASURING * updates * batch / _A_LOOK)
+    # One look is before the first step; two are a beginning and an end.
+    looks = min(10, updates, affordable // images - 1)
+    if looks >= 1:
+        every = math.ceil(updates / looks)
+        add("measures.images", images, "to say without labels how the features change")
+        often = counted(math.ceil(updates / every), "time")
+        add("measures.every", every, f"{often}, and before the first step")
+    elif affordable // 2 >= min(LEAST_MEASURED, images):
+        add("measures.images", affordable // 2, f"two looks at more would take over {MEASURING:.0%} of the run")
+        add("measures.every", updates, "at its end, and before the first step")
+    else:
+        few = min(LEAST_MEASURED, images)
+        add("measures.images", 0, f"two looks at {few} would take over {MEASURING:.0%} of so short a run")
 
 
 def _papers_length(images: Images) -> tuple[float, str]:

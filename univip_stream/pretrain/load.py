@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.checkpoint import Checkpoints, load_checkpoint
@@ -51,6 +52,19 @@ def backbone_facts(config: PretrainConfig) -> dict[str, str]:
         "std": json.dumps(config.augment.std),
         "scene_size": str(config.views.scene_size),
     }
+
+
+def as_safetensors(weights: dict[str, Tensor], facts: dict[str, str]) -> bytes:
+    """Return a file of safetensors: the same weights and facts give the same bytes, which the library's order of facts does not."""
+    from safetensors.torch import save
+
+    data = save(weights, metadata={"format": "pt", **facts})
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight, as the format demands
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def told_now(values: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,10 @@ class Measures:
     def __init__(
         self, config: MeasuresConfig, shards: ShardSet, size: int, pixels: AugmentConfig, seed: int, workers: int
     ) -> None:
-        self.source = ImageSource(config.src if config.src is not None else shards)
+        try:
+            self.source = ImageSource(config.src if config.src is not None else shards)
+        except InputError as error:
+            raise InputError(f"measures.src: {error}") from error
         self.config, self.pixels = config, pixels
         rng = np.random.default_rng(seed)
         among = _of_few(shards, rng) if config.src is None else np.arange(len(self.source))
@@ -70,12 +73,19 @@ class Measures:
             raise InputError(
                 "\n".join(
                     [
-                        f"{self.source.name}: {counted(self.images, 'image')} to measure, expected at least {FEWEST_MEASURED}; "
-                        "measures.images=0 leaves measures out",
+                        f"{self.source.name}: {counted(self.images, 'image')} to measure{self._of_more(len(numbers))}, expected at "
+                        f"least {FEWEST_MEASURED}; measures.images=0 leaves measures out",
                         *listed(self.failed, 10),
                     ]
                 )
             )
+
+    def _of_more(self, drawn: int) -> str:
+        """What a larger number would do, where images that were drawn cannot be read and there are others."""
+        left = len(self.source) - drawn
+        if not self.failed or not left:
+            return ""
+        return f" of the {drawn} that were drawn (a larger measures.images draws from {left} more)"
 
     def notes(self) -> Iterator[str]:
         """Yield what a person should know before the first number."""

@@ -115,10 +115,21 @@ def begin(run: Path, index: ShardSet, method: str, *, first: int, total: int) ->
     _write(run, {"format": FORMAT, "config": facts, "code": codes, "shards": _shards(run, index)})
 
 
+def stands(run: Path) -> bool:
+    """Whether the provenance has the weights that are in the run folder, which need not be written again then."""
+    try:
+        return bool(read_provenance(run / PROVENANCE)["weights"]["sha256"] == sha256_of(run / BACKBONE))
+    except (InputError, KeyError, TypeError, OSError):
+        return False
+
+
 def finish(run: Path, backbone: nn.Module, total: int) -> None:
     """Add the weights, and the checkpoint that they were taken from, when a run ends."""
     found = read_provenance(run / PROVENANCE)
     if "weights" in found:
+        # The file was written again from the same weights: the chain leads on from it.
+        if found["weights"].get("tensors_sha256") == weights_sha256(backbone):
+            _write(run, found | {"weights": {**found["weights"], "sha256": sha256_of(run / BACKBONE)}})
         return
     checkpoint = Checkpoints(run / CHECKPOINTS).path(total)
     found["checkpoint"] = {"file": f"{CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_of(checkpoint)}

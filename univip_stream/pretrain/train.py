@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.hardware import memory, pick_precision
 from univip_stream.pretrain.initial import begin_with, first_weights, freeze
 from univip_stream.pretrain.inputs import check_sizes
-from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, backbone_facts
+from univip_stream.pretrain.load import BACKBONE, CHECKPOINTS, as_safetensors, backbone_facts
 from univip_stream.pretrain.measures import Measures
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
@@ -52,6 +52,7 @@ _PATIENCE = 3.0
 request."""
 _PATIENCE_OF_RANKS = 20.0
 """The same for several ranks: a rank that leaves early keeps the others from saving at the same step."""
+_BEFORE = "stopped before a step was made; run the same command to begin"
 _HUGE = 1e3
 """Weights of this size are a sign of divergence: with normalisation, losses stay finite for any weights. In a healthy ResNet
 they stay below some tens."""
@@ -93,7 +94,7 @@ def pretrain(
             with asked.waiting():
                 trainer = _Trainer(config, shards, run, where, process, say)
         except WaitedEnoughError:
-            raise Interrupted("stopped before a step was made; run the same command to begin") from None
+            raise Interrupted(_BEFORE) from None
         with closing(trainer):
             for line in trainer.arithmetic():
                 say(line)
@@ -260,7 +261,7 @@ class _Trainer:
         """Train to the end, and yield the values of each recorded step."""
         config = self.config
         if self.measures is not None and self.first == 0:
-            self.recorder.write({"step": 0, "epoch": 0.0, **self.measures.of(self.method.backbone, self.device)})
+            self._look_at_the_first_weights(asked)
         patience = _PATIENCE if self.process.world_size == 1 else _PATIENCE_OF_RANKS
         with closing(asked.patiently(iter(self.stream), patience)) as batches:  # an error must not leave workers behind
             began, waited, recorded = time.perf_counter(), self.stream.wait_seconds, self.first
@@ -315,6 +316,16 @@ class _Trainer:
                     raise Interrupted(
                         f"stopped after step {finished} of {self.total}, saved; run the same command to continue"
                     )
+
+    def _look_at_the_first_weights(self, asked: Asked) -> None:
+        """Record the measures of before the first step. One process need not end it to stop: it is done again at the next start."""
+        assert self.measures is not None
+        with asked.waiting(_PATIENCE) if self.process.world_size == 1 else nullcontext():
+            try:
+                values = self.measures.of(self.method.backbone, self.device)
+            except WaitedEnoughError:
+                raise Interrupted(_BEFORE) from None
+        self.recorder.write({"step": 0, "epoch": 0.0, **values})
 
     def _leave(self, finished: int) -> Interrupted:
         """Save and return the error of a stop while waiting for a batch; a step that is half computed is not saved."""
@@ -383,10 +394,10 @@ class _Trainer:
         """Write the backbone alone, under the names its library uses."""
         if not self.process.is_first:
             return
-        from safetensors.torch import save
-
         weights = {name: value.detach().cpu().contiguous() for name, value in self.method.backbone.trunk.state_dict().items()}
-        data = save(weights, metadata={"format": "pt", **backbone_facts(self.config), "steps": str(self.total)})
+        if provenance.stands(self.run):
+            return  # a run that was finished before
+        data = as_safetensors(weights, {**backbone_facts(self.config), "steps": str(self.total)})
         with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
             file.write(data)
         provenance.finish(self.run, self.method.backbone, self.total)

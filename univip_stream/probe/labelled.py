@@ -59,6 +59,8 @@ class ImageSource:
             # Shards are recognised by a manifest or tars. Anything else is a collection of images.
             folder = Path(spec)
             as_images = (folder.is_dir() and not any(folder.glob("*.tar"))) or spec.lower().endswith((".txt", ".parquet"))
+            if not storage.is_remote(spec) and not set("<{*?[") & set(spec) and not os.path.lexists(spec):
+                raise InputError(f"{spec}: no such folder of images or shards, tar, list or manifest; check the path")
             if as_images:
                 self._images = _Listed(spec, max_pixels)
             else:
