@@ -110,8 +110,13 @@ def test_a_stop_between_mining_and_training_is_told_as_one(number, drawn_shards,
         time.sleep(5)
 
     monkeypatch.setattr("univip_stream.api.photographs.images_per_second", stopped)
-    with pytest.raises(us.Interrupted, match="while settings are chosen, before the first step; run the same command"):
-        us.train(us.TrainConfig(out=tmp_path / "run", shards=str(drawn_shards), recipe="auto"), quiet=True)
+    # As in a terminal: a process of pytest-xdist ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(us.Interrupted, match="while settings are chosen, before the first step; run the same command"):
+            us.train(us.TrainConfig(out=tmp_path / "run", shards=str(drawn_shards), recipe="auto"), quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run").exists()
 
 
