@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from univip_stream.api.progress import duration
-from univip_stream.api.running import line_printer, reading_workers
+from univip_stream.api.running import CommonConfig, line_printer, reading_workers
 from univip_stream.boxes import UPRIGHT
 from univip_stream.distributed import Process, pick_device
 from univip_stream.errors import UsageError, counted
@@ -15,20 +15,15 @@ from univip_stream.evaluation.detection.data import DetectionSet, read_coco, rea
 from univip_stream.evaluation.detection.models import MODELS
 from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, detect, rate_for, voc
 from univip_stream.evaluation.subject import open_subject
-from univip_stream.failures import MAX_FAILURES, allowed_failures
-from univip_stream.images import MAX_PIXELS
-from univip_stream.typed import check_types
 
 _PROGRESS_EVERY = 5.0
 """Seconds between two progress lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detect:
+class Detect(CommonConfig):
     """A detector around the backbone, fine-tuned and scored by pycocotools: on COCO's files, or on a VOCdevkit."""
 
-    run: str | Path
-    """A run folder, a checkpoint or a backbone.safetensors; or a reference such as random:resnet50 (see `pretrain.reference`)."""
     train_json: str | Path | None = None
     """COCO's annotations of the images to learn from."""
     train_images: str | Path | None = None
@@ -57,20 +52,9 @@ class Detect:
     """Decides every random choice."""
     save_every: int = 2500
     """Iterations between two states beside `out` that a killed job goes on from."""
-    workers: int | None = None
-    """Processes that read images; None is a CPU less than there are."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    max_failures: str = MAX_FAILURES
-    """Images to learn from, and to judge by, that may be unreadable or too large, a share or a number."""
-    max_pixels: int = MAX_PIXELS
-    """Larger images are refused."""
-    out: str | Path | None = None
-    """Where the result is also written, as JSON; and what a killed job goes on from."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        allowed_failures(self.max_failures, 1)  # refused here, before the work
+        super().__post_init__()
         if self.model is not None and self.model not in MODELS:
             raise UsageError(f"model is {self.model!r}; expected one of {', '.join(MODELS)}")
         if self.schedule is not None and self.schedule not in SCHEDULES:

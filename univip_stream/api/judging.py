@@ -9,6 +9,7 @@ from typing import Any
 from univip_stream.api.detecting import Detect, detected
 from univip_stream.api.progress import Progress
 from univip_stream.api.running import (
+    CommonConfig,
     cache_folder,
     line_printer,
     print_source_notes,
@@ -24,39 +25,24 @@ from univip_stream.evaluation.linear import PROTOCOLS, protocol_for
 from univip_stream.evaluation.linear import linear as linear_on
 from univip_stream.evaluation.nearest import knn as knn_on
 from univip_stream.evaluation.subject import open_subject
-from univip_stream.failures import MAX_FAILURES, allowed_failures
-from univip_stream.images import MAX_PIXELS
 from univip_stream.probe.knn import KnnConfig
 from univip_stream.probe.labelled import LabelledSource
-from univip_stream.typed import check_types, expect
+from univip_stream.typed import expect
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
+class Judging(CommonConfig):
     """What every protocol needs; use `Knn`, `Linear` or `Finetune`."""
 
-    run: str | Path
-    """A run folder, a checkpoint or a backbone.safetensors; or a reference such as random:resnet50 (see `pretrain.reference`)."""
     train: str | Path
     """Labelled images to learn from: a folder of class folders, or shards."""
     val: str | Path
     """Labelled images to judge by: the same classes."""
     image_size: int | None = None
     """Side of the crops, pixels; None is the run's scene size."""
-    workers: int | None = None
-    """Processes that read images; None is a CPU less than there are."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    max_failures: str = MAX_FAILURES
-    """Images of each source that may be unreadable or too large, a share or a number."""
-    max_pixels: int = MAX_PIXELS
-    """Larger images are refused."""
-    out: str | Path | None = None
-    """Where the result is also written, as JSON; and what an interrupted protocol goes on from."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        allowed_failures(self.max_failures, 1)  # refused here, before the work
+        super().__post_init__()
         if self.image_size is not None and not 8 <= self.image_size <= 4096:
             raise UsageError(f"image_size is {self.image_size}; expected 8 to 4096")
         for name, least in (("workers", 0), ("k", 1), ("batch_size", 1), ("epochs", 1), ("max_pixels", 1)):

@@ -5,15 +5,41 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from univip_stream.distributed import Process, process_from_environment, said_by_the_first
+from univip_stream.failures import MAX_FAILURES, allowed_failures
 from univip_stream.files import written_atomically, written_by_one
+from univip_stream.images import MAX_PIXELS
 from univip_stream.machine import usable_cpus
 from univip_stream.probe.labelled import ImageSource
+from univip_stream.typed import check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What every way to judge needs to know: what is judged, and how images are read."""
+
+    run: str | Path
+    """A run folder, a checkpoint or a backbone.safetensors; or a reference such as random:resnet50 (see `pretrain.reference`)."""
+    workers: int | None = None
+    """Processes that read images; None is a CPU less than there are."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    max_failures: str = MAX_FAILURES
+    """Images to learn from, and to judge by, that may be unreadable or too large, a share or a number."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused."""
+    out: str | Path | None = None
+    """Where the result is also written, as JSON; and what an interrupted protocol goes on from."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        allowed_failures(self.max_failures, 1)  # refused here, before the work
 
 
 def line_printer(quiet: bool) -> Callable[[str], None]:
