@@ -70,6 +70,7 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
 
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time
     local = {"num_cpus": place.workers or usable_cpus(), "num_gpus": 0, "object_store_memory": _OBJECT_STORE}
+    stays = ray.is_initialized()  # a program that uses Ray itself called us, and its Ray runs on after us
     with attached(ray, place.address, otherwise="--inline does without Ray, on one CPU", **local):
         counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
         # Each task has one CPU and no GPU; a task whose worker or node dies is given to another.
@@ -89,7 +90,9 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
                     yield task, _result(ray, reference, task)
             progress(_take_count(ray, counter))
         finally:
-            for reference in running:  # stopped early, while Ray may run on
+            # Stopped early. Elsewhere the end of the connection ends the tasks; a cancelled one that answers while Ray shuts
+            # down would abort this process (Ray 2.5x: "Tried to complete task that was not pending").
+            for reference in running if stays else ():
                 ray.cancel(reference)
 
 
