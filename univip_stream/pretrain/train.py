@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import (
@@ -22,12 +21,12 @@ from univip_stream.distributed import (
     joined,
     pick_device,
 )
-from univip_stream.errors import InputError, UsageError, counted, why
+from univip_stream.errors import InputError, UsageError, why
 from univip_stream.files import written_atomically
 from univip_stream.loggers import Loggers, check_loggers
 from univip_stream.methods import Method, build_method, build_plan
 from univip_stream.networks import synchronise_batchnorm
-from univip_stream.pretrain import provenance
+from univip_stream.pretrain import provenance, words
 from univip_stream.pretrain.asked import Asked, Interrupted, WaitedEnoughError
 from univip_stream.pretrain.config import PretrainConfig
 from univip_stream.pretrain.hardware import memory, pick_precision
@@ -53,9 +52,6 @@ request."""
 _PATIENCE_OF_RANKS = 20.0
 """The same for several ranks: a rank that leaves early keeps the others from saving at the same step."""
 _BEFORE = "stopped before a step was made; run the same command to begin"
-_HUGE = 1e3
-"""Weights of this size are a sign of divergence: with normalisation, losses stay finite for any weights. In a healthy ResNet
-they stay below some tens."""
 
 
 def pretrain(
@@ -96,12 +92,12 @@ def pretrain(
         except WaitedEnoughError:
             raise Interrupted(_BEFORE) from None
         with closing(trainer):
-            for line in trainer.arithmetic():
+            for line in trainer.beginning():
                 say(line)
             values: dict[str, Any] = {}
             for values in trainer.steps(asked):
                 progress(values["step"], trainer.total, values)
-            for line in trainer.doubts():
+            for line in words.doubts(trainer.method, config.optim.lr):
                 say(line)
             trainer.export()
             if values and process.is_first:
@@ -141,9 +137,8 @@ class _Trainer:
             shards, plan, config.stream,
             rank=process.rank, world_size=process.world_size, parts=config.accumulate, reuse=True,
         )  # fmt: skip
-        self.total = config.total_steps(stream.steps_per_epoch)
-        self.warmup = round(config.optim.warmup_epochs * stream.steps_per_epoch)
-        self.images, self.steps_per_epoch = stream.images, stream.steps_per_epoch
+        self.length = words.Length.of(config, stream.images, stream.steps_per_epoch)
+        self.total = self.length.steps
         self.boxes, self.notes = stream.index.box_count, stream.notes
 
         # Everything that can be wrong is checked before the folder becomes that of this run.
@@ -204,58 +199,20 @@ class _Trainer:
             self.recorder = Recorder(run, resumed=self.first, loggers=loggers)
         self.finished = self.first
 
-    def arithmetic(self) -> Iterator[str]:
-        """Yield lines about the run for a person: its images, batch, method, recipe, device and warnings."""
-        config, process = self.config, self.process
+    def beginning(self) -> Iterator[str]:
+        """Yield lines about the run for a person: what was noted of its shards and settings, then what will be done."""
         yield from self.notes
-        if self.knn is not None:
-            yield from self.knn.notes()
-        if self.measures is not None:
-            yield from self.measures.notes()
-        steps = counted(self.total, "step")
-        yield (
-            f"{self.images} images; a batch of {config.stream.batch_size}{_shared_out(config, process)}; {steps}, "
-            f"{self.total / self.steps_per_epoch:.1f} epochs"
-        )
-        count = sum(parameter.numel() for parameter in self.method.online_parameters())
-        yield (
-            f"{config.method.name}, {config.method.backbone}, {count / 1e6:.1f} M parameters; scenes "
-            f"{config.views.scene_size} px, {config.views.instances} instances of {config.views.instance_size} px"
-        )
-        if self.first_weights is not None:
-            yield from self.first_weights.notes()
-        if self.frozen:
-            yield f"{' '.join(config.freeze)} stay as they were: {self.frozen / 1e6:.2f} M parameters of the backbone"
-        optim = config.optim
-        momenta = f"betas {optim.momentum:g}, {optim.beta2:g}" if optim.name == "adamw" else f"momentum {optim.momentum:g}"
-        yield (
-            f"recipe {config.recipe or 'none'}: {optim.name}, lr {optim.lr:g} after {self.warmup} steps, cosine to "
-            f"{optim.final_lr:g}, {momenta}, weight decay {optim.weight_decay:g}; "
-            f"{self._momenta()}"
-        )
-        if optim.name != "adamw" and not any(isinstance(module, _BatchNorm) for module in self.method.backbone.modules()):
-            yield (
-                f"warning: {config.method.backbone} has no batch normalisation (vision transformers and ConvNeXt have none). This "
-                f"recipe's learning rate is for ResNets, and {optim.name} may train it badly at {optim.lr:g}: --recipe vit and "
-                "--recipe convnext are for such networks"
-            )
-        if self.warmup >= self.total:
-            reached = max(cosine_lr(step, self.total, optim.lr, self.warmup, optim.final_lr) for step in range(self.total))
-            yield (
-                f"the warm-up takes {self.warmup} steps and the run {self.total}: the rate gets no higher than {reached:g} "
-                f"(optim.warmup_epochs is {optim.warmup_epochs:g})"
-            )
+        for part in (self.knn, self.measures):
+            if part is not None:
+                yield from part.notes()
+        yield from words.of_length(self.length, self.config, self.process)
+        yield from words.of_networks(self.method, self.config, self.frozen, self.first_weights)
+        yield from words.of_rates(self.method, self.length, self.config)
         yield f"{self.device}, {str(self.precision).removeprefix('torch.')} ({self.why})"
-        if self.boxes == 0 and config.views.instances and config.views.regions in ("mined", "naive-candidates"):
+        if self.boxes == 0 and self.config.views.instances and self.config.views.regions in ("mined", "naive-candidates"):
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"
-
-    def _momenta(self) -> str:
-        if not self.method.target_pairs():
-            return "no target network"
-        first, last = (self.method.target_momentum(step, self.total, self.config.ema) for step in (0, self.total))
-        return f"target momentum {first:g} to {last:g}"
 
     def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
         """Train to the end, and yield the values of each recorded step."""
@@ -280,7 +237,7 @@ class _Trainer:
                 stop = False
                 if record or save or self.updates.look_due(finished):
                     losses, stop = self.updates.look(asked)
-                rate = cosine_lr(step, self.total, config.optim.lr, self.warmup, config.optim.final_lr)
+                rate = cosine_lr(step, self.total, config.optim.lr, self.length.warmup, config.optim.final_lr)
                 momentum = self.method.target_momentum(step, self.total, config.ema)
                 self.updates.apply(rate, momentum)
                 self.finished = finished
@@ -289,7 +246,7 @@ class _Trainer:
                     seconds = time.perf_counter() - began
                     values = {
                         "step": finished,
-                        "epoch": round(finished / self.steps_per_epoch, 4),
+                        "epoch": round(finished / self.length.steps_per_epoch, 4),
                         **{name: losses[name] for name in self.updates.terms},
                         "lr": rate,
                         "momentum": momentum,
@@ -381,15 +338,6 @@ class _Trainer:
         if self.lock is not None:
             os.close(self.lock)
 
-    def doubts(self) -> Iterator[str]:
-        """Yield warnings about a result that is doubtful although all its numbers are finite."""
-        largest = max(float(parameter.detach().abs().max()) for parameter in self.method.online_parameters())
-        if largest > _HUGE:
-            yield (
-                f"the largest weight is {largest:.3g}: the steps were far too large, and little can have been learned, though "
-                f"every loss was a number. A smaller optim.lr (it is {self.config.optim.lr:g}) helps; it begins with another --out"
-            )
-
     def export(self) -> None:
         """Write the backbone alone, under the names its library uses."""
         if not self.process.is_first:
@@ -401,10 +349,3 @@ class _Trainer:
         with written_atomically(self.run / BACKBONE, wanted=len(data)) as file:
             file.write(data)
         provenance.finish(self.run, self.method.backbone, self.total)
-
-
-def _shared_out(config: PretrainConfig, process: Process) -> str:
-    """Return words that say how a batch is divided; an empty text if one process takes it as a whole."""
-    share = config.stream.batch_size // process.world_size
-    words = f", {share} on each of {process.world_size} ranks" if process.world_size > 1 else ""
-    return words + (f", {share // config.accumulate} at a time" if config.accumulate > 1 else "")
