@@ -94,7 +94,7 @@ ROWS: dict[str, Row] = {
     "byol by lightly": Row(by_lightly=True, says="BYOL by lightly 1.6.0: same pictures, sizes, budget"),
     "byol, whole blur": Row(
         settings=(*_BYOL, "augment.blur_kernel=0.2"),
-        says="BYOL, 13 taps of blur at 64 px, not 7: three of its largest deviations, as lightly's",
+        says="BYOL, blur of 13 taps, not 7: three deviations, as lightly has",
     ),
     "simclr": Row(method="simclr", says="SimCLR"),
     "moco-v2": Row(method="moco-v2", settings=("method.queue=4096",), says="MoCo v2, 4,096 keys"),
