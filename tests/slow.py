@@ -19,7 +19,7 @@ STARTS = frozenset(
         "pretrain",
     }
 )  # fmt: skip
-LONG = 3
+LONG = 2
 """Seconds above which a test that is not marked slow is named at the end of a run."""
 FIRST = (
     "test_documentation",

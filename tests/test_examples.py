@@ -74,6 +74,7 @@ def test_the_notebook_runs_from_top_to_bottom():
     assert names["batch"].pixels["instances"].shape == (3, 4, 3, 96, 96)
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_four_functions_runs_from_top_to_bottom(capsys):
     names = run_notebook("first_backbone.ipynb")
     assert names["report"].manifest.totals["samples"] == 24

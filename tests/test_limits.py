@@ -46,6 +46,7 @@ def shards(large, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_was_mined_is_verified_and_read(shards):
     assert verify_folder(shards) == []
     image = Reader(open_index(expand_shards(shards))).image(0)
@@ -62,6 +63,7 @@ def test_a_row_beyond_the_manifests_limit_is_found_by_verify(shards, tmp_path):
     assert any("the limit is 1000 pixels" in finding.problem for finding in verify_folder(folder))
 
 
+@pytest.mark.slow
 def test_images_that_nobody_mined_are_measured_by_the_setting(large):
     with pytest.raises(InputError, match=r"the limit is 100000000 pixels .*--max-pixels"):
         ImageSource(str(large))[0]

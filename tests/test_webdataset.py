@@ -90,6 +90,7 @@ with warnings.catch_warnings(record=True) as said:
     assert int(left) == len(keys(pipeline(drawn_shards))) - 1
 
 
+@pytest.mark.slow
 def test_shards_that_are_not_there_or_far_away_are_told(tmp_path):
     with pytest.raises(InputError, match="no such"):
         pipeline(tmp_path / "nowhere")

@@ -68,6 +68,7 @@ def test_one_command_from_photographs_to_a_backbone_and_again(photographs, tmp_p
     assert "optim.lr" in other.stderr
 
 
+@pytest.mark.slow
 def test_shards_are_kept_where_one_asks_for_them_and_serve_the_next_run(photographs, tmp_path, by_itself):
     for name in ("one", "two"):
         done = called("--src", photographs, "--shards", tmp_path / "set", "--out", tmp_path / name, *SMALL)
@@ -86,6 +87,7 @@ def test_more_broken_photographs_than_are_put_up_with(photographs, tmp_path, by_
     assert again.exit_code == 0, again.output
 
 
+@pytest.mark.slow
 def test_a_budget_is_the_length(photographs, tmp_path, by_itself):
     words = [word for word in SMALL if word not in ("--steps", "3")]
     done = called("--src", photographs, "--out", tmp_path / "run", "--time", "2s", *words)

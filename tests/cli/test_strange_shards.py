@@ -77,6 +77,7 @@ def faults_of(folder, tmp_path, commands, what):
     return found
 
 
+@pytest.mark.slow
 def test_every_field_of_a_manifest_may_lie(one_shard, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(one_shard, folder)

@@ -19,6 +19,7 @@ def call(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_a_head_reaches_scikit_learns_logistic_regression(rng):
     """The same objective: mean cross-entropy and half the weight decay times the squared weights; offsets go free."""
     centres = rng.normal(size=(4, 10))

@@ -35,6 +35,7 @@ def trained(name="resnet18", **settings):
     return backbone.eval(), PretrainConfig(method=UniVIPConfig(backbone=name, **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_torchvision_and_timm_give_the_same_features(name, tmp_path):
     backbone, config = trained(name)
@@ -168,6 +169,7 @@ def test_mmdetection_gets_its_own_names_and_a_configuration(tmp_path):
     assert model["neck"]["in_channels"] == [256, 512, 1024, 2048]
 
 
+@pytest.mark.slow
 def test_what_a_library_is_told_of_pixels_is_what_the_training_did(tmp_path):
     backbone, config = trained("resnet50")
     config = replace(config, augment=AugmentConfig(mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.1)))

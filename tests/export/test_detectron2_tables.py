@@ -112,6 +112,7 @@ def written_for(network, table, folder):
     return dict(zip(schedules, [path for path in written.files if path.suffix == ".yaml"], strict=True)), written
 
 
+@pytest.mark.slow
 def test_every_configuration_is_the_zoos_but_for_what_its_source_has(network, tmp_path):
     seen = set()
     for table in TABLES:

@@ -145,6 +145,7 @@ def test_scrl_is_its_equation():
     assert result["loss"].item() == pytest.approx(both_ways(*q, *t), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_scrl_with_joint_statistics_is_one_batch_of_both_views():
     """As kakaobrain/scrl runs it: the same boxes of both views through every network at once."""
     method, twin = built("scrl", joint_statistics=True)
@@ -178,6 +179,7 @@ def test_simclr_with_joint_statistics_is_one_batch_of_both_views():
     assert norm.num_batches_tracked == 1
 
 
+@pytest.mark.slow
 def test_soco_without_a_third_view_is_its_first_term_on_views_with_holes():
     method, twin = built("soco", cutout_p=0.5)
     scenes, _, boxes = views()
@@ -233,6 +235,7 @@ def test_socos_draws_without_the_variant_are_what_they_were():
     assert two.facts["boxes"].shape == (2, 4, 4)
 
 
+@pytest.mark.slow
 def test_soco_is_its_equation():
     method, twin = built("soco")
     scenes, third, boxes = views()

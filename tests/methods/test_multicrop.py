@@ -19,6 +19,7 @@ def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_views", [0, N])
 def test_the_loss_is_its_equation(small_views):
     config = MultiCropConfig(

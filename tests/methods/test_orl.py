@@ -25,6 +25,7 @@ def byol(q: Tensor, z: Tensor) -> float:
     return total / len(q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint_views", [False, True])
 def test_orl_is_byol_of_three_pairs_with_a_predictor_each(joint_views):
     config = MethodConfig(name="orl", backbone="resnet18", hidden=12, width=6, joint_views=joint_views)

@@ -105,6 +105,7 @@ def test_ray_and_no_ray_give_the_same_bytes(mined, drawn_folder, tmp_path):
     assert contents(tmp_path / "inline") == contents(mined[0])
 
 
+@pytest.mark.slow
 def test_default_numbers_of_shards(tmp_path, monkeypatch):
     def shards(images, **changes):
         folder = tmp_path / str(images)

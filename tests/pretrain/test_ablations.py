@@ -109,6 +109,7 @@ def test_table_8_changes_views_boxes_and_their_number(drawn_shards):
     assert torch.equal(first_batch("8c-4", drawn_shards).windows["scenes"], base.windows["scenes"])
 
 
+@pytest.mark.slow
 def test_table_8_naive_differs_in_its_boxes_alone():
     """Views chosen by random boxes are like those chosen by mined ones; those that no box chose are not."""
 

@@ -125,6 +125,7 @@ def test_a_fresh_run_has_the_views_of_the_methods_paper(name, drawn_shards, draw
     assert {what: tuple(tensor.shape) for what, tensor in given.items()} == shapes
 
 
+@pytest.mark.slow
 def test_byol_is_row_a_of_table_7_to_the_bit_unless_other_views_are_asked_for(drawn_shards, tmp_path):
     def losses(name, *words, shards=drawn_shards):
         texts = [argument for setting in SMALL for argument in ("--set", setting)]

@@ -116,6 +116,7 @@ def test_every_methods_target_begins_as_its_online_network(name):
             assert torch.equal(one, another)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_another_with_a_schedule_of_its_own_and_resumes_without_it(drawn_shards, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(drawn_shards, first).exit_code == 0
@@ -138,6 +139,7 @@ def test_a_run_goes_on_from_another_with_a_schedule_of_its_own_and_resumes_witho
     assert "finished before" in again.output
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_to_the_bit_statistics_too(drawn_shards, theirs, tmp_path):
     torch.save(theirs, tmp_path / "weights.pth")
     done = train(

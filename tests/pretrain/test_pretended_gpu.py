@@ -27,6 +27,7 @@ from univip_stream.stream import Batch
 from univip_stream.transport import sinkhorn
 from univip_stream.views import ViewConfig
 
+pytestmark = pytest.mark.slow  # fake tensors make every operator a Python call: a second or two for each case
 CPU = torch.device("cpu")
 B, K, SCENE, CROP, THIRD = 4, 2, 64, 32, 32
 # Small members of each family.

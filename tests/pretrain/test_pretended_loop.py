@@ -46,6 +46,7 @@ class Fed:
         return (self.batch for _ in itertools.count())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_loop_asks_for_nothing_between_two_looks(
     channels_last: bool, gpu: PretendedGpu, drawn_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,7 @@ def test_whole_shards_have_no_findings(drawn_shards):
     assert problems(drawn_shards) == []
 
 
+@pytest.mark.slow
 def test_a_truncation_at_every_block_is_found(shards):
     path = shards / "001.tar"
     whole = path.read_bytes()

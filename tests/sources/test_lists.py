@@ -135,6 +135,7 @@ def test_more_images_than_a_batch_are_sorted_on_disk_and_sliced_anywhere(tmp_pat
             assert [os.fsencode(image.path) for image in found.slice(first, last)] == paths[first:last]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_source(tmp_path, monkeypatch):
     """Small limits, so that two thousand files are already many times what is held at once."""
     monkeypatch.setattr(folder, "_NAMES_AT_ONCE", 200)

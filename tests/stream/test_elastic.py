@@ -85,6 +85,7 @@ def expected(uneven):
     return global_batches(uneven, 6)
 
 
+@pytest.mark.slow  # up to 32 workers, one after the other
 @pytest.mark.parametrize("workers", [0, 1, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
 def test_ranks_and_workers_see_the_same_global_batches(uneven, expected, world_size, workers):

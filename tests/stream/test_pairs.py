@@ -47,6 +47,7 @@ def same(one, other):
         assert torch.equal(draws, other[position][2])
 
 
+@pytest.mark.slow
 def test_patches_are_a_region_twice_and_a_pair_of_the_file(drawn_shards, drawn_pairs):
     index = open_index(expand_shards(str(drawn_shards)))
     reader, rows = Reader(index), pq.read_table(drawn_pairs).to_pylist()
