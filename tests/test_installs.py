@@ -70,7 +70,8 @@ def environment(folder: Path, packages: set[str]) -> Path:
         if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(_here() / link.relative_to(site))
-    (site / "univip_stream").symlink_to(ROOT / "univip_stream")
+    # By its own path, as an editable installation has it: numba's files of compiled kernels are kept by path.
+    (site / "univip_stream.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
 
 
@@ -128,7 +129,7 @@ def mining(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shards(mining, photographs, tmp_path_factory) -> Path:
+def shards(mining, photographs, kernels, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("mined") / "shards"
     done = called(mining, "mine", "--src", photographs, "--out", out, "--workers", 1, "--json", folder=photographs)
     assert done.returncode == 0, done.stderr
