@@ -12,6 +12,12 @@ T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t, two-sided 95 %, by the number of pairs: what a mean of so few differences is worth."""
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "results.md"
+METHODS_PAGE = DOCS / "methods.md"
+SIDE_BY_SIDE = {
+    "(untrained)": "untrained", "byol": "byol", "univip": "K+two", "univip, as printed": "printed", "simclr": "simclr",
+    "moco-v2": "moco-v2", "densecl": "densecl", "scrl": "scrl", "soco": "soco", "orl": "orl",
+}  # fmt: skip
+"""Method -> its row, for the page of the methods."""
 _EXPLAINED = ("gradient_scene", "gradient_scene_instance", "gradient_instance", "own_mass", "own_cosine", "other_cosine")
 
 Result = dict[str, Any]
@@ -30,8 +36,11 @@ def main(results: Path, *, write: bool) -> int:
     hours = sum(result["spent"]["cpu_s"] for result in every) / 3600
     total = [f"{len(done)} of {len(cells())} declared cells are finished; their training took {hours:.1f} core-hours."]
     print("\n".join(total))
+    beside = side_by_side({name: read(results, name) for name in ("drawn", "composed")})
+    print("\n== methods\n" + "\n".join(beside))
     if write:
         PAGE.write_text(_between(text, "total", total))
+        METHODS_PAGE.write_text(_between(METHODS_PAGE.read_text(), "methods", beside))
         for name in SETS:
             if found := read(results, name):
                 plot(found, name, DOCS / "figures" / f"learning-{name}.svg")
@@ -74,6 +83,25 @@ def scores(found: dict[str, list[Result]]) -> list[str]:
             f"| {difference([a['linear'] - b['linear'] for a, b in pairs])} | {seen:,} | {cpu:.1f} | {wall:.1f} |"
         )
     return lines
+
+
+def side_by_side(sets: dict[str, dict[str, list[Result]]]) -> list[str]:
+    """A row a method that has a finished cell: for each set its seeds, kNN, linear probe and CPU minutes of a training."""
+    columns = ("seeds", "kNN", "linear", "CPU min")
+    lines = [
+        "| method | " + " | ".join(f"{name}: {column}" for name in sets for column in columns) + " |",
+        "|---" * (1 + len(columns) * len(sets)) + "|",
+    ]
+    for method, row in SIDE_BY_SIDE.items():
+        cells_of = [_brief(found[row]) if row in found else [""] * len(columns) for found in sets.values()]
+        if any(any(texts) for texts in cells_of):
+            lines.append(f"| `{method}` | " + " | ".join(text for texts in cells_of for text in texts) + " |")
+    return lines
+
+
+def _brief(there: list[Result]) -> list[str]:
+    minutes = mean(result["spent"]["cpu_s"] for result in there) / 60
+    return [str(len(there)), *(spread([result[kind] for result in there]) for kind in ("knn", "linear")), f"{minutes:.1f}"]
 
 
 def explained(found: dict[str, list[Result]]) -> list[str]:
@@ -142,5 +170,5 @@ def _between(text: str, name: str, lines: list[str]) -> str:
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     if not rest or not tail:
-        raise SystemExit(f"error: {PAGE} has no '{begin}' and '{end}'")
+        raise SystemExit(f"error: the page has no '{begin}' and '{end}'")
     return f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{tail}"

@@ -62,6 +62,9 @@ def test_finished_cells_are_of_the_protocol_as_it_stands_and_the_page_has_them()
         if found := table.read(LEARNING / "results", name):
             for line in table.scores(found):
                 assert line in page, f"run `python benchmarks/learning table --write`: {line}"
+    methods = table.METHODS_PAGE.read_text()
+    for line in table.side_by_side({name: table.read(LEARNING / "results", name) for name in ("drawn", "composed")}):
+        assert line in methods, f"run `python benchmarks/learning table --write`: {line}"
 
 
 @pytest.fixture
