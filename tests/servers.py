@@ -10,6 +10,7 @@ import socketserver
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
+
+from univip_stream.storage import limit
 
 BUCKET = "bucket"
 
@@ -182,6 +185,49 @@ def odd_server(answer: Callable[[OddHandler], None], certificate: Path | None = 
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def dripping(endpoint: str, drips: Callable[[str], bool]) -> Iterator[OddServer]:
+    """A server in front of another for reading: of the paths that `drips` names it sends a byte now and then, without end.
+
+    When it ends, so do the requests that were left to it.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def answer(handler: OddHandler) -> None:
+        if ended.is_set():
+            handler.reply(403)
+            return
+        request = urllib.request.Request(endpoint + handler.path, headers=dict(handler.headers), method=handler.command)
+        try:
+            with direct.open(request) as found:
+                status, headers, body = found.status, dict(found.headers), found.read()
+        except urllib.error.HTTPError as error:
+            status, headers, body = error.code, dict(error.headers), error.read()
+        kept = {name: value for name, value in headers.items() if name.lower() not in ("connection", "date", "server")}
+        if handler.command == "HEAD" or not drips(handler.path.partition("?")[0]):
+            handler.reply(status, body, **{"_".join(name.title().split("-")): value for name, value in kept.items()})
+            return
+        handler.send_response(status)
+        for name, value in kept.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        for byte in body[:-1]:
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            if ended.wait(0.05):
+                handler.close_connection = True
+                return
+
+    ended = threading.Event()
+    with odd_server(answer) as running:
+        try:
+            yield running
+        finally:
+            ended.set()
+            for thread in list(limit._left_behind):
+                thread.join(60)
 
 
 @contextmanager

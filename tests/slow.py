@@ -15,7 +15,7 @@ import pytest
 STARTS = frozenset(
     {
         "subprocess", "multiprocessing", "warm", "Cluster", "attached",  # processes, Ray
-        "s3_server", "web_server", "odd_server", "page_at",  # servers, browsers
+        "s3_server", "web_server", "odd_server", "dripping", "page_at",  # servers, browsers
         "pretrain",
     }
 )  # fmt: skip

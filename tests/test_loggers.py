@@ -51,6 +51,22 @@ def test_tensorboard_has_what_metrics_jsonl_has(tmp_path, drawn_shards):
     assert {point.step: pytest.approx(point.value, abs=1e-5) for point in found.Scalars("loss")} == losses(tmp_path / "run")
 
 
+def test_tensorboard_has_the_look_at_the_first_weights_also_in_a_run_that_continues(tmp_path, drawn_shards):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    settings = [*TINY, 'log=["tensorboard"]', "measures.images=12", "measures.every=2", "measures.views=2"]
+    for _ in range(2):
+        pretrain(with_settings(recipe("cpu-demo"), settings), str(drawn_shards), run)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found = EventAccumulator(str(run / "tensorboard")).Reload()
+        for name in ("rankme", "lidar", "alignment", "uniformity"):
+            points = {point.step: pytest.approx(point.value, abs=1e-4) for point in found.Scalars(name)}
+            assert points == {row["step"]: row[name] for row in rows if name in row}
+            assert list(points) == [0, 2, 4]
+        stopped_after_two(run)
+
+
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_mlflow_has_settings_metrics_and_pictures_in_one_run_that_continues(tmp_path, drawn_shards, monkeypatch):
     pytest.importorskip("mlflow", reason="needs mlflow, which is not installed here")

@@ -12,7 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from univip_stream.boxes import iou
 from univip_stream.errors import UsageError
-from univip_stream.views import ViewConfig, Views, draw_views
+from univip_stream.views import ViewConfig, Views, draw_views, random_crops
 
 CONFIG = ViewConfig()
 NO_BOXES = np.empty((0, 4), np.int32)
@@ -252,6 +252,31 @@ def test_crops_are_distributed_as_torchvisions(width: int, height: int) -> None:
         grid = np.union1d(mine, other)
         steps = [np.searchsorted(np.sort(v), grid, side="right") / count for v in (mine, other)]
         assert np.abs(steps[0] - steps[1]).max() < 1.95 * math.sqrt(2 / count)
+
+
+def test_shapes_that_do_not_fit_are_drawn_again_or_clipped_as_byols_code_does() -> None:
+    """byol/utils/dataset.py of deepmind-research, `_decode_and_random_crop`, as a plain loop with numbers of its own."""
+    width, height, count = 640, 480, 4000
+    rng = np.random.default_rng(5)
+    byols = []
+    for _ in range(count):
+        area = rng.uniform(0.08, 1) * width * height
+        shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        byols.append((min(round(math.sqrt(area * shape)), width), min(round(math.sqrt(area / shape)), height)))
+    ours = {
+        clip: random_crops(np.random.default_rng(6), count, width, height, (0.08, 1), clip=clip)[:, 2:]
+        for clip in (False, True)
+    }
+    area = {clip: np.prod(sizes, axis=1).mean() / (width * height) for clip, sizes in ours.items()}
+    assert area[True] == pytest.approx(0.518, abs=0.015)
+    assert area[False] == pytest.approx(0.433, abs=0.015)
+    for side in (0, 1):
+        for share in (0.1, 0.5, 0.9):
+            expected = np.quantile([sizes[side] for sizes in byols], share)
+            assert np.quantile(ours[True][:, side], share) == pytest.approx(expected, rel=0.04)
+    config = ViewConfig(crop_outside="clip", overlap=False, instances=0)
+    views = draw_views(NO_BOXES, width, height, np.random.default_rng(6), config)
+    assert views.scenes.tolist() == random_crops(np.random.default_rng(6), 2, 640, 480, (0.08, 1), clip=True).tolist()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tempfile
+from typing import Any
 
 
 class InputError(ValueError):
@@ -19,6 +20,11 @@ class UsageError(InputError):
     """The command itself was called wrongly (a contradiction between options, an unknown name)."""
 
     exit_status = 2
+
+
+def as_setting(value: Any) -> str:
+    """Return a value as settings are written, in YAML and for `--set`: null, true, [0.2, 1.0]; text in quotes."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
 
 
 _CURES = {

@@ -50,6 +50,9 @@ class ViewConfig:
     """Smallest and largest area of a view as a share of the image's. Source: BYOL."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width over height of a view before it is made square. Source: BYOL."""
+    crop_outside: Literal["again", "clip"] = "again"
+    """What becomes of a drawn shape that does not fit into the image: again draws another, clip cuts it to the image's sides, so
+    that views are larger, and wider ones of wide images. Source: again is torchvision's and ORL's, clip is BYOL's code's."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation with which a view is resized. Source: ORL has bilinear on COCO, BYOL bicubic on ImageNet."""
     instance_augmentations: Literal[1, 2] = 2
@@ -87,6 +90,7 @@ class ViewConfig:
                 raise UsageError(f"views.{name} is {getattr(self, name)}; expected at most 4096 pixels")
         for name, allowed in (
             ("regions", ("mined", "naive", "naive-candidates", "none")),
+            ("crop_outside", ("again", "clip")),
             ("interpolation", ("bilinear", "bicubic")),
             ("instance_augmentations", (1, 2)),
             ("instance_draws", ("in-order", "either")),
@@ -224,7 +228,9 @@ def _choose_instances(
 
 def pairs_of_crops(rng: np.random.Generator, tries: int, width: int, height: int, config: ViewConfig) -> np.ndarray:
     """Draw the pairs of views, int32 T x 2 x 4, that `draw_views` tries with a generator in the same state."""
-    crops_T24 = random_crops(rng, 2 * tries, width, height, config.crop_scale, config.crop_ratio).reshape(tries, 2, 4)
+    crops_T24 = random_crops(
+        rng, 2 * tries, width, height, config.crop_scale, config.crop_ratio, clip=config.crop_outside == "clip"
+    ).reshape(tries, 2, 4)
     if config.whole_first:
         crops_T24[:, 0] = 0, 0, width, height
     return crops_T24
@@ -237,8 +243,10 @@ def random_crops(
     height: int,
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    *,
+    clip: bool = False,
 ) -> Int32[np.ndarray, "C 4"]:
-    """Draw random resized crops, distributed as those of torchvision's RandomResizedCrop.get_params.
+    """Draw random resized crops, distributed as those of torchvision's RandomResizedCrop.get_params; with `clip` as BYOL's.
 
     Args:
         rng: random generator.
@@ -247,6 +255,8 @@ def random_crops(
         height: height of the image, pixels.
         scale: smallest and largest area as a share of the image's.
         ratio: least and greatest width over height.
+        clip: whether a shape that does not fit is cut to the image's sides, instead of drawn again (BYOL's code,
+            `_decode_and_random_crop` in byol/utils/dataset.py of deepmind-research).
 
     Returns:
         x, y, w, h in pixels of the image.
@@ -259,6 +269,8 @@ def random_crops(
     shape = np.exp(log_low + (log_high - log_low) * numbers[..., 1])
     w = np.round(np.sqrt(area * shape)).astype(np.int64)
     h = np.round(np.sqrt(area / shape)).astype(np.int64)
+    if clip:
+        w, h = np.minimum(w, width), np.minimum(h, height)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)
     rows = np.arange(count)

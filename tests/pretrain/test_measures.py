@@ -93,6 +93,50 @@ def test_a_run_that_goes_on_has_each_look_once(measured, drawn_shards, tmp_path)
     assert looks(tmp_path / "run") == looks(measured)
 
 
+class BeforeTheFifthError(Exception):
+    pass
+
+
+def after_four(*settings, shards, run):
+    def progress(at, steps, values):
+        if at == 5:
+            raise BeforeTheFifthError
+
+    with pytest.raises(BeforeTheFifthError):
+        pretrain(tiny(*settings), str(shards), run, progress=progress)
+
+
+def test_measures_may_begin_within_a_run_which_says_what_they_lack(measured, undisturbed, drawn_shards, tmp_path):
+    after_four(shards=drawn_shards, run=tmp_path / "run")
+    said = []
+    pretrain(tiny(*ON), str(drawn_shards), tmp_path / "run", say=said.append)
+    assert "measures: the run was begun without them, so there are none of its first weights to compare with" in said
+    assert looks(tmp_path / "run") == {step: values for step, values in looks(measured).items() if step > 4}
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_measures_may_end_within_a_run(measured, undisturbed, drawn_shards, tmp_path):
+    after_four(*ON, shards=drawn_shards, run=tmp_path / "run")
+    said = []
+    pretrain(tiny(), str(drawn_shards), tmp_path / "run", say=said.append)
+    assert not [line for line in said if "measures" in line]
+    assert looks(tmp_path / "run") == {step: values for step, values in looks(measured).items() if step < 4}
+    assert losses_after_the_start(tmp_path / "run") == losses(undisturbed)
+
+
+def test_measures_of_other_images_within_a_run_are_said_not_to_compare(undisturbed, drawn_shards, drawn_folder, tmp_path):
+    after_four(*ON, shards=drawn_shards, run=tmp_path / "run")
+    said = []
+    others = ("measures.images=10", "measures.every=2", "measures.views=2", f"measures.src={drawn_folder}")
+    pretrain(tiny(*others), str(drawn_shards), tmp_path / "run", say=said.append)
+    expected = (
+        "measures: the run was begun with measures.images 12, measures.src null; what was recorded then does not compare"
+    )
+    assert [line for line in said if line.startswith(expected)]
+    assert list(looks(tmp_path / "run")) == [0, 3, 4, 6, 8]
+    assert losses_after_the_start(tmp_path / "run") == losses(undisturbed)
+
+
 def test_a_stop_while_the_first_weights_are_looked_at_waits_for_no_step(drawn_shards, tmp_path, monkeypatch):
     """With a large network on CPUs this look takes minutes; the stop came after it and a step."""
     real = measures_module.Measures.of

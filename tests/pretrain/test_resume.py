@@ -18,6 +18,7 @@ from warm import DEVNULL, PIPE
 from univip_stream.cli import cli
 from univip_stream.errors import InputError
 from univip_stream.pretrain import pretrain
+from univip_stream.pretrain.rundir import check_run
 
 
 def test_a_run_stopped_between_and_started_again_is_the_undisturbed_one(undisturbed, drawn_shards, tmp_path):
@@ -154,6 +155,8 @@ def test_a_run_that_was_begun_in_another_order_of_images_is_refused(undisturbed,
 def test_other_settings_or_shards_over_the_same_run_are_refused_and_named(undisturbed, drawn_shards, drawn_folder, tmp_path):
     with pytest.raises(InputError, match=r"optim\.lr 0\.05 there, 0\.3 here"):
         pretrain(tiny("optim.lr=0.3"), str(drawn_shards), undisturbed)
+    with pytest.raises(InputError, match=r"init_from null there, 'weights\.pth' here"):  # as `--set` and YAML write it
+        check_run(undisturbed, tiny("init_from=weights.pth"), str(drawn_shards))
     from univip_stream.mining import MiningConfig, mine
 
     mine(MiningConfig(sources=(drawn_folder,), out=tmp_path / "other", num_shards=2, proposals="none", inline=True))

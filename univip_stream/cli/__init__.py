@@ -63,7 +63,13 @@ def main() -> None:
         os.getcwd()
     except OSError as error:  # torch's libraries would end the process here, with a message about themselves
         sys.exit(f"error: {in_words(error)}")
-    sys.exit(cli.main(prog_name="univip-stream"))
+    try:
+        sys.exit(cli.main(prog_name="univip-stream"))
+    except SystemExit as end:
+        # Requests that never end are left behind, and the process with them: its status must be known by then.
+        if (limit := sys.modules.get("univip_stream.storage.limit")) is not None:
+            limit.ends_with(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
 
 
 def _open_standard_streams() -> None:

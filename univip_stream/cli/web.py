@@ -46,7 +46,7 @@ def web_options(command: _Command) -> _Command:
                 show_default=True,
                 type=click.FloatRange(min=1),
                 metavar="SECONDS",
-                help="Time that an image from the web may take, all tries together, without waits that its server asks for.",
+                help="Time that an image from a server may take, all tries together, without waits that it asks for.",
             ),
             click.option(
                 "--ignore-opt-out",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from univip_stream import storage
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, as_setting
 from univip_stream.mining.job import digest
 from univip_stream.mining.output import Output
 from univip_stream.parquet import batches_of
@@ -68,7 +68,7 @@ class Addition:
         if names:
             raise InputError(
                 "the set that is added to was made with other parameters: "
-                + "; ".join(f"{name} {there.get(name)!r} there, {own.get(name)!r} here" for name in names)
+                + "; ".join(f"{name} {as_setting(there.get(name))} there, {as_setting(own.get(name))} here" for name in names)
                 + ". Add with the set's own, or mine a new set"
             )
         (first,) = self.names(1)

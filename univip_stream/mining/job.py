@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from univip_stream import __version__
 from univip_stream.boxes import STORED
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, as_setting
 from univip_stream.failures import too_many
 from univip_stream.mining import runner
 from univip_stream.mining.output import Output
@@ -286,7 +286,7 @@ def refuse_other_shards(job: Job) -> None:
             )
         theirs, here = ({**IMPLIED, **parameters} for parameters in (found, wanted))
         names = [name for name in {**wanted, **found} if name != "listing" and theirs.get(name) != here.get(name)]
-        differences = [f"{name} {theirs.get(name)!r} there, {here.get(name)!r} here" for name in names]
+        differences = [f"{name} {as_setting(theirs.get(name))} there, {as_setting(here.get(name))} here" for name in names]
         more = " To add images that it lacks, use --add." if out.read(MANIFEST) is not None else ""
         raise InputError(
             f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "

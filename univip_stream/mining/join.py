@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from univip_stream import storage
-from univip_stream.errors import InputError, counted, why
+from univip_stream.errors import InputError, as_setting, counted, why
 from univip_stream.mining.job import PART, failed_of, remove_parts, too_many_failed, write_manifest
 from univip_stream.mining.output import Output
 from univip_stream.mining.part import Part, PartOf
@@ -91,7 +91,9 @@ def _refuse_differences(out: Output, found: list[Part]) -> None:
             there, here = part.made_by.parameters, like.made_by.parameters
             names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
             shown = [name for name in names if name != "listing"]
-            differences = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in shown)
+            differences = "; ".join(
+                f"{name} {as_setting(there.get(name))} there, {as_setting(here.get(name))} here" for name in shown
+            )
             raise InputError(
                 f"{out.location}: part {part.part} was mined with other settings than part {like.part}: "
                 f"{differences or 'the sources held other images'}. Mine it again with those of the others, after deleting "

@@ -1,13 +1,14 @@
 """Measures without labels while a run trains: how many directions the features use, and how they hold views together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from univip_stream.augment import AugmentConfig, augment, normalised
-from univip_stream.errors import InputError, counted
+from univip_stream.errors import InputError, as_setting, counted
 from univip_stream.failures import Failure, listed
 from univip_stream.pretrain.config import FEWEST_MEASURED, MeasuresConfig
 from univip_stream.probe.crops import CentreCrop, RandomCrop, batches
@@ -94,6 +95,22 @@ class Measures:
         yield f"measures without labels: RankMe, LiDAR, alignment and uniformity of {self.images} of {whose}, {every}"
         if self.failed:
             yield "\n".join(["measures: these images cannot be read and are left out:", *listed(self.failed, 10)])
+
+    def notes_on(self, begun: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what a person should know where a run goes on that was begun without measures, or with other ones.
+
+        Args:
+            begun: settings that the run was begun with, by their whole names.
+
+        """
+        if not begun.get("measures.images"):
+            yield "measures: the run was begun without them, so there are none of its first weights to compare with"
+            return
+        ours = {f"measures.{name}": getattr(self.config, name) for name in ("images", "src", "views")}
+        changed = [name for name, value in ours.items() if begun.get(name, value) != value]
+        if changed:
+            words = ", ".join(f"{name} {as_setting(begun[name])}" for name in changed)
+            yield f"measures: the run was begun with {words}; what was recorded then does not compare with what is recorded now"
 
     def of(self, backbone: nn.Module, device: torch.device) -> dict[str, float]:
         """Measure a backbone, which is left as it was.

@@ -11,7 +11,7 @@ from typing import Any
 from univip_stream import __version__
 from univip_stream.checkpoint import Checkpoints
 from univip_stream.distributed import Process
-from univip_stream.errors import InputError, why
+from univip_stream.errors import InputError, as_setting, why
 from univip_stream.files import locked, remove_leftovers, written_atomically
 from univip_stream.pretrain.config import HARMLESS, PretrainConfig
 from univip_stream.pretrain.load import CHECKPOINTS, CONFIG
@@ -141,6 +141,16 @@ def open_run(
     return lock
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    """Return the settings that a run was begun with, by their whole names.
+
+    Raises:
+        InputError: its `config.json` cannot be read.
+
+    """
+    return flat_dict(_facts(run / CONFIG)["config"])
+
+
 def hold(run: Path) -> int:
     """Return a descriptor that locks the run folder until it is closed or this process ends.
 
@@ -179,7 +189,7 @@ def _differences(facts: dict[str, Any], config: PretrainConfig) -> list[str]:
     defaults = flat(PretrainConfig(method=type(config.method)(name=config.method.name)))
     theirs = defaults | flat_dict(facts["config"])
     names = [name for name in ours if name not in HARMLESS and theirs[name] != ours[name]]
-    return [f"{name} {theirs[name]!r} there, {ours[name]!r} here" for name in names]
+    return [f"{name} {as_setting(theirs[name])} there, {as_setting(ours[name])} here" for name in names]
 
 
 def _refuse(path: Path, facts: dict[str, Any], differences: list[str], shards: str | list[str]) -> None:

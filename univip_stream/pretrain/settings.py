@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from univip_stream.errors import UsageError
+from univip_stream.errors import UsageError, as_setting
 from univip_stream.suggest import did_you_mean
 
 Config = TypeVar("Config")
@@ -130,7 +130,7 @@ def _converted(hint: Any, value: Any, key: str) -> Any:
         if value in arguments:
             return value
         expected = " or ".join(map(str, arguments))
-        raise UsageError(f"{key} is {value!r}; expected {expected}")
+        raise UsageError(f"{key} is {as_setting(value)}; expected {expected}")
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = arguments[:1] * len(value) if len(arguments) == 2 and arguments[1] is ... else arguments
         if len(value) == len(kinds):
@@ -142,7 +142,7 @@ def _converted(hint: Any, value: Any, key: str) -> Any:
     elif isinstance(hint, type) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise UsageError(f"{key} is {value!r}; expected {name}")
+    raise UsageError(f"{key} is {as_setting(value)}; expected {name}")
 
 
 def _unknown(key: str, known: list[str]) -> str:

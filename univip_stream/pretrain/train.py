@@ -37,7 +37,7 @@ from univip_stream.pretrain.measures import Measures
 from univip_stream.pretrain.online import OnlineKnn
 from univip_stream.pretrain.optim import build_optimizer
 from univip_stream.pretrain.results import records_of
-from univip_stream.pretrain.rundir import check_run, open_run
+from univip_stream.pretrain.rundir import check_run, open_run, settings_of
 from univip_stream.pretrain.settings import flat, to_dict
 from univip_stream.pretrain.troubles import told
 from univip_stream.pretrain.update import Updates
@@ -213,6 +213,8 @@ class _Trainer:
             yield "no image of these shards has a box: every instance will be a random box (views.regions=naive says so)"
         if self.first:
             yield f"continues after step {self.first} of {self.total}"
+            if self.measures is not None and self.first < self.total:
+                yield from self.measures.notes_on(settings_of(self.run))
 
     def steps(self, asked: Asked) -> Iterator[dict[str, Any]]:
         """Train to the end, and yield the values of each recorded step."""

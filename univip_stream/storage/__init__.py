@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from univip_stream.errors import InputError
-from univip_stream.storage import objects, polite, retry
+from univip_stream.storage import limit, objects, polite, retry
 from univip_stream.storage.explain import OptedOutError, TooLongError, explained_store
 from univip_stream.storage.names import OBJECT_STORES, WEB, absolute, is_odd, is_remote, join, name_of, parent, scheme_of
 from univip_stream.storage.polite import WebOptions
@@ -71,7 +71,9 @@ def read(location: str | Path, offset: int = 0, size: int | None = None) -> byte
 
 
 def image(location: str, most: int) -> bytes:
-    """Read a whole remote image: from the web in one request, within limits, unless its server opts out.
+    """Read a whole remote image, within the time limit of `use_web`; from the web in one request, unless its server opts out.
+
+    From an object store, the limit is beside a second for every 4 KiB: any number of reads there share one connection.
 
     Args:
         location: URL of the image.
@@ -83,13 +85,15 @@ def image(location: str, most: int) -> bytes:
         OSError: it cannot be read, after retries.
 
     """
-    return _web().image(location, most) if scheme_of(location) in WEB else objects.read(location, 0, None, most)
+    if scheme_of(location) in WEB:
+        return _web().image(location, most)
+    return objects.read(location, 0, None, most, seconds=polite.options().seconds)
 
 
 def member(location: str | Path, offset: int, size: int) -> bytes:
     """Read an image that is a range of a larger file, such as a tar; fewer bytes if that ends before.
 
-    From the web as `image`: within the time limit, and not more at a time than one server is asked for.
+    Remote as `image`: within the time limit, and of a web server not more at a time than one is asked for.
 
     Raises:
         OSError: it cannot be read, after retries.
@@ -97,6 +101,8 @@ def member(location: str | Path, offset: int, size: int) -> bytes:
     """
     if size and scheme_of(location) in WEB:
         return _web().read(str(location), offset, size, seconds=polite.options().seconds)
+    if size and is_remote(location):
+        return objects.read(str(location), offset, size, seconds=polite.options().seconds)
     return read(location, offset, size)
 
 
@@ -106,7 +112,8 @@ def use_web(options: WebOptions) -> None:
 
 
 def give_up() -> None:
-    """Cancel all requests to web servers that this process waits for, which then fail; for ending early."""
+    """Cancel all requests to servers that this process waits for, which then fail; for ending early."""
+    limit.give_up()
     if "univip_stream.storage.web" in sys.modules:  # otherwise there are no requests
         from univip_stream.storage import web
 

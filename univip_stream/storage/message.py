@@ -107,15 +107,24 @@ def bytes_to_skip(location: str, answer: aiohttp.ClientResponse, offset: int) ->
 
 
 async def pieces(answer: aiohttp.ClientResponse, skip: int) -> AsyncIterator[bytes]:
-    """Yield an answer's body without its first `skip` bytes; raise TimeoutError if the server nearly stops sending."""
+    """Yield an answer's body without its first `skip` bytes; raise TimeoutError if the server nearly stops sending.
+
+    Only waiting counts, not what is done with the pieces between.
+    """
     loop = asyncio.get_running_loop()
-    since, came = loop.time(), 0
-    while piece := await answer.content.readany():
+    waited, came = 0.0, 0
+    while True:
+        began = loop.time()
+        async with asyncio.timeout(SILENCE):  # a server can also send what is no body: chunks' extensions
+            piece = await answer.content.readany()
+        if not piece:
+            return
         came += len(piece)
-        if (now := loop.time()) - since > SILENCE:
+        waited += loop.time() - began
+        if waited > SILENCE:
             if came < SLOWEST * SILENCE:
-                raise TimeoutError(f"{came} bytes in {now - since:.0f} s")
-            since, came = now, 0
+                raise TimeoutError(f"{came} bytes in {waited:.0f} s")
+            waited, came = 0.0, 0
         if skip < len(piece):
             yield piece[skip:]
         skip = max(0, skip - len(piece))

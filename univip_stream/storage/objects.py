@@ -6,6 +6,7 @@ name the location and the reason.
 
 import atexit
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from univip_stream.errors import InputError
 from univip_stream.storage.explain import TooLongError, explained_store, no_such_bucket
+from univip_stream.storage.limit import Limit
 from univip_stream.storage.names import is_odd
 from univip_stream.storage.retry import PassingError, failure, may_pass, tried
 
@@ -37,14 +39,16 @@ def size_of(location: str) -> int | None:
     return int(info.size)
 
 
-def read(location: str, offset: int, size: int | None, most: int | None = None) -> bytes:
+def read(location: str, offset: int, size: int | None, most: int | None = None, *, seconds: float | None = None) -> bytes:
     """Read a file, or `size` bytes of it from `offset` on.
 
     Raises:
         TooLongError: it has more than `most` bytes.
+        TimeoutError: it takes longer than `seconds` (None: `limit.PATIENCE`) and the time for its bytes, all tries together.
 
     """
     fs, path_there = _store(location)
+    limit = Limit(location, seconds)
 
     def ranged() -> bytes:
         with fs.open_input_file(path_there) as file:
@@ -52,40 +56,45 @@ def read(location: str, offset: int, size: int | None, most: int | None = None) 
             if most is not None and there > most:
                 raise TooLongError(there)
             wanted = there - offset if size is None else min(size, there - offset)
+            limit.allow_for(max(0, wanted))
             return bytes(file.read_at(wanted, offset)) if wanted > 0 else b""
 
-    return _with_retries(location, ranged)
+    return _with_retries(location, ranged, limit)
 
 
 @contextlib.contextmanager
 def opened(location: str) -> Iterator[BinaryIO]:
-    """Open a file for reading in pieces; it is seekable."""
+    """Open a file for reading in pieces; it is seekable. Each read has a time limit."""
     fs, path_there = _store(location)
     with _with_retries(location, lambda: fs.open_input_file(path_there)) as file:
-        yield cast(BinaryIO, file)
+        yield cast(BinaryIO, _InTime(location, file))
 
 
 def copy_out(path: Path, location: str) -> None:
     """Copy a local file to the store, where it appears whole or not at all."""
     fs, path_there = _store(location)
+    limit = Limit(location)
+    limit.allow_for(path.stat().st_size)
 
     def copied() -> None:
         with path.open("rb") as source, fs.open_output_stream(path_there) as target:
             while piece := source.read(_PIECE):
                 target.write(piece)
 
-    _with_retries(location, copied)
+    _with_retries(location, copied, limit)
 
 
 def write(location: str, data: bytes) -> None:
     """Write bytes, whole or not at all."""
     fs, path_there = _store(location)
+    limit = Limit(location)
+    limit.allow_for(len(data))
 
     def written() -> None:
         with fs.open_output_stream(path_there) as target:
             target.write(data)
 
-    _with_retries(location, written)
+    _with_retries(location, written, limit)
 
 
 def remove(location: str) -> None:
@@ -101,7 +110,7 @@ def files_below(location: str) -> Iterator[tuple[str, int]]:
     from pyarrow.fs import FileSelector, FileType
 
     def below(folder: str) -> Iterator[tuple[str, int]]:
-        infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(folder, allow_not_found=True)))
+        infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(folder, allow_not_found=True)), endless=True)
         entries = [
             (info.base_name + "/" * (info.type == FileType.Directory), info.path, info.size)
             for info in infos
@@ -120,7 +129,9 @@ def files_below(location: str) -> Iterator[tuple[str, int]]:
                 yield path[len(root) :].lstrip("/"), int(size)
 
     def nameless(folder: str) -> Iterator[tuple[str, int]]:
-        infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)))
+        infos = _with_retries(
+            location, lambda: fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True)), endless=True
+        )
         found = [(info.path, info.size) for info in infos if info.is_file and info.path.startswith(f"{folder}//")]
         for path, size in sorted(found, key=lambda entry: entry[0].encode()):
             yield path[len(root) + 1 :], int(size)
@@ -138,26 +149,37 @@ def names_in(location: str) -> Iterator[str]:
     fs, root = _store(location)
     from pyarrow.fs import FileSelector, FileType
 
-    infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True)))
+    infos = _with_retries(location, lambda: fs.get_file_info(FileSelector(root, allow_not_found=True)), endless=True)
     if not infos:
         _check_bucket(location)
     for info in infos:
         yield info.base_name + "/" * (info.type == FileType.Directory)
 
 
-def _with_retries(location: str, request: Callable[[], _Result]) -> _Result:
-    """Return the request's result; repeat it after errors that may be temporary."""
+def _with_retries(
+    location: str, request: Callable[[], _Result], limit: Limit | None = None, *, endless: bool = False
+) -> _Result:
+    """Return the request's result; repeat it after errors that may be temporary.
+
+    Args:
+        location: location that is accessed.
+        request: the request.
+        limit: the time that all tries may take together; None is the usual one.
+        endless: no limit, for lists of names, which come in as many parts as there are names.
+
+    """
+    limit = limit or Limit(location)
 
     def explaining() -> _Result:
         try:
-            return request()
+            return request() if endless else limit.carry_out(request)
         except (TooLongError, InputError):
             raise
         except FileNotFoundError as error:
             _check_bucket(location)
             raise failure(FileNotFoundError, location, "no such file") from error
         except Exception as error:  # each client has its own kinds
-            found = explained_store(location, error)
+            found = error if "may_pass" in error.__dict__ else explained_store(location, error)
             if found is error:
                 raise
             if may_pass(found):
@@ -165,6 +187,40 @@ def _with_retries(location: str, request: Callable[[], _Result]) -> _Result:
             raise found from error
 
     return tried(explaining)
+
+
+class _InTime(io.RawIOBase):
+    """A file of pyarrow's whose reads have a time limit each."""
+
+    def __init__(self, location: str, file: Any) -> None:
+        self._location, self._file = location, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def read(self, size: int | None = -1) -> bytes:
+        limit = Limit(self._location)
+        there = self._file.size() - self._file.tell()
+        wanted = there if size is None or size < 0 else min(size, there)
+        limit.allow_for(max(0, wanted))
+        return bytes(limit.carry_out(lambda: self._file.read(wanted))) if wanted > 0 else b""
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 
 def _check_bucket(location: str) -> None:

@@ -38,7 +38,8 @@ class WebOptions:
     per_host: int = 4
     """Simultaneous requests for images to one server, for each process."""
     seconds: float = 60.0
-    """Time limit for an image, all tries together, without the waits that its server asks for."""
+    """Time limit for an image, all tries together, without the waits that its server asks for; from an object store, without a
+    second for every 4 KiB."""
     ignore_opt_out: bool = False
     """Whether to use images whose server asks that they are not used (X-Robots-Tag)."""
 

@@ -254,15 +254,15 @@ class Client:
                 else:
                     await stack.enter_async_context(self._host(url).turn(request.options.per_host))
                     await stack.enter_async_context(request.in_time(location))
-                answer = await stack.enter_async_context(
-                    self._session.request(
-                        request.method,
-                        url,
-                        headers=request.headers(url.origin() == named),
-                        allow_redirects=False,
-                        proxy=proxy_for(location, url),
-                    )
+                asked = self._session.request(
+                    request.method,
+                    url,
+                    headers=request.headers(url.origin() == named),
+                    allow_redirects=False,
+                    proxy=proxy_for(location, url),
                 )
+                async with asyncio.timeout(CONNECT + message.SILENCE):  # headers that drip are no silence to the session
+                    answer = await stack.enter_async_context(asked)
                 target = answer.headers.get("Location") if answer.status in _REDIRECTS else None
                 if target is None:
                     result = await consume(answer)
