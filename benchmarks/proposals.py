@@ -6,9 +6,10 @@
 
 AR is the recall averaged over the IoUs .50, .55, ... .95, one box to one object, as pycocotools counts it with useCats = 0: of
 objects of all areas, and of small (to 32 ** 2 pixels), medium and large ones (from 96 ** 2) by the annotation's own `area`.
-Crowds, and BSDS's stuff segments, are left out. R.5 is the recall at IoU .5. The last columns are what a run that trains on the boxes
-sees: recall at IoU .7 of objects with sides of 64 pixels and more, by the first boxes that the paper's filter keeps. Milliseconds are CPU time of one thread: each image's
-least of some rounds, the engines in turn, then the median over images, since other work may share the machine.
+Crowds, and BSDS's stuff segments, are left out. R.5 is the recall at IoU .5. The last columns are what a run that trains on the
+boxes sees: recall at IoU .7 of objects with sides of 64 pixels and more, by the first boxes that the paper's filter keeps.
+Milliseconds are CPU time of one thread: each image's least of some rounds, the engines in turn, then the median over images,
+since other work may share the machine.
 
 "as of version 4" rows are the engine's boxes in the order that it gave them before it looked at what is covered already.
 """
@@ -81,6 +82,7 @@ ENGINES: dict[str, Engine] = {
     "selective-search, 128 px": lambda image: propose(image, working_resolution=128, small=False),
     "selective-search-exact": lambda image: propose(image, "selective-search-exact"),
     "edge-boxes": lambda image: propose(image, "edge-boxes"),
+    "watershed": lambda image: propose(image, "watershed"),
     "grid": lambda image: propose(image, "grid"),
     "naive, 1000 boxes": lambda image: propose(image, "naive", count=1000),
 }
@@ -185,9 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of engines that take less than 100 ms")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    engines = {name: ENGINES[name] for name in options.engines} | {
-        f"by {run[-28:]}": ranked_by(run) for run in options.rank_by
-    }
+    engines = {name: ENGINES[name] for name in options.engines} | {f"by {run}": ranked_by(run) for run in options.rank_by}
     paths, truth = read_images(options.images, options.annotations, options.count)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in engines}
@@ -222,9 +222,8 @@ def report(
     print(f"{len(truth)} images; objects: {counts}; AR and R in percent")
     print(f"ms: of the {usual.sum()} images of 640 x 427 to 640 x 480, or of all if there is none")
     numbers = "/".join(map(str, COUNTS))
-    print(
-        f"{'':32}{'ms':>8}{'boxes':>7} | AR@{numbers:17} | AR@100 s/m/l    | AR@1000 s/m/l   | R.5@{numbers}      | kept, R.7@10/30/100"
-    )
+    columns = (f"AR@{numbers:17}", "AR@100 s/m/l   ", "AR@1000 s/m/l  ", f"R.5@{numbers}      ", "kept, R.7@10/30/100")
+    print(f"{'':32}{'ms':>8}{'boxes':>7} | " + " | ".join(columns))
     for engine, values in seconds.items():
         measured = np.array(values)[usual] if usual.any() else np.array(values)
         shown = "-" if engine in ORDERS else f"{1e3 * np.median(measured):.1f}"
@@ -238,7 +237,8 @@ def report(
         ]
         boxes = np.mean([len(b) for b in found[engine].values()])
         print(
-            f"{engine:32}{shown:>8}{boxes:7.0f} | " + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts)
+            f"{engine if len(engine) < 33 else '...' + engine[-29:]:32}{shown:>8}{boxes:7.0f} | "
+            + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts)
         )
     for name, figures in PUBLISHED:
         print(f"published: {name}: {figures}")
