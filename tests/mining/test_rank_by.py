@@ -21,6 +21,8 @@ from univip_stream.mining.ranking import RANKED_BY, ranked_again
 from univip_stream.pretrain.load import load_backbone
 from univip_stream.pretrain.provenance import weights_sha256
 from univip_stream.probe.objectness import image_map, objectness, order_by
+from univip_stream.report.rows import mining_facts
+from univip_stream.shards import expand_shards, open_index
 from univip_stream.shards.manifest import read_manifest
 from univip_stream.shards.stored import stored_samples
 from univip_stream.shards.verify import verify_folder
@@ -63,6 +65,8 @@ def test_the_manifest_says_which_run_and_weights(drawn_shards, run_folder, ranke
     assert manifest.created_by["torch"] == version("torch")
     assert manifest.parameters["refiltered_from"] == read_manifest(drawn_shards).fingerprint
     assert RANKED_BY not in files(ranked)
+    facts = dict(mining_facts(open_index(expand_shards(str(ranked)))))  # of `inspect`'s page
+    assert facts["Ranked by"] == f"run ({said['weights_sha256'][:12]})"
     # What is chosen from it later, or ranked once more, still says so.
     refilter(RefilterConfig(shards=ranked, out=tmp_path / "fewer", inline=True, max_boxes=2))
     again = refilter(
