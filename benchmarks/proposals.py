@@ -2,11 +2,14 @@
 
     python benchmarks/proposals.py --images coco/val2017 --annotations coco/annotations/instances_val2017.json
     python benchmarks/proposals.py --images ... --annotations ... --engines 'selective-search' grid --rounds 3
+    python benchmarks/proposals.py --images ... --annotations ... --engines selective-search --rank-by runs/first random:resnet18
 
 AR is the recall averaged over the IoUs .50, .55, ... .95, one box to one object, as pycocotools counts it with useCats = 0: of
 objects of all areas, and of small (to 32 ** 2 pixels), medium and large ones (from 96 ** 2) by the annotation's own `area`.
-Crowds, and BSDS's stuff segments, are left out. R.5 is the recall at IoU .5. Milliseconds are CPU time of one thread: each image's
-least of some rounds, the engines in turn, then the median over images, since other work may share the machine.
+Crowds, and BSDS's stuff segments, are left out. R.5 is the recall at IoU .5. The last columns are what a run that trains on the
+boxes sees: recall at IoU .7 of objects with sides of 64 pixels and more, by the first boxes that the paper's filter keeps.
+Milliseconds are CPU time of one thread: each image's least of some rounds, the engines in turn, then the median over images,
+since other work may share the machine.
 
 "as of version 4" rows are the engine's boxes in the order that it gave them before it looked at what is covered already.
 """
@@ -23,7 +26,7 @@ import cv2
 import numba
 import numpy as np
 
-from univip_stream.boxes import filter_boxes
+from univip_stream.boxes import filter_boxes, iou
 from univip_stream.proposals import propose, ranking
 
 COUNTS = (1, 10, 100, 1000)
@@ -79,11 +82,25 @@ ENGINES: dict[str, Engine] = {
     "selective-search, 128 px": lambda image: propose(image, working_resolution=128, small=False),
     "selective-search-exact": lambda image: propose(image, "selective-search-exact"),
     "edge-boxes": lambda image: propose(image, "edge-boxes"),
+    "watershed": lambda image: propose(image, "watershed"),
     "grid": lambda image: propose(image, "grid"),
     "naive, 1000 boxes": lambda image: propose(image, "naive", count=1000),
 }
 ORDERS = ("as of version 4", "as of version 4, then NMS 0.7")
 """Orders computed for comparison: their time is no engine's."""
+
+
+def ranked_by(run: str) -> Engine:
+    """The default's boxes as `refilter --rank-by RUN` ranks them; its time is that of both."""
+    from univip_stream.evaluation.ranking import ranker_of, ranking_file
+
+    ranker = ranker_of(ranking_file(run)[1])
+
+    def engine(image: np.ndarray) -> np.ndarray:
+        boxes = propose(image)
+        return boxes[ranker(np.ascontiguousarray(image), boxes)]
+
+    return engine
 
 
 @numba.njit
@@ -133,6 +150,18 @@ def recalls(boxes: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[
     return result
 
 
+def filtered_recalls(boxes: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> list[float]:
+    """Of objects with sides of at least 64 pixels: recall at IoU .7 by the first 10, 30 and 100 boxes after the paper's filter."""
+    found, objects = np.zeros(3), 0
+    for name, drawn in truth.items():
+        large = np.floor(drawn[np.minimum(drawn[:, 2], drawn[:, 3]) >= 64, :4])
+        overlaps = iou(filter_boxes(boxes[name]), large)
+        if overlaps.size:
+            found += [(overlaps[:count].max(axis=0) >= 0.7).sum() for count in (10, 30, 100)]
+        objects += len(large)
+    return (100 * found / objects).tolist() if objects else [np.nan] * 3
+
+
 def read_images(folder: Path, annotations: Path, count: int) -> tuple[dict[str, Path], dict[str, np.ndarray]]:
     """Images by name, and their objects: x, y, w, h, area."""
     data = json.loads(annotations.read_text())
@@ -154,26 +183,28 @@ def main() -> None:
     parser.add_argument(
         "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME", help=", ".join(ENGINES)
     )
+    parser.add_argument("--rank-by", nargs="+", default=[], metavar="RUN", help="also the default ranked by these runs")
     parser.add_argument("--rounds", type=int, default=3, help="of engines that take less than 100 ms")
     options = parser.parse_args()
     cv2.setNumThreads(1)
+    engines = {name: ENGINES[name] for name in options.engines} | {f"by {run}": ranked_by(run) for run in options.rank_by}
     paths, truth = read_images(options.images, options.annotations, options.count)
-    seconds: dict[str, list[float]] = {name: [] for name in options.engines}
-    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in options.engines}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in engines}
     usual = []
     for done, (name, path) in enumerate(paths.items(), 1):
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         usual.append(max(image.shape) == 640 and 427 <= min(image.shape[:2]) <= 480)
         if done == 1:
-            for engine in options.engines:
-                ENGINES[engine](image)  # compile
-        least = dict.fromkeys(options.engines, np.inf)
+            for engine in engines.values():
+                engine(image)  # compile
+        least = dict.fromkeys(engines, np.inf)
         for lap in range(options.rounds):
-            for engine in options.engines:
+            for engine, function in engines.items():
                 if lap and (engine in ORDERS or least[engine] > 0.1):
                     continue
                 began = time.thread_time()
-                found[engine][name] = ENGINES[engine](image)
+                found[engine][name] = function(image)
                 least[engine] = min(least[engine], time.thread_time() - began)
         for engine, best in least.items():
             seconds[engine].append(best)
@@ -191,7 +222,8 @@ def report(
     print(f"{len(truth)} images; objects: {counts}; AR and R in percent")
     print(f"ms: of the {usual.sum()} images of 640 x 427 to 640 x 480, or of all if there is none")
     numbers = "/".join(map(str, COUNTS))
-    print(f"{'':32}{'ms':>8}{'boxes':>7} | AR@{numbers:17} | AR@100 s/m/l    | AR@1000 s/m/l   | R.5@{numbers}")
+    columns = (f"AR@{numbers:17}", "AR@100 s/m/l   ", "AR@1000 s/m/l  ", f"R.5@{numbers}      ", "kept, R.7@10/30/100")
+    print(f"{'':32}{'ms':>8}{'boxes':>7} | " + " | ".join(columns))
     for engine, values in seconds.items():
         measured = np.array(values)[usual] if usual.any() else np.array(values)
         shown = "-" if engine in ORDERS else f"{1e3 * np.median(measured):.1f}"
@@ -201,10 +233,12 @@ def report(
             ar["all"],
             *([ar[size][at] for size in ("small", "medium", "large")] for at in (2, 3)),
             100 * scores["all"][0],
+            filtered_recalls(found[engine], truth),
         ]
         boxes = np.mean([len(b) for b in found[engine].values()])
         print(
-            f"{engine:32}{shown:>8}{boxes:7.0f} | " + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts)
+            f"{engine if len(engine) < 33 else '...' + engine[-29:]:32}{shown:>8}{boxes:7.0f} | "
+            + " | ".join("".join(f"{value:5.1f}" for value in part) for part in parts)
         )
     for name, figures in PUBLISHED:
         print(f"published: {name}: {figures}")

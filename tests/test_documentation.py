@@ -58,7 +58,11 @@ def as_tried(page: str, line: str) -> str:
     if " eval " in line:
         line += " --workers 0 --image-size 32" + (" --epochs 1" if "eval knn" not in line else "")
     # Ray's start for each command is what other tests are for; the page about Ray keeps it.
-    return line + " --inline" if re.search(r"univip-stream (mine|import boxes) (?!.*(--dry-run|--address))", line) else line
+    return (
+        line + " --inline"
+        if re.search(r"univip-stream (mine|import boxes|refilter) (?!.*(--dry-run|--address))", line)
+        else line
+    )
 
 
 def blocks(page: Path, language: str) -> list[str]:

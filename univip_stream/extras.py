@@ -9,6 +9,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pycocotools": "pycocotools",
     },
     "svm": {"sklearn": "scikit-learn"},
+    "watershed": {"higra": "higra"},
 }  # fmt: skip
 """Extras of pyproject.toml -> their modules, each with the name of its package."""
 
@@ -17,7 +18,10 @@ def cure_for(module: str) -> str | None:
     """Return the command that installs a missing module; None if no extra contains it."""
     name = module.partition(".")[0]
     extras = [extra for extra, modules in EXTRAS.items() if name in modules]
-    return f"pip install 'univip-stream[{extras[0]}]' ([all] for both jobs, mining and training)" if extras else None
+    if not extras:
+        return None
+    more = " ([all] for both jobs, mining and training)" if extras[0] in ("mine", "train") else ""
+    return f"pip install 'univip-stream[{extras[0]}]'{more}"
 
 
 def require(*modules: str) -> None:

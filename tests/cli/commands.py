@@ -56,7 +56,7 @@ TABLE: dict[str, Walked] = {
     ),
     "refilter": Walked(
         {"shards": ["{shards}"], "out": ["{out}"], "inline": []},
-        inputs={"shards": SHARDS},
+        inputs={"shards": SHARDS, "rank_by": RUN},
         outputs={"out": "/"},
         texts=RAY,
     ),

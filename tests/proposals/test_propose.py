@@ -4,7 +4,9 @@ import hashlib
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import cv2
 import numpy as np
 import pytest
 from demo_images import draw_scene
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from univip_stream.boxes import filter_boxes, iou, validate_boxes
+from univip_stream.cli import main
 from univip_stream.errors import InputError, UsageError
 from univip_stream.proposals import ENGINES, as_rgb, engine_version, propose
 
@@ -21,8 +24,14 @@ def scene():
     return draw_scene("star", np.random.default_rng(3), 200, 150)
 
 
+def _skip_without_higra(engine):
+    if engine == "watershed":
+        pytest.importorskip("higra")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_boxes_are_inside_each_once_and_the_same_again(engine, scene):
+    _skip_without_higra(engine)
     boxes = propose(scene, engine)
     assert boxes.dtype == np.int32
     assert len(boxes) > 10
@@ -79,8 +88,11 @@ def test_golden_boxes_of_a_drawn_scene(engine, scale):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (7, 9), (16, 2000), (1500, 11), (64, 64)])
-@pytest.mark.parametrize("engine", ["selective-search", "selective-search-exact", "opencv-fast", "edge-boxes", "grid"])
+@pytest.mark.parametrize(
+    "engine", ["selective-search", "selective-search-exact", "opencv-fast", "edge-boxes", "watershed", "grid"]
+)
 def test_any_size_gives_boxes_or_none(engine, shape, rng):
+    _skip_without_higra(engine)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     validate_boxes(propose(image, engine), shape[1], shape[0])
 
@@ -146,6 +158,7 @@ def test_unknown_engines_and_options_are_said(scene):
         ("selective-search", "working_resolution", (3, 10**9, float("nan"), 300.5, "300", None), "16 to 32767 whole pixels"),
         ("selective-search", "small", (1, 0, "false", None), "true or false"),
         ("edge-boxes", "count", (0, 1.5, "many", True), "1 to 100000 boxes"),
+        *([("watershed", "working_resolution", (3, 300.5, None), "16 to 32767 whole pixels")] if find_spec("higra") else []),
         ("naive", "count", (0, -5, 1.5, "many", True, 10**9), "1 to 10000 boxes"),
         ("grid", "levels", (0, -1, 40, 1.5, "many", True), "1 to 8 sizes"),
     ):
@@ -174,6 +187,30 @@ def test_edge_boxes_hold_what_contours_surround():
     image = np.full((200, 300, 3), 90, np.uint8)
     image[60:140, 80:200] = (190, 90, 40)
     assert iou([[80, 60, 120, 80]], propose(image, "edge-boxes")[:10]).max() > 0.8
+
+
+def test_a_watershed_holds_what_edges_surround():
+    pytest.importorskip("higra")
+    image = np.full((200, 300, 3), 90, np.uint8)
+    image[60:140, 80:200] = (190, 90, 40)
+    assert iou([[80, 60, 120, 80]], propose(image, "watershed")).max() > 0.9
+
+
+@pytest.mark.parametrize("command", ["mine", "explain"])
+def test_an_engine_whose_library_is_missing_says_what_installs_it(command, tmp_path, monkeypatch, capsys, scene):
+    monkeypatch.setitem(sys.modules, "higra", None)
+    (tmp_path / "src").mkdir()
+    cv2.imwrite(str(tmp_path / "src" / "a.png"), scene)
+    arguments = {
+        "mine": ["--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--inline"],
+        "explain": [str(tmp_path / "src" / "a.png"), "--out", str(tmp_path / "figure")],
+    }
+    monkeypatch.setattr(sys, "argv", ["univip-stream", command, *arguments[command], "--proposals", "watershed"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "pip install 'univip-stream[watershed]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_grid_covers_the_image_at_each_size():

@@ -22,6 +22,11 @@ from univip_stream.mining.job import Job
 @click.option("--max-aspect", type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")
 @click.option("--max-boxes", type=click.IntRange(min=1), metavar="N", help="Keep at most so many an image.")
+@click.option(
+    "--rank-by",
+    metavar="RUN",
+    help="Rank the candidates again first, by the features of a run's backbone: their parts alike, their surroundings unlike.",
+)
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print the new manifest's totals as JSON.")
 def refilter(
@@ -31,6 +36,7 @@ def refilter(
     max_aspect: float | None,
     max_iou: float | None,
     max_boxes: int | None,
+    rank_by: str | None,
     workers: int | None,
     address: str | None,
     inline: bool,
@@ -42,9 +48,18 @@ def refilter(
     SHARDS is a folder of finished shards. Images are copied as they are. You can interrupt it at any time: the same command
     continues.
 
+    RUN of --rank-by is a run folder, a checkpoint, a backbone.safetensors or a reference such as random:resnet18. Its
+    features, without labels, have a say in the order of the candidates, so that the next run trains on other boxes.
+
     \b
     univip-stream refilter shards/ --min-scale 96 --max-boxes 100 --out shards-96/
+    univip-stream refilter shards/ --rank-by runs/first --out shards-ranked/
     """
+    ranking = None
+    if rank_by is not None:
+        from univip_stream.api.ranking import rank_by as ranking_of  # loads torch
+
+        ranking = ranking_of(rank_by)
     config = RefilterConfig(
         shards=shards,
         out=out,
@@ -52,6 +67,7 @@ def refilter(
         max_aspect=max_aspect,
         max_iou=max_iou,
         max_boxes=max_boxes,
+        rank_by=ranking,
         workers=workers,
         address=address,
         inline=inline,

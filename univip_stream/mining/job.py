@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import starmap
@@ -87,6 +87,10 @@ class Job:
     """Manifest of the set that these shards are added to; it stays in place until the new one replaces it."""
     joined: Callable[[MadeBy], tuple[MadeBy, tuple[Part, ...]]] = field(default=lambda made_by: (made_by, ()))
     """Turns what made these shards into what made the whole set and its parts, if they are added to a set."""
+    needs: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that the tasks read, by name: they are in the folder while shards are made, and gone afterwards."""
+    made_with: tuple[str, ...] = ()
+    """Packages that the bytes may depend on beside those of all jobs."""
 
     @property
     def images(self) -> int:
@@ -124,8 +128,12 @@ def carry_out(job: Job, *, planned: Callable[[int], None], progress: Callable[[i
             upgrade_all(out, entries)
         waiting = sum(job.counts[number] for number in todo)
         planned(job.images - waiting)
+        for name, data in job.needs.items():
+            out.write(name, data)
         mine_shards(job, todo, entries, progress)
         out.remove_leftovers()
+        for name in job.needs:
+            out.remove(name)
         before = () if job.added_to is None else job.added_to.shards
         own, parts = job.joined(made_by(job))
         manifest = make_manifest([*before, *(entries[name] for name in job.names)], own, parts)
@@ -361,7 +369,7 @@ def stored_parameters(out: Output) -> dict[str, Any] | None:
 
 def made_by(job: Job) -> MadeBy:
     """Return what the manifest says of a job: its parameters, and the versions of the programs here."""
-    versions = {name: found for name in _MADE_WITH if (found := _installed(name))}
+    versions = {name: found for name in (*_MADE_WITH, *job.made_with) if (found := _installed(name))}
     return MadeBy(
         created_by={"univip-stream": __version__, "python": platform.python_version(), **versions},
         parameters=job.parameters,

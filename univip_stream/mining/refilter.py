@@ -1,5 +1,6 @@
-"""Choose other boxes from the candidates that mining kept, without decoding images, which are copied as bytes."""
+"""Choose other boxes from the candidates that mining kept. Images are copied as bytes, and decoded only to rank these again."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from univip_stream.boxes import BoxFilter
 from univip_stream.errors import InputError
 from univip_stream.mining.job import Job, carry_out, digest
 from univip_stream.mining.output import Output
+from univip_stream.mining.proposer import NONE
+from univip_stream.mining.ranking import RANKED_BY, Ranking, RankTask, ranked_again
 from univip_stream.mining.runner import Compute
 from univip_stream.mining.shard import put_shard, reporting, status_of
 from univip_stream.shards.entry import ShardEntry, numbers, tar_names
@@ -33,6 +36,9 @@ class RefilterConfig(Compute):
     """Greatest intersection over union of two kept boxes, 0 to 1."""
     max_boxes: int | None = None
     """Maximal number of boxes kept for an image."""
+    rank_by: Ranking | None = None
+    """How candidates are ranked again before they are filtered (`univip_stream.api.ranking.rank_by` makes it of a run); None
+    keeps their order. The new shards hold them in the new order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ class RefilterTask:
     """Name of the engine that proposed the candidates."""
     filter: BoxFilter
     """Settings of the filter that decides which boxes are kept."""
+    rank: RankTask | None = None
+    """What ranks the candidates before; None keeps their order."""
 
 
 def refilter(
@@ -69,7 +77,8 @@ def refilter(
         progress: called with the number of images done since the last call.
 
     Raises:
-        InputError: shards are incomplete or not as their manifest states, or the output folder holds other shards.
+        InputError: shards are incomplete or not as their manifest states, or the output folder holds other shards; they have no
+            candidates to rank, or an image cannot be ranked.
 
     """
     source, out = Output(config.shards, to_write=False), Output(config.out)
@@ -82,6 +91,16 @@ def refilter(
         **{name: _parameter(old, name, config.shards) if value is None else value for name, value in asked.items()}
     )
     parameters = {**old, **asdict(chosen), "refiltered_from": manifest.fingerprint}
+    proposals = _parameter(old, "proposals", config.shards)
+    ranking, rank = config.rank_by, None
+    if ranking is not None:
+        if proposals == NONE:
+            raise InputError(
+                f"{config.shards} was mined with --proposals none: it has no candidates to rank; mine with proposals"
+            )
+        # A set may be ranked more than once: each ranking begins with the order that the one before it left.
+        parameters["ranked_by"] = [*_ranked_before(old, config.shards), ranking.facts]
+        rank = RankTask(file=out.path_of(RANKED_BY), sha256=hashlib.sha256(ranking.data).hexdigest(), load=ranking.load)
     fingerprint = digest([CONTENT, parameters])
     entries = manifest.shards
 
@@ -92,8 +111,9 @@ def refilter(
             name=job.names[number],
             entry=entries[number],
             fingerprint=fingerprint,
-            proposals=_parameter(old, "proposals", config.shards),
+            proposals=proposals,
             filter=chosen,
+            rank=rank,
         )
 
     job = Job(
@@ -106,6 +126,8 @@ def refilter(
         fingerprint=fingerprint,
         facts={name: getattr(manifest, name) for name in ("classes", "ignored", "absent", "boxes_left_out")},
         place=config,
+        needs={} if ranking is None else {RANKED_BY: ranking.data},
+        made_with=() if ranking is None else ranking.made_with,
     )
     made, _ = carry_out(job, planned=lambda finished: planned(job, finished), progress=progress)
     return made
@@ -126,9 +148,22 @@ def _parameter(parameters: Mapping[str, Any], name: str, shards: str | Path) -> 
     return float(number) if _KINDS[name] == (int, float) else number
 
 
+def _ranked_before(parameters: Mapping[str, Any], shards: str | Path) -> list[Any]:
+    """Return the rankings that the shards' order comes from already."""
+    value = parameters.get("ranked_by", [])
+    if not isinstance(value, list):
+        raise InputError(
+            f"the manifest of {shards} has {repr(value)[:40]} as ranked_by; it was changed or damaged: mine again"
+        )
+    return value
+
+
 def refilter_shard(task: RefilterTask, progress: Callable[[int], None] = lambda done: None) -> ShardEntry:
     """Copy one shard with other boxes, and return its entry for the manifest."""
     stored = stored_samples(task.source, task.name, task.proposals, task.entry.index.sha256)
+    if task.rank is not None:
+        ranker = task.rank.ranker()
+        stored = (ranked_again(sample, ranker) for sample in stored)
     samples = (_with_other_boxes(sample, task.filter) for sample in stored)
     return put_shard(reporting(samples, progress), task.out, task.name, task.fingerprint)
 

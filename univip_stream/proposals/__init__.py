@@ -49,6 +49,11 @@ ENGINES = {
         function="edge_boxes",
         summary="OpenCV's EdgeBoxes, on edges that need no trained model",
     ),
+    "watershed": Engine(
+        module="univip_stream.proposals.watershed",
+        function="watershed",
+        summary="hierarchical watersheds, by the library higra",
+    ),
     "grid": Engine(module="univip_stream.proposals.grid", function="grid", summary="a regular grid of boxes, coarse to fine"),
     "naive": Engine(module="univip_stream.proposals.naive", function="naive", summary="random boxes"),
 }

@@ -137,6 +137,7 @@ def mining_facts(index: ShardSet) -> list[tuple[str, str]]:
             ("Proposals", f"{parameters.get('proposals', '?')} (version {parameters.get('proposals_version', '?')})"),
             ("Filter", f"shortest side {parameters.get('min_scale', '?')} px, aspect up to {parameters.get('max_aspect', '?')}, "
              f"IoU up to {parameters.get('max_iou', '?')}, {'any number of' if limit is None else f'at most {limit}'} boxes"),
+            *_ranked_by(parameters.get("ranked_by")),
             ("Seed of mining", str(parameters.get("seed", "?"))),
             ("Mined by", f"univip-stream {version or '?'}"),
         ]  # fmt: skip
@@ -145,6 +146,16 @@ def mining_facts(index: ShardSet) -> list[tuple[str, str]]:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         facts.append(("Of another program", ", ".join(foreign[:3]) + more))
     return facts
+
+
+def _ranked_by(rankings: Any) -> list[tuple[str, str]]:
+    """Return the runs that `refilter --rank-by` ranked the candidates by, as a fact; nothing if there are none."""
+    if not isinstance(rankings, list):
+        return []
+    named = [one for one in rankings if isinstance(one, dict)]
+    return [
+        ("Ranked by", ", then ".join(f"{one.get('run', '?')} ({str(one.get('weights_sha256', '?'))[:12]})" for one in named))
+    ]
 
 
 def _index_file(path: str, shard: str, entries: dict[str, ShardEntry] | None, cache: Cache) -> BinaryIO:
