@@ -83,6 +83,20 @@ def test_a_map_covers_the_image_whatever_its_shape(rng):
         assert tuple(found.shape) == (*places, backbone.width)
 
 
+def test_a_finer_map_is_averaged_and_many_boxes_are_scored_as_few(rng):
+    backbone = build_backbone("resnet18", small_stem=True).eval()
+    pixels = rng.integers(0, 255, (96, 64, 3)).astype(np.uint8)
+    found = image_map(backbone, pixels, AugmentConfig(), "it")
+    assert tuple(found.shape) == (32, 22, backbone.width)  # of 64 x 44
+    features = torch.from_numpy(rng.normal(size=(6, 9, 5)))
+    boxes = some_boxes(rng, 1500, 130, 77)  # more than at once
+    boxes[700] = [0, 0, 130, 77]  # the whole image: as alike to its surroundings as the others are
+    others = np.delete(np.arange(1500), 700)
+    plain = plainly(features.numpy(), boxes[others], 130, 77)
+    scores = objectness(features, boxes, 130, 77)
+    assert np.corrcoef(scores[others], plain)[0, 1] > 0.9999
+
+
 class _Coarse(nn.Module):
     def forward_features(self, images):
         return images[:, :, ::128, ::128]

@@ -304,6 +304,20 @@ def test_votes_are_boxes_with_enough_overlap(corners):
     assert ranking.neighbours(unique, 70).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("step", [1, 16])
+def test_the_filter_inside_the_ranking_is_the_papers(step, rng):
+    """Corners on a coarse grid give overlaps of exactly a half, sides of exactly 64 and aspects of exactly 3."""
+    low = rng.integers(0, 320 // step, (900, 2)) * step
+    size = rng.integers(1, 320 // step, (900, 2)) * step
+    boxes = np.unique(np.concatenate([low, size], axis=1), axis=0).astype(np.int32)
+    order = rng.permutation(len(boxes))
+    kept = filter_boxes(boxes[order])
+    assert 5 < len(kept) < 200
+    found = ranking.kept_by_filter(boxes, order)
+    assert {tuple(box) for box in boxes[found].tolist()} == {tuple(box) for box in kept.tolist()}
+    assert found.sum() == len(kept)
+
+
 def test_each_next_box_is_the_one_worth_most_beside_those_before_it(corners):
     unique = ranking.unique_boxes(corners)
     overlap = iou(xywh(unique), xywh(unique))

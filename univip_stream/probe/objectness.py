@@ -20,10 +20,14 @@ SIDE = 512
 """Longer side of the image that the backbone sees, pixels."""
 LEAST_PLACES = 8
 """The fewest places along the longer side of a map: with fewer most boxes have no place of their own."""
+MOST_PLACES = 32
+"""The most places along the longer side: finer maps are averaged, as every place is compared with every other."""
 SHARE = 0.25
 """How much the features say of the new order; the order of before says the rest. Chosen on COCO train2017 images (docs/log.md)."""
 _MULTIPLE = 32
 """Sides that the backbone sees are multiples of this, so that the places of a map fill the image."""
+_AT_ONCE = 1024
+"""Number of boxes that are scored at once: with the finest map, some 50 MB."""
 _AROUND = 0.25
 """Width of what is around a box, by the box's own width and height."""
 
@@ -48,8 +52,8 @@ def check_backbone(backbone: Backbone, name: str) -> None:
         )
 
 
-def image_map(backbone: Backbone, pixels: np.ndarray, settings: AugmentConfig, name: str) -> Float[Tensor, "P D"]:
-    """Return what a backbone has at each place of an image, row by row from the upper left, and the sides of its map.
+def image_map(backbone: Backbone, pixels: np.ndarray, settings: AugmentConfig, name: str) -> Float[Tensor, "h w D"]:
+    """Return what a backbone has at each place of an image, row by row from the upper left.
 
     Args:
         backbone: the network, on the CPU, in evaluation mode.
@@ -75,6 +79,10 @@ def image_map(backbone: Backbone, pixels: np.ndarray, settings: AugmentConfig, n
         found = dense_map(backbone, (image - mean) / std, name)[0].float()
     if not found.isfinite().all():
         raise InputError("the backbone's features are not finite: its weights are damaged, or training diverged")
+    h, w, _ = found.shape
+    if (times := -(-max(h, w) // MOST_PLACES)) > 1:
+        sides = (-(-h // times), -(-w // times))
+        found = nn.functional.adaptive_avg_pool2d(found.permute(2, 0, 1), sides).permute(1, 2, 0)
     return found
 
 
@@ -102,10 +110,19 @@ def objectness(map_hwD: Tensor, boxes: np.ndarray, width: int, height: int) -> n
     alike_PP = features_PD @ features_PD.T
 
     edges = torch.from_numpy(boxes.astype(np.float64))
+    parts = [_alike(some, alike_PP, (h, w), width, height) for some in torch.split(edges, _AT_ONCE)]
+    agreement, cosine = (torch.cat(values) for values in zip(*parts, strict=True))
+    # The box of the whole image has nothing around it, which says neither yes nor no.
+    cosine = cosine.nan_to_num(nan=float(cosine.nanmean()) if not cosine.isnan().all() else 0.0)
+    return _beside_its_size((agreement - cosine).numpy(), np.log((edges[:, 2] * edges[:, 3]).numpy()))
+
+
+def _alike(edges: Tensor, alike_PP: Tensor, sides: tuple[int, int], width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Return (how alike the parts of boxes are, how like their surroundings; NaN if there are none), float64 N each."""
     low, size = edges[:, :2], edges[:, 2:]
     room = edges.new_tensor([width, height])
-    inside_NP = _covered(low, low + size, room, (h, w))
-    wider_NP = _covered((low - _AROUND * size).clamp_min(0), torch.minimum(low + (1 + _AROUND) * size, room), room, (h, w))
+    inside_NP = _covered(low, low + size, room, sides)
+    wider_NP = _covered((low - _AROUND * size).clamp_min(0), torch.minimum(low + (1 + _AROUND) * size, room), room, sides)
     around_NP = wider_NP - inside_NP
     has_around = around_NP.sum(1) > 1e-9
     inside_NP = inside_NP / inside_NP.sum(1, keepdim=True)
@@ -115,9 +132,7 @@ def objectness(map_hwD: Tensor, boxes: np.ndarray, width: int, height: int) -> n
     agreement = (towards_NP * inside_NP).sum(1).clamp_min(0).sqrt()
     length = ((around_NP @ alike_PP) * around_NP).sum(1).clamp_min(0).sqrt()
     cosine = (towards_NP * around_NP).sum(1) / (agreement * length).clamp_min(1e-9)
-    # The box of the whole image has nothing around it, which says neither yes nor no.
-    cosine = torch.where(has_around, cosine, cosine[has_around].mean() if has_around.any() else cosine.new_zeros(()))
-    return _beside_its_size((agreement - cosine).numpy(), np.log((size[:, 0] * size[:, 1]).numpy()))
+    return agreement, torch.where(has_around, cosine, torch.full_like(cosine, torch.nan))
 
 
 def _covered(low: Tensor, high: Tensor, room: Tensor, sides: tuple[int, int]) -> Float[Tensor, "N P"]:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from univip_stream.boxes import filter_boxes
 from univip_stream.proposals.jit import entry, part
 
 LONGEST = 3
 """Longest side over shortest of a box that keeps all its votes; it is the paper's own limit."""
+MIN_SCALE = 64
+"""Shortest side, in pixels of the image, that the paper's filter keeps."""
 SHARES = ((70, 3), (80, 4), (90, 6))
 """What a box is worth that an earlier one overlaps: from an IoU of so many hundredths on, its votes halved so many times."""
 _WHOLE = 8
@@ -90,20 +91,48 @@ def ranked(boxes: np.ndarray, percent: int, full_size: Callable[[np.ndarray], np
     unique = unique_boxes(boxes)
     votes = neighbours(unique, percent).astype(np.int64)
     # The input has rising area, so the reverse of a stable sort gives the larger first among equals.
-    full = full_size(unique)
-    kept = _among(full, filter_boxes(full[np.argsort(votes, kind="stable")[::-1]]))
+    kept = kept_by_filter(np.ascontiguousarray(full_size(unique), np.int32), np.argsort(votes, kind="stable")[::-1].copy())
     wide, high = unique[:, 2] - unique[:, 0], unique[:, 3] - unique[:, 1]
     long = np.maximum(wide, high) > LONGEST * np.minimum(wide, high).astype(np.int64)
     worth = votes << np.where(long & ~kept, _WHOLE - 2, _WHOLE)
     return unique[each_adds_most(unique, worth, np.argsort(worth, kind="stable")[::-1].copy(), kept)]
 
 
-def _among(boxes: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """Return for each of int32 N x 4 boxes whether it is one of `some`."""
-    same = np.ones((len(boxes), len(some)), bool)
-    for axis in range(4):
-        same &= boxes[:, axis, None] == some[:, axis]
-    return np.asarray(same.any(axis=1))
+@entry
+def kept_by_filter(boxes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return which boxes the paper's filter (`boxes.filter_boxes`) keeps of all in an order: bool N.
+
+    Args:
+        boxes: int32 N x 4 x, y, w, h, all different.
+        order: int64 N, best first.
+
+    """
+    kept = np.zeros(len(boxes), np.bool_)
+    chosen = np.empty((len(boxes), 5), np.int64)
+    count = 0
+    for box in order:
+        x, y, w, h = np.int64(boxes[box, 0]), np.int64(boxes[box, 1]), np.int64(boxes[box, 2]), np.int64(boxes[box, 3])
+        if min(w, h) < MIN_SCALE or max(w, h) > LONGEST * min(w, h):
+            continue
+        free = True
+        for at in range(count):
+            wide = min(x + w, chosen[at, 2]) - max(x, chosen[at, 0])
+            high = min(y + h, chosen[at, 3]) - max(y, chosen[at, 1])
+            # An IoU of more than a half, in whole numbers.
+            if wide > 0 and high > 0 and 3 * wide * high > w * h + chosen[at, 4]:
+                free = False
+                break
+        if free:
+            kept[box] = True
+            chosen[count, 0], chosen[count, 1], chosen[count, 2], chosen[count, 3], chosen[count, 4] = (
+                x,
+                y,
+                x + w,
+                y + h,
+                w * h,
+            )
+            count += 1
+    return kept
 
 
 @entry
