@@ -1,16 +1,21 @@
 """Ray that is not there, is another, is in use already, or has no home: each is a sentence, or works."""
 
 import os
+import pickle
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import types
+from pathlib import Path
 
 import pytest
 
 from univip_stream.cluster import attached
 from univip_stream.errors import InputError
+from univip_stream.mining import MiningConfig, mine
+from univip_stream.mining.runner import _FileCounter
 
 
 def mined(arguments, **variables):
@@ -24,11 +29,41 @@ def test_mining_within_a_program_that_uses_ray_uses_its_ray_and_leaves_it(drawn_
 import ray
 from univip_stream.mining import MiningConfig, mine
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=100 << 20)
-report = mine(MiningConfig(sources=({str(drawn_folder)!r},), out={str(tmp_path / "shards")!r}, proposals="none", num_shards=2))
-print(report.manifest.totals["images"], ray.get(ray.remote(lambda: 42).remote()))
+config = MiningConfig(sources=({str(drawn_folder)!r},), out={str(tmp_path / "shards")!r}, proposals="none", num_shards=2)
+counted = []
+report = mine(config, progress=counted.append)
+print(report.manifest.totals["images"], sum(counted), ray.get(ray.remote(lambda: 42).remote()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["12", "42"], done.stderr
+    assert done.stdout.split() == ["12", "12", "42"], done.stderr
+
+
+def test_a_local_ray_reports_every_image_and_leaves_nothing_behind(drawn_folder, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    counted = []
+    config = MiningConfig(sources=(drawn_folder,), out=tmp_path / "shards", proposals="none", num_shards=3, workers=2)
+    mine(config, progress=counted.append)
+    assert sum(counted) == 12
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_count_is_of_whole_lines_and_of_each_once(tmp_path):
+    with _FileCounter() as counter:
+        elsewhere = pickle.loads(pickle.dumps(counter))
+        for images in (3, 40):
+            elsewhere.add(images)
+        assert counter.take() == 43
+        assert counter.take() == 0
+        elsewhere.add(5)
+        with open(counter._path, "ab") as file:
+            file.write(b"7")  # of which a part is there
+        assert counter.take() == 5
+        with open(counter._path, "ab") as file:
+            file.write(b"1\n")
+        assert counter.take() == 71
+    elsewhere.add(1)  # the driver has gone
+    assert not Path(counter._path).exists()
 
 
 def test_a_local_ray_needs_no_home_directory(drawn_folder, tmp_path):

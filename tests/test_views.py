@@ -264,7 +264,7 @@ def test_shapes_that_do_not_fit_are_drawn_again_or_clipped_as_byols_code_does() 
         shape = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         byols.append((min(round(math.sqrt(area * shape)), width), min(round(math.sqrt(area / shape)), height)))
     ours = {
-        clip: random_crops(np.random.default_rng(6), count, width, height, (0.08, 1), clip=clip)[:, 2:]
+        clip: random_crops(np.random.default_rng(6), count, width, height, (0.08, 1.0), clip=clip)[:, 2:]
         for clip in (False, True)
     }
     area = {clip: np.prod(sizes, axis=1).mean() / (width * height) for clip, sizes in ours.items()}
@@ -276,7 +276,7 @@ def test_shapes_that_do_not_fit_are_drawn_again_or_clipped_as_byols_code_does() 
             assert np.quantile(ours[True][:, side], share) == pytest.approx(expected, rel=0.04)
     config = ViewConfig(crop_outside="clip", overlap=False, instances=0)
     views = draw_views(NO_BOXES, width, height, np.random.default_rng(6), config)
-    assert views.scenes.tolist() == random_crops(np.random.default_rng(6), 2, 640, 480, (0.08, 1), clip=True).tolist()
+    assert views.scenes.tolist() == random_crops(np.random.default_rng(6), 2, 640, 480, (0.08, 1.0), clip=True).tolist()
 
 
 @pytest.mark.parametrize(

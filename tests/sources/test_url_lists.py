@@ -88,7 +88,7 @@ def test_an_opt_out_is_a_row_and_no_failure(server, tmp_path):
     asked = len(server.asked)
     mined(tmp_path / "out", images, max_failures="0", num_shards=1, retry_failed=True)
     assert len(server.asked) == asked  # it was no failure, so it is not asked for again
-    with pytest.raises(InputError, match="ignore_opt_out None there, True here"):
+    with pytest.raises(InputError, match="ignore_opt_out null there, true here"):
         mine(MiningConfig(sources=(images,), out=tmp_path / "out", proposals="none", num_shards=1, inline=True,
                           web=WebOptions(ignore_opt_out=True)))  # fmt: skip
     rows, _ = mined(tmp_path / "all", images, max_failures="0", web=WebOptions(ignore_opt_out=True))

@@ -1,8 +1,13 @@
 """Run a plain function over shards, on Ray or one after the other."""
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 from univip_stream.cluster import ANSWER_WITHIN, attached
@@ -71,8 +76,9 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
     ray: Any = ray_module  # its stubs know neither remote functions nor actors made at run time
     local = {"num_cpus": place.workers or usable_cpus(), "num_gpus": 0, "object_store_memory": _OBJECT_STORE}
     stays = ray.is_initialized()  # a program that uses Ray itself called us, and its Ray runs on after us
-    with attached(ray, place.address, otherwise="--inline does without Ray, on one CPU", **local):
-        counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
+    with ExitStack() as stack, attached(ray, place.address, otherwise="--inline does without Ray, on one CPU", **local):
+        here = place.address is None and not stays  # all workers are of this machine
+        counter = stack.enter_context(_FileCounter()) if here else _ActorCounter(ray)
         # Each task has one CPU and no GPU; a task whose worker or node dies is given to another.
         remotely = ray.remote(num_cpus=1, max_retries=3)(_mine_and_count)
         at_once = place.workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _AHEAD
@@ -84,11 +90,11 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
                 if not running:
                     break
                 done, _ = ray.wait(list(running), num_returns=1, timeout=_CHECK_EVERY)
-                progress(_take_count(ray, counter))
+                progress(counter.take())
                 for reference in done:
                     task = running.pop(reference)
                     yield task, _result(ray, reference, task)
-            progress(_take_count(ray, counter))
+            progress(counter.take())
         finally:
             # Stopped early. Elsewhere the end of the connection ends the tasks; a cancelled one that answers while Ray shuts
             # down would abort this process (Ray 2.5x: "Tried to complete task that was not pending").
@@ -96,29 +102,76 @@ def _on_ray(function: Function, tasks: Iterator[Task], place: Compute, progress:
                 ray.cancel(reference)
 
 
-class _Counter:
+class _Counter(Protocol):
     """Counts images done since the driver last asked, the workers' only report before a shard is finished."""
 
-    def __init__(self) -> None:
-        self.count = 0
-
     def add(self, images: int) -> None:
-        self.count += images
+        """Count images, in a worker."""
 
     def take(self) -> int:
-        taken, self.count = self.count, 0
-        return taken
+        """Return what was counted since the last call, in the driver. If it cannot be had, only the display falls behind."""
 
 
-def _take_count(ray: Any, counter: Any) -> int:
-    try:
-        return int(ray.get(counter.take.remote(), timeout=ANSWER_WITHIN))
-    except ray.exceptions.RayError:  # its node is gone; it restarts elsewhere, and only the display falls behind
+class _FileCounter:
+    """Counts in a file, for workers of this machine: an actor would be one more process to start."""
+
+    def __init__(self) -> None:
+        self._path, self._read = "", 0
+
+    def __enter__(self) -> "_FileCounter":
+        descriptor, self._path = tempfile.mkstemp(prefix="univip-stream-", suffix=".count")
+        os.close(descriptor)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Path(self._path).unlink(missing_ok=True)
+
+    def add(self, images: int) -> None:
+        # The file is not made again where the driver has gone. A line this short is appended whole.
+        with contextlib.suppress(OSError), open(os.open(self._path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:
+            file.write(b"%d\n" % images)
+
+    def take(self) -> int:
+        with contextlib.suppress(OSError), open(self._path, "rb") as file:
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]
+            self._read += len(whole) + bool(whole)
+            return sum(map(int, whole.split()))
         return 0
 
 
-def _mine_and_count(function: Function, task: Task, counter: Any) -> Any:
-    return function(task, lambda images: counter.add.remote(images))
+class _ActorCounter:
+    """Counts in an actor, for workers of a cluster."""
+
+    class _Count:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def add(self, images: int) -> None:
+            self.count += images
+
+        def take(self) -> int:
+            taken, self.count = self.count, 0
+            return taken
+
+    def __init__(self, ray: Any) -> None:
+        self._actor = ray.remote(num_cpus=0, max_restarts=-1)(self._Count).remote()
+
+    def add(self, images: int) -> None:
+        self._actor.add.remote(images)
+
+    def take(self) -> int:
+        import ray as ray_module
+
+        ray: Any = ray_module
+        try:
+            return int(ray.get(self._actor.take.remote(), timeout=ANSWER_WITHIN))
+        except ray.exceptions.RayError:  # its node is gone; it restarts elsewhere
+            return 0
+
+
+def _mine_and_count(function: Function, task: Task, counter: _Counter) -> Any:
+    return function(task, counter.add)
 
 
 def _result(ray: Any, reference: Any, task: Task) -> Any:
