@@ -54,7 +54,7 @@ class ImageSet:
     later: tuple[str, ...] = ()
     """Rows that come after all sets' first rows are done."""
     seeds: dict[str, int] = field(default_factory=dict)
-    """Rows with fewer seeds than all: how many."""
+    """Rows with fewer seeds than all, or more: how many."""
 
 
 _DEFAULTS = ("method.mass=1", "views.instance_augmentations=1")
@@ -147,6 +147,7 @@ SETS: dict[str, ImageSet] = {
             "byol, whole blur",
             *_OTHERS,
         ),
+        seeds=dict.fromkeys(("byol", "printed", "K+two", "byol by lightly"), 6),
     ),
     "composed": ImageSet(
         images="composed",
@@ -224,7 +225,7 @@ def cells(only: str | None = None) -> list[Cell]:
         for name, kind in SETS.items():
             if name in ("composed", "single") and not CHOSEN:
                 continue
-            for seed in SEEDS:
+            for seed in range(max(len(SEEDS), *kind.seeds.values(), 0)):
                 found += [
                     Cell(set=name, row=row, seed=seed) for row in rows_of(kind) if seed < kind.seeds.get(row, len(SEEDS))
                 ]
