@@ -38,6 +38,7 @@ print(report.manifest.totals["images"], sum(counted), ray.get(ray.remote(lambda:
     assert done.stdout.split() == ["12", "12", "42"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_local_ray_reports_every_image_and_leaves_nothing_behind(drawn_folder, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

@@ -105,6 +105,7 @@ def test_a_batch_that_cannot_be_handed_over_is_told_and_not_waited_for(start, wo
     assert words in str(error)
 
 
+@pytest.mark.slow
 def test_a_worker_that_can_no_longer_be_asked_for_its_batches_is_told():
     """Its thread that passes files on has none left to answer with: the other side would wait for the answer."""
 
@@ -123,6 +124,7 @@ def test_a_worker_that_can_no_longer_be_asked_for_its_batches_is_told():
     assert "too many open files" in str(error)
 
 
+@pytest.mark.slow
 def test_the_last_words_of_a_worker_are_told():
     error = in_time(lambda: list(loaded(Numbers(first=lambda number: os.kill(os.getpid(), signal.SIGKILL)), workers=1)))
     assert isinstance(error, WorkerDied)
@@ -153,6 +155,7 @@ def test_what_is_not_known_is_left_alone():
     assert "--shm-size" in death(RuntimeError(bus))
 
 
+@pytest.mark.slow
 def test_workers_that_hang_do_not_keep_their_parent():
     batches = loaded(Numbers(count=800, first=lambda number: time.sleep(3600 if number >= 4 else 0)), workers=4)
     next(batches)

@@ -83,6 +83,7 @@ def test_a_map_covers_the_image_whatever_its_shape(rng):
         assert tuple(found.shape) == (*places, backbone.width)
 
 
+@pytest.mark.slow
 def test_a_finer_map_is_averaged_and_many_boxes_are_scored_as_few(rng):
     backbone = build_backbone("resnet18", small_stem=True).eval()
     pixels = rng.integers(0, 255, (96, 64, 3)).astype(np.uint8)

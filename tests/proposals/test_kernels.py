@@ -64,6 +64,7 @@ def test_the_copys_pixels_are_means_of_the_areas_they_cover(image, size):
     assert np.abs(small - expected).max() <= 0.5 + 1e-9
 
 
+@pytest.mark.slow
 def test_smoothing_is_opencvs_gaussian(image):
     expected = cv2.GaussianBlur(image.astype(np.float32), (7, 7), 0.8)
     assert np.abs(pixels.smooth(image, taps(0.8)).transpose(1, 2, 0) - expected).max() < 1e-3
@@ -130,6 +131,7 @@ def felzenszwalb(edges, count, k, min_size):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thin", [True, False])
 @pytest.mark.parametrize("shared", [0, 20, 100])
 def test_segments_are_those_of_the_paper_whatever_is_shared(image, thin, shared):
@@ -241,6 +243,7 @@ def greedy(sizes, boxes, colour, texture, touching, pixels, with_colour):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_colour", [True, False])
 def test_grouping_is_algorithm_1_in_plain_loops(image, with_colour):
     keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), False))

@@ -102,6 +102,7 @@ def test_workers_change_nothing(drawn_shards, workers):
         assert_same(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "prefetch", "parts"), [(1, 1, 1), (3, 2, 2)])
 def test_memory_used_again_holds_the_two_newest_batches(drawn_shards, workers, prefetch, parts):
     alone = batches(str(drawn_shards), 24, start_step=2, parts=parts)
@@ -210,6 +211,7 @@ def test_batches_that_cannot_be_are_refused(drawn_shards):
         StreamConfig(batch_size=4, workers=-1)
 
 
+@pytest.mark.slow
 def test_shard_dataset_gives_every_image_with_its_boxes_in_any_loader(drawn_shards, drawn_folder):
     dataset = ShardDataset(str(drawn_shards))
     alone = list(dataset)
