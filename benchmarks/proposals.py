@@ -79,6 +79,7 @@ ENGINES: dict[str, Engine] = {
     "selective-search, small=false": lambda image: propose(image, small=False),
     "as of version 4": lambda image: by_agreement(propose(image, small=False)),
     "as of version 4, then NMS 0.7": lambda image: suppressed(by_agreement(propose(image, small=False))),
+    "selective-search, fast=true": lambda image: propose(image, fast=True),
     "selective-search, 128 px": lambda image: propose(image, working_resolution=128, small=False),
     "selective-search-exact": lambda image: propose(image, "selective-search-exact"),
     "edge-boxes": lambda image: propose(image, "edge-boxes"),

@@ -155,8 +155,9 @@ def test_unknown_engines_and_options_are_said(scene):
     with pytest.raises(UsageError, match="no such option"):
         propose(scene, "selective-search", colour="blue")
     for engine, option, nonsense, expected in (
-        ("selective-search", "working_resolution", (3, 10**9, float("nan"), 300.5, "300", None), "16 to 32767 whole pixels"),
-        ("selective-search", "small", (1, 0, "false", None), "true or false"),
+        ("selective-search", "working_resolution", (3, 10**9, float("nan"), 300.5, "300"), "16 to 32767 whole pixels"),
+        ("selective-search", "fast", (1, "yes", None), "true or false"),
+        ("selective-search", "small", (1, 0, "false"), "true or false"),
         ("edge-boxes", "count", (0, 1.5, "many", True), "1 to 100000 boxes"),
         *([("watershed", "working_resolution", (3, 300.5, None), "16 to 32767 whole pixels")] if find_spec("higra") else []),
         ("naive", "count", (0, -5, 1.5, "many", True, 10**9), "1 to 10000 boxes"),
@@ -181,6 +182,16 @@ def test_small_things_are_found_unless_they_are_not_wanted():
     assert (with_them > 0.5).sum() >= 9 > 3 >= (without > 0.5).sum()
     large = {tuple(box) for box in propose(image, small=False).tolist()}
     assert large <= {tuple(box) for box in propose(image).tolist()}
+
+
+def test_fast_is_a_smaller_copy_without_small_regions_unless_it_is_told_otherwise(scene):
+    fast = propose(scene, fast=True)
+    assert np.array_equal(fast, propose(scene, fast=True, working_resolution=160, small=False))
+    slower = propose(scene, working_resolution=160, small=False)
+    assert 50 < len(fast) < len(slower)  # at 160 pixels regions begin at 14 pixels otherwise
+    assert len(propose(scene, fast=True, small=True)) > len(fast)
+    large = {"working_resolution": 320, "small": False}  # where regions begin at 55 pixels anyway
+    assert np.array_equal(propose(scene, fast=True, **large), propose(scene, **large))
 
 
 def test_edge_boxes_hold_what_contours_surround():
