@@ -181,8 +181,9 @@ def _length(
     wanted, why = _papers_length(images)
     if budget is not None and found is not None:
         fitting = budget * found / images.count
+        fitting -= _A_LOOK * _looks(images.count, round(fitting * images.count / batch), batch).looked_at / images.count
         if seconds is not None or fitting < wanted:
-            why = f"what {_said(budget)} allow at {found:.0f} images a second, measured"
+            why = f"what {_said(budget)} allow at {found:.0f} images a second, measured, with looks at what is learned"
             wanted = min(PAPERS_EPOCHS, fitting)
             if fitting > PAPERS_EPOCHS:
                 why = f"the paper's {PAPERS_EPOCHS}; {_said(budget)} would allow {fitting:.0f}"
@@ -194,26 +195,46 @@ def _length(
     add("checkpoint_every", every, "about a minute's steps" if found else "often enough for a stop at any time")
     points = "a hundred points of a curve at least" if updates >= 100 else "as many points of a curve as there are"
     add("record_every", max(1, min(10, updates // 100)), points)
-    if images.count >= FEWEST_MEASURED:
-        _measures(add, min(MEASURED, images.count), updates, batch)
+    if images.count < FEWEST_MEASURED:
+        return
+    looks = _looks(images.count, updates, batch)
+    add("measures.images", looks.images, looks.why)
+    if looks.images:
+        often = counted(looks.times - 1, "time") if looks.times > 2 else "at its end"
+        add("measures.every", looks.every, f"{often}, and before the first step")
 
 
-def _measures(add: Callable[[str, object, str], None], images: int, updates: int, batch: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Looks:
+    """How measures without labels are taken; no images, not at all."""
+
+    images: int
+    why: str
+    times: int = 0
+    every: int = 0
+    """Steps from one to the next."""
+
+    @property
+    def looked_at(self) -> int:
+        return self.images * self.times
+
+
+def _looks(images: int, updates: int, batch: int) -> _Looks:
     """Look at so many images ten times, or less often, or at fewer, so that it takes no more than its share of the run."""
-    affordable = int(MEASURING * updates * batch / _A_LOOK)
+    if images < FEWEST_MEASURED:
+        return _Looks(images=0, why="too few images to say anything")
+    measured, affordable = min(MEASURED, images), int(MEASURING * updates * batch / _A_LOOK)
     # One look is before the first step; two are a beginning and an end.
-    looks = min(10, updates, affordable // images - 1)
+    looks = min(10, updates, affordable // measured - 1)
     if looks >= 1:
         every = math.ceil(updates / looks)
-        add("measures.images", images, "to say without labels how the features change")
-        often = counted(math.ceil(updates / every), "time")
-        add("measures.every", every, f"{often}, and before the first step")
-    elif affordable // 2 >= min(LEAST_MEASURED, images):
-        add("measures.images", affordable // 2, f"two looks at more would take over {MEASURING:.0%} of the run")
-        add("measures.every", updates, "at its end, and before the first step")
-    else:
-        few = min(LEAST_MEASURED, images)
-        add("measures.images", 0, f"two looks at {few} would take over {MEASURING:.0%} of so short a run")
+        why = "to say without labels how the features change"
+        return _Looks(images=measured, why=why, times=1 + math.ceil(updates / every), every=every)
+    few = min(LEAST_MEASURED, measured)
+    if affordable // 2 >= few:
+        why = f"two looks at more would take over {MEASURING:.0%} of the run"
+        return _Looks(images=affordable // 2, why=why, times=2, every=updates)
+    return _Looks(images=0, why=f"two looks at {few} would take over {MEASURING:.0%} of so short a run")
 
 
 def _papers_length(images: Images) -> tuple[float, str]:
