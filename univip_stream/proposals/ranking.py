@@ -29,7 +29,8 @@ def unique_boxes(boxes: np.ndarray) -> np.ndarray:
     stride = int(boxes.max(initial=0)) + 1
     if stride <= 1 << 15:
         wide = boxes.astype(np.int64)
-        keys = np.unique(((wide[:, 0] * stride + wide[:, 1]) * stride + wide[:, 2]) * stride + wide[:, 3])
+        keys = np.sort(((wide[:, 0] * stride + wide[:, 1]) * stride + wide[:, 2]) * stride + wide[:, 3])
+        keys = keys[np.diff(keys, prepend=-1) > 0]  # np.unique takes twice as long
         unique = np.stack([keys // stride**3, keys // stride**2 % stride, keys // stride % stride, keys % stride], axis=1)
     else:  # a side of more than 32767 pixels: four coordinates do not fit one number
         unique = np.unique(boxes.astype(np.int64), axis=0)
@@ -156,6 +157,7 @@ def each_adds_most(boxes: np.ndarray, worth: np.ndarray, order: np.ndarray, kept
     left, top = boxes[:, 0].astype(np.float64), boxes[:, 1].astype(np.float64)
     right, bottom = boxes[:, 2].astype(np.float64), boxes[:, 3].astype(np.float64)
     areas = (right - left) * (bottom - top)
+    like = _like_areas(areas, SHARES[0][0])
     covered = np.zeros(count, np.int32)
     place = np.empty(count, np.int64)
     for at in range(count):
@@ -184,8 +186,22 @@ def each_adds_most(boxes: np.ndarray, worth: np.ndarray, order: np.ndarray, kept
             continue
         out[found] = box
         found += 1
-        _cover(box, left, top, right, bottom, areas, kept, covered)
+        _cover(box, left, top, right, bottom, areas, like, kept, covered)
     return out
+
+
+@part
+def _like_areas(areas: np.ndarray, percent: int) -> np.ndarray:
+    """Return, for each of the rising areas, the first and the end of those that are at least `percent` of it, or it of them."""
+    like = np.empty((len(areas), 2), np.int64)
+    begin, end = 0, 0
+    for at in range(len(areas)):
+        while areas[begin] * 100 < areas[at] * percent:
+            begin += 1
+        while end < len(areas) and areas[end] * percent <= areas[at] * 100:
+            end += 1
+        like[at, 0], like[at, 1] = begin, end
+    return like
 
 
 @part
@@ -202,13 +218,12 @@ def _cover(
     right: np.ndarray,
     bottom: np.ndarray,
     areas: np.ndarray,
+    like: np.ndarray,
     kept: np.ndarray,
     covered: np.ndarray,
 ) -> None:
     """Note for all boxes how much of them this one covers. Only those of a like area can be."""
-    least = SHARES[0][0]
-    begin = np.searchsorted(areas, areas[box] * least / 100)
-    end = np.searchsorted(areas, areas[box] * 100 / least + 1)
+    begin, end = like[box]
     b_left, b_top, b_right, b_bottom = left[begin:end], top[begin:end], right[begin:end], bottom[begin:end]
     b_areas, b_kept, b_covered = areas[begin:end], kept[begin:end], covered[begin:end]
     a_left, a_top, a_right, a_bottom, area = left[box], top[box], right[box], bottom[box], areas[box]
