@@ -257,7 +257,7 @@ def _ablations_with(settings: dict[str, Any]) -> list[str]:
     """
     keys = {one.partition("=")[0] for row in ABLATIONS.values() for one in row.settings}
     of_rows = {
-        name: flat(with_settings(recipe("coco"), row.settings)) for name, row in ABLATIONS.items() if "shards" not in row.says
+        name: flat(with_settings(recipe("coco"), row.settings)) for name, row in ABLATIONS.items() if row.proposals is None
     }
     return [name for name, own in of_rows.items() if all(settings.get(key) == own.get(key) for key in keys)]
 
