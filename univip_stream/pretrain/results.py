@@ -17,6 +17,8 @@ from univip_stream.record import METRICS
 EVALUATIONS = "eval"
 """Folder of a run in which `results` looks for files that `eval ... --out` wrote; it looks in the run folder too."""
 
+_ONCE = 90_000
+"""Iterations of the 1x schedule, of which `PAPER` has the numbers."""
 TERMS = {"scene": "method.scene", "scene-instance": "method.scene_instance", "instance": "method.instance"}
 
 
@@ -270,9 +272,31 @@ def _results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 def _evaluations(run: Path) -> dict[str, float]:
     found = {}
     for result in _results(_files(run)):
-        if "top1" in result:
-            found[str(result["protocol"])] = float(result["top1"])
-        for kind in ("bbox", "segm"):
+        name = _protocol_of(result)
+        for key in ("top1", "mAP"):
+            if key in result:
+                found[name] = float(result[key])
+        for kind in ("bbox", "segm", "voc"):
             if kind in result:
-                found[f"{result['protocol']} {kind}"] = float(result[kind]["AP"])
+                found[f"{name} {kind}"] = float(result[kind]["AP"])
     return found
+
+
+def _protocol_of(result: dict[str, Any]) -> str:
+    """Name a result's protocol so that unlike ones have no column together: the bare name is what `PAPER` has numbers of."""
+    name = str(result["protocol"])
+    own = result.get(name)
+    how: dict[str, Any] = own if isinstance(own, dict) else {}
+    if name == "linear" and how.get("name") in ("orl-last", "features"):
+        return f"linear {how['name']}"
+    if name == "finetune" and isinstance(result.get("fraction"), int | float):
+        return f"finetune {result['fraction']:.3g}"
+    if name == "detect" and how:
+        model, iterations, voc = how.get("model", "mask-rcnn"), how.get("iterations", _ONCE), "voc" in result
+        others = (
+            [model] * (model != "mask-rcnn")
+            + ["VOC07"] * voc
+            + [f"{iterations} iterations"] * (iterations != _ONCE and not voc)
+        )
+        return " ".join([name, *map(str, others)])
+    return name
