@@ -94,7 +94,7 @@ def tables_page() -> str:
         "Written by `python docs/hooks.py` from `univip_stream/pretrain/paper_tables.py`; do not edit it by hand.",
         "",
         "Each row of Tables 1 to 13 that is UniVIP's, BYOL's or a reference (random, supervised), with its command. `univip-stream",
-        "results --paper N RUN...` prints a whole table, other methods too, with your runs beside it; a number of yours that is not",
+        "results --paper N RUN...` prints a whole table, other methods too, with your runs beside it; a number that is not",
         "by the protocol, with the network and on the data of the table has a star and the reasons. With `torchrun",
         "--nproc-per-node 8 -m univip_stream` in place of `univip-stream`, training and judging use eight GPUs (but `eval svm`).",
         "",
