@@ -37,6 +37,18 @@ def test_a_published_list_names_its_images(coloured, tmp_path):
         listed(source, path)
 
 
+def test_a_list_says_its_share_itself(run, coloured, tmp_path):
+    """A list of a tenth under the 1 % that is --fraction's default had its result in the column of 1 %, with that decay."""
+    source = LabelledSource(str(coloured / "train"))
+    path, out = tmp_path / "half.txt", tmp_path / "half.json"
+    path.write_text("".join(f"{key.rpartition('/')[2]}\n" for key in source.keys[::2]))
+    done = call("eval", "finetune", run, "--subset", path, "--train", coloured / "train", "--val", coloured / "val",
+                "--workers", 0, "--out", out, "--epochs", 1, "--rate", "0.1", "--multiplier", "1", "--batch-size", 5)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(out.read_text())
+    assert (result["fraction"], result["labelled"], result["finetune"]["weight_decay"]) == (0.5, len(source) // 2, 1e-4)
+
+
 def test_the_protocol_is_orls():
     assert (protocol_for(0.01).weight_decay, protocol_for(0.1).weight_decay) == (5e-4, 1e-4)
     protocol = FinetuneProtocol()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -191,3 +192,28 @@ def test_the_papers_numbers_are_printed_as_its_tables_have_them():
     cells = iter(tables.split())
     for name, top1, box_ap in zip(cells, cells, cells, strict=True):
         assert (rows[name]["top1"], rows[name]["box_ap"]) == (float(top1), float(box_ap))
+
+
+def test_a_row_that_only_its_boxes_tell_from_others_is_refused_on_shards_with_other_boxes(drawn_shards, tmp_path):
+    """8b-ground-truth on shards of selective search would be 7e under another name."""
+    shards = tmp_path / "shards"
+    shutil.copytree(drawn_shards, shards)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    for of, name, refused in (
+        ("selective-search", "8b-ground-truth", True), ("ground-truth", "8b-selective-search", True),
+        ("ground-truth", "8b-ground-truth", False), ("edge-boxes", "8b-selective-search", False), ("selective-search", "7e", False),
+    ):  # fmt: skip
+        manifest["parameters"]["proposals"] = of
+        (shards / "manifest.json").write_text(json.dumps(manifest))
+        given = [word for setting in TINY for word in ("--set", setting)]
+        # What is not refused stops before its first step, at a setting that is wrong.
+        done = CliRunner().invoke(
+            cli, ["train", "--recipe", "cpu-demo", "--ablation", name, "--shards", str(shards), "--out", str(tmp_path / "run"),
+                  *given, "--set", "stream.batch_size=1"],
+        )  # fmt: skip
+        assert done.exit_code == 2, done.output
+        assert ("differs from other rows in its shards alone" in done.output) == refused, (of, name, done.output)
+        if refused:
+            assert f"mined with --proposals {of}" in done.output
+            assert f"mine --proposals {ablation(name).proposals}" in done.output
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from click.testing import CliRunner
 
 from univip_stream.cli import cli
 from univip_stream.errors import UsageError
+from univip_stream.evaluation.detection.protocol import SCHEDULES, DetectionProtocol, rate_for, voc
+from univip_stream.evaluation.finetune import protocol_for as finetuning_for
+from univip_stream.evaluation.linear import PROTOCOLS
 from univip_stream.export.detectron2 import TABLES as DETECTRON2
 from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.paper_tables import NETWORKS, TABLES, commands_for, table_of
-from univip_stream.pretrain.recipes import RECIPES
+from univip_stream.pretrain.recipes import RECIPES, recipe
+from univip_stream.pretrain.settings import to_dict, with_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,8 +120,81 @@ def test_a_recipe_begins_with_its_promise(name):
     assert re.search(rf"rate {config.optim.lr:g}\b", text)
 
 
+FULL = {
+    "imagenet": {"train": {"images": 1_281_167}, "val": {"images": 50_000}, "classes": 1000, "image_size": 224},
+    "coco": {"train": {"images": 118_287}, "val": {"images": 5_000}},
+    "voc": {"train": {"images": 16_551}, "val": {"images": 4_952}},
+}
+"""How many images the paper's data sets have."""
+
+
+def result_of(line):
+    """What `eval` would record of a command of a table, by the protocols that it would really follow."""
+    name, told = parsed(line)
+    given = {"backbone": "resnet50", "small_stem": False, "run": told["run"] or told["subject"]}
+    if name == "eval linear":
+        given |= {"protocol": "linear", "linear": asdict(PROTOCOLS[told["protocol"]]), "top1": 0.1, **FULL["imagenet"]}
+    elif name == "eval finetune":
+        share = float(told["fraction"].rstrip("%")) / 100
+        given |= {"protocol": "finetune", "fraction": share, "finetune": asdict(finetuning_for(share)), "top1": 0.1, "top5": 0.2,
+                  "labelled": {0.01: 12_811, 0.1: 128_116}[share], **FULL["imagenet"]}  # fmt: skip
+    else:
+        own = {"model": told["model"], "rate": rate_for(told["model"], 16)}
+        if told["schedule"]:
+            own["iterations"] = SCHEDULES[told["schedule"]]
+        protocol = voc(**own) if told["voc"] else DetectionProtocol(**own)
+        six = {name: 0.3 for name in ("AP", "AP50", "AP75")}
+        given |= {"protocol": "detect", "detect": asdict(protocol) | {"falls": protocol.falls()}, "bbox": six, "segm": six,
+                  **({"voc": six} if told["voc"] else {}), **FULL["voc" if told["voc"] else "coco"]}  # fmt: skip
+    return json.loads(json.dumps(given, default=str))
+
+
+def test_what_a_tables_commands_record_is_by_its_protocol_and_in_its_columns_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, table in TABLES.items():
+        for row in table.rows:
+            made = [result_of(line) for line in commands_for(table, row) if " eval " in line]
+            recipe = {"coco": "coco", "coco+": "coco-plus", "imagenet": f"imagenet-{row.epochs}"}.get(row.data.lower(), "")
+            made = [one | {"recipe": recipe if str(one["run"]).startswith("runs") else ""} for one in made]
+            for column in table.columns if made else ():
+                of_column = [one for one in map(column.of, made) if one is not None]
+                assert [one.differs for one in of_column] == [()], (number, row.method, row.data, column.name, of_column)
+
+
+def changed(result, place, value):
+    *groups, name = place.split(".")
+    result = json.loads(json.dumps(result))
+    inner = result
+    for group in groups:
+        inner = inner[group]
+    inner[name] = value
+    return result
+
+
+@pytest.mark.parametrize(("number", "place", "value"), [
+    (2, "detect.rate", 0.01), (2, "detect.sides", [64]), (2, "detect.batch_size", 8), (2, "val.images", 80),
+    (2, "backbone", "resnet18"),
+    (1, "linear.rates", [0.1]), (1, "train.images", 60), (1, "image_size", 64), (1, "linear.name", "features"),
+    (1, "recipe", "imagenet-200"),
+    (6, "labelled", 20), (6, "classes", 3), (6, "finetune.weight_decay", 1e-4), (12, "train.images", 60),
+    (12, "detect.sides", [800]),
+])  # fmt: skip
+def test_a_number_by_another_protocol_on_other_data_or_of_another_network_is_not_the_papers(
+    number, place, value, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    row = next(row for row in TABLES[number].rows if row.network == "coco")
+    line = next(line for line in commands_for(TABLES[number], row) if " eval " in line)
+    column, result = TABLES[number].columns[0], result_of(line) | {"recipe": "coco"}
+    assert column.of(result).differs == ()
+    found = column.of(changed(result, place, value))
+    assert any(place in reason for reason in found.differs), found
+
+
 def detected(model, iterations, run, **more):
-    return {"protocol": "detect", "run": run, "detect": {"model": model, "iterations": iterations, "batch_size": 16}, **more}
+    protocol = DetectionProtocol(model=model, iterations=iterations, rate=rate_for(model, 16))
+    facts = {"protocol": "detect", "run": run, "backbone": "resnet50", "small_stem": False, **FULL["coco"]}
+    return {**facts, "detect": asdict(protocol) | {"falls": protocol.falls()}, **more}
 
 
 def test_a_table_stands_beside_ones_own_runs_and_references(run_folder, tmp_path):
@@ -124,7 +202,12 @@ def test_a_table_stands_beside_ones_own_runs_and_references(run_folder, tmp_path
     shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("checkpoints"))
     (run / "eval").mkdir()
     exact = detected("mask-rcnn", 90_000, "runs/mine", bbox={"AP": 0.4012}, segm={"AP": 0.3567})
-    (run / "eval" / "mask-rcnn.json").write_text(json.dumps(exact))
+    (run / "eval" / "mask-rcnn-1x.json").write_text(json.dumps(exact))
+    (run / "eval" / "a-quick-look.json").write_text(
+        json.dumps(detected("mask-rcnn", 500, "runs/mine", bbox={"AP": 0.02}, segm={"AP": 0.01}))
+    )
+    longer = detected("mask-rcnn", 180_000, "runs/mine", bbox={"AP": 0.42}, segm={"AP": 0.38})
+    (run / "eval" / "mask-rcnn-2x.json").write_text(json.dumps(longer))
     (run / "eval" / "c4.json").write_text(
         json.dumps(detected("mask-rcnn-c4", 90_000, "runs/mine", bbox={"AP": 0.1}, segm={"AP": 0.1}))
     )
@@ -135,17 +218,42 @@ def test_a_table_stands_beside_ones_own_runs_and_references(run_folder, tmp_path
     lines = done.output.splitlines()
     assert any(re.match(r"UniVIP +COCO +800 +40\.8 +36\.8$", line) for line in lines)
     assert any(re.match(r"SwAV +ImageNet +200 +38\.5 +35\.4$", line) for line in lines)
-    assert any(re.match(r"mine +cpu-demo univip +yours +40\.1 +35\.7$", line) for line in lines)
+    assert any(re.match(r"mine +cpu-demo univip +yours, [0-9.]+ +40\.1 +35\.7$", line) for line in lines), done.output
     assert any(re.match(r"random:resnet50 +- +yours +5\.0\* +4\.0\*$", line) for line in lines)
-    assert "* by another protocol than the paper's" in done.output
+    assert "* random:resnet50, not as in the paper: detect.iterations is 500, the paper's 90000" in done.output
+    # The schedule of each table, whatever the names of the files.
+    assert re.search(r"mine .* 42\.0 +38\.0\n", call("results", "--paper", 3, run).output)
+    assert re.search(r"mine .* 40\.1 +42\.0 +-\n", call("results", "--paper", 5, run).output)
     told = json.loads(call("results", "--paper", 10, run, "--json").output)
-    assert told["runs"][0]["numbers"][0] == {"value": 10.0, "exact": True}
+    assert told["runs"][0]["numbers"][0] == {"value": 10.0, "exact": True, "differs": []}
     assert told["columns"][:2] == ["box AP", "box AP50"]
     assert len(told["rows"]) == 9
     # Without runs, the paper's rows alone.
     alone = call("results", "--paper", 13)
     assert "yours" not in alone.output
     assert "38.5" in alone.output
+
+
+def test_a_run_is_told_with_its_ablation_and_its_epochs_and_references_by_their_folder(run_folder, tmp_path):
+    for name in ("7b", "8b-naive", "7a"):
+        run = tmp_path / "runs" / name
+        shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("checkpoints"))
+        facts = json.loads((run / "config.json").read_text())
+        config = with_settings(recipe("coco"), ABLATIONS[name].settings)
+        (run / "config.json").write_text(json.dumps(facts | {"config": to_dict(config)}))
+    (tmp_path / "runs" / "7a" / "other.json").write_text(
+        json.dumps(detected("mask-rcnn", 90_000, "random:resnet50", bbox={"AP": 0.3}))
+    )
+    place = tmp_path / "references" / "random"
+    place.mkdir(parents=True)
+    (place / "voc.json").write_text(json.dumps(detected("mask-rcnn", 90_000, "random:resnet50", bbox={"AP": 0.31})))
+    told = json.loads(call("results", "--paper", 8, tmp_path / "runs", tmp_path / "references", "--json").output)["runs"]
+    of = [(one["name"], one["recipe"], one["ablation"], one["numbers"][1] and one["numbers"][1]["value"]) for one in told]
+    assert of == [
+        ("7a", "coco byol", "7a", None), ("random:resnet50", "", "", 30.0), ("7b", "coco univip", "7b", None),
+        ("8b-naive", "coco univip", "8b-naive", None), ("random:resnet50", "", "", 31.0),
+    ]  # fmt: skip
+    assert told[0]["epochs"] > 0
 
 
 def test_what_is_no_table_or_no_result_is_told(tmp_path):

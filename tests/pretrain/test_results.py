@@ -34,6 +34,32 @@ def test_scores_stand_beside_the_papers(run_folder, tmp_path):
     assert cells[2][-3:] == ["0.408", "0.368", "0.602"]  # Tables 2 and 1
 
 
+def test_unlike_protocols_have_no_column_together(run_folder, tmp_path):
+    """AP on VOC, of another detector or of another schedule stood in the paper's column, whichever file came last."""
+    run = tmp_path / "mine"
+    shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("checkpoints"))
+    (run / "eval").mkdir()
+
+    def detected(model, iterations, ap, **more):
+        return {"protocol": "detect", "detect": {"model": model, "iterations": iterations}, "bbox": {"AP": ap}, **more}
+
+    results = [
+        detected("mask-rcnn", 90_000, 0.4), detected("mask-rcnn", 180_000, 0.42), detected("mask-rcnn-c4", 90_000, 0.38),
+        detected("faster-rcnn-c4", 24_000, 0.53, voc={"AP": 0.56}), {"protocol": "svm", "mAP": 0.8},
+        {"protocol": "finetune", "fraction": 0.01, "top1": 0.3}, {"protocol": "finetune", "fraction": 0.1, "top1": 0.6},
+        {"protocol": "linear", "linear": {"name": "orl"}, "top1": 0.6},
+        {"protocol": "linear", "linear": {"name": "features"}, "top1": 0.5},
+    ]  # fmt: skip
+    for number, result in enumerate(results):
+        (run / "eval" / f"{number}.json").write_text(json.dumps(result))
+    (row,) = json.loads(CliRunner().invoke(cli, ["results", str(run), "--json"]).output)
+    assert row["evaluations"] == {
+        "detect bbox": 0.4, "detect 180000 iterations bbox": 0.42, "detect mask-rcnn-c4 bbox": 0.38,
+        "detect faster-rcnn-c4 VOC07 bbox": 0.53, "detect faster-rcnn-c4 VOC07 voc": 0.56, "svm": 0.8, "finetune 0.01": 0.3,
+        "finetune 0.1": 0.6, "linear": 0.6, "linear features": 0.5,
+    }  # fmt: skip
+
+
 def test_the_papers_rows_are_those_of_tables_1_2_and_4():
     """Top-1 of the linear probe; box and mask AP, 1x; transcribed a second time."""
     tables = {

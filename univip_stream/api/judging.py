@@ -24,6 +24,7 @@ from univip_stream.evaluation.finetune import protocol_for as finetuning_for
 from univip_stream.evaluation.linear import PROTOCOLS, protocol_for
 from univip_stream.evaluation.linear import linear as linear_on
 from univip_stream.evaluation.nearest import knn as knn_on
+from univip_stream.evaluation.split import listed
 from univip_stream.evaluation.subject import open_subject
 from univip_stream.probe.knn import KnnConfig
 from univip_stream.probe.labelled import LabelledSource
@@ -103,10 +104,10 @@ class Linear(Judging):
 class Finetune(Judging):
     """The whole network, on few labels."""
 
-    fraction: str | float = "1%"
-    """Share of the labels of each class that is used."""
+    fraction: str | float | None = None
+    """Share of the labels of each class that is used; None is 1%, or with `subset` the share that the list has."""
     subset: str | Path | None = None
-    """List of labelled images, SimCLR's, instead."""
+    """List of labelled images, SimCLR's, instead of a draw."""
     epochs: int | None = None
     """Passes over the labelled images."""
     rates: tuple[float, ...] = ()
@@ -207,8 +208,9 @@ def _linear(config: Linear, quiet: bool) -> Judged:
 
 
 def _finetune(config: Finetune, quiet: bool) -> Judged:
-    share = _share(config.fraction)
+    asked = None if config.fraction is None else _share(config.fraction)
     sources = _sources(config, quiet)
+    share = asked or (0.01 if config.subset is None else _share_of(sources[0], Path(config.subset)))
     subject = open_subject(config.run, image_size=config.image_size)
     given = {
         "epochs": config.epochs, "batch_size": config.batch_size, "rates": config.rates or None,
@@ -225,6 +227,11 @@ def _finetune(config: Finetune, quiet: bool) -> Judged:
         )  # fmt: skip
 
     return judged
+
+
+def _share_of(train: LabelledSource, subset: Path) -> float:
+    """Return the share of its images that a list names, to three digits: SimCLR's lists have 12,811 and 128,116 of 1,281,167."""
+    return float(f"{len(listed(train, subset)) / len(train):.3g}")
 
 
 def _share(given: str | float) -> float:

@@ -145,10 +145,8 @@ def linear(
 @source_options
 @click.option(
     "--fraction",
-    default="1%",
-    show_default=True,
     metavar="SHARE",
-    help="Share of the labels of each class that is used: 1%, 10%, 0.2.",
+    help="Share of the labels of each class that is used: 1%, 10%, 0.2.  [default: 1%; with --subset the share that it has]",
 )
 @click.option("--subset", type=click.Path(path_type=Path, dir_okay=False), help="List of labelled images, SimCLR's, instead.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the labelled images.  [default: 20]")
@@ -168,7 +166,7 @@ def finetune(
     train: str,
     val: str,
     max_pixels: int,
-    fraction: str,
+    fraction: str | None,
     subset: Path | None,
     epochs: int | None,
     rates: tuple[float, ...],

@@ -11,6 +11,8 @@ from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.paper_tables import table_of
 from univip_stream.pretrain.results import PAPER, collect, own_rows
 
+_REASONS = 5
+"""Number of differences from the paper's protocol that are printed for a row; the JSON has all."""
 _SHORT = {"scene": "S", "scene-instance": "SI", "instance": "I"}
 
 
@@ -26,7 +28,8 @@ def results(runs: tuple[Path, ...], paper: str | None, as_json: bool) -> None:
     RUNS are run folders, or folders of runs. Evaluations are the files that `eval ... --out RUN/eval/NAME.json` wrote.
     Terms: S scene-scene, SI scene-instance, I instance-instance. The loss is the mean of the last tenth of the records; compare
     it only between runs with the same terms. If runs were evaluated, the paper's numbers for their recipe follow. With --paper
-    N, RUNS may also be files of results, or folders of them, such as those of `eval --subject`.
+    N, RUNS may also be files of results, or folders of them, such as those of `eval --subject`; a number that is not by the
+    paper's protocol, with its network and on its data, has a star and the reasons below.
 
     \b
     univip-stream results runs/*
@@ -59,7 +62,7 @@ def results(runs: tuple[Path, ...], paper: str | None, as_json: bool) -> None:
 
 def _print_table(number: int, runs: tuple[Path, ...], as_json: bool) -> None:
     table = table_of(number)
-    of_runs = own_rows(table, runs)
+    of_runs = own_rows(table, number, runs)
     if as_json:
         rows = [{"method": r.method, "data": r.data, "epochs": r.epochs, "numbers": r.numbers} for r in table.rows]
         facts = {"table": number, "title": table.title, "columns": [column.name for column in table.columns], "rows": rows}
@@ -71,11 +74,15 @@ def _print_table(number: int, runs: tuple[Path, ...], as_json: bool) -> None:
         lines.append([row.method, row.data, "-" if row.epochs is None else str(row.epochs), *numbers])
     for own in of_runs:
         numbers = ["-" if one is None else f"{one['value']:.1f}{'' if one['exact'] else '*'}" for one in own["numbers"]]
-        lines.append([own["name"], own["recipe"] or "-", "yours", *numbers])
+        of = f"{own['recipe']}{', ' * bool(own['ablation'])}{own['ablation']}" or "-"
+        lines.append([own["name"], of, "yours" if own["epochs"] is None else f"yours, {own['epochs']:.3g}", *numbers])
     click.echo(f"Table {number} of the paper: {table.title}")
     click.echo("\n".join(_table(lines)))
-    if any(one is not None and not one["exact"] for own in of_runs for one in own["numbers"]):
-        click.echo("* by another protocol than the paper's (other epochs, iterations, batch or classifier)")
+    for own in of_runs:
+        differs = [*dict.fromkeys(reason for one in own["numbers"] if one is not None for reason in one["differs"])]
+        if differs:
+            more = f"; and {len(differs) - _REASONS} more" if len(differs) > _REASONS else ""
+            click.echo(f"* {own['name']}, not as in the paper: {'; '.join(differs[:_REASONS])}{more}")
     click.echo(f"protocol: {table.protocol}")
     click.echo("commands for each row: docs/tables.md")
 

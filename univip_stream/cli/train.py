@@ -8,7 +8,7 @@ import click
 from univip_stream.api.training import TrainConfig
 from univip_stream.api.training import train as run_training
 from univip_stream.distributed import process_from_environment
-from univip_stream.errors import UsageError
+from univip_stream.errors import InputError, UsageError
 from univip_stream.methods import METHODS, method_class
 from univip_stream.pretrain import RECIPES, Interrupted, PretrainConfig
 from univip_stream.pretrain.ablations import ABLATIONS, PRINTED
@@ -16,6 +16,9 @@ from univip_stream.pretrain.ablations import ablation as ablation_named
 from univip_stream.pretrain.meanings import HELP, as_text, settings_of
 from univip_stream.pretrain.results import last_record
 from univip_stream.pretrain.settings import flat
+from univip_stream.shards import expand_shards
+from univip_stream.shards.manifest import read_manifest
+from univip_stream.storage import parent
 from univip_stream.suggest import nearest
 
 
@@ -190,6 +193,8 @@ def train(
         ranks=ranks,
         address=address,
     )
+    if ablation is not None:
+        _check_boxes(ablation, sources, shards)
     process = process_from_environment()
     try:
         values = run_training(config, quiet=quiet)
@@ -238,3 +243,23 @@ def _texts(
     if method not in (None, "univip"):  # the printed reading is UniVIP's; other methods take the row's views
         changes = tuple(text for text in changes if text not in PRINTED)
     return [*of_method, *changes, *texts, *settings]
+
+
+def _check_boxes(ablation: str, sources: tuple[str, ...], shards: tuple[str, ...]) -> None:
+    """Raise UsageError if a row that only its boxes tell from others is asked for on shards with others' boxes."""
+    wanted = ablation_named(ablation).proposals
+    if wanted is None:
+        return
+    mined = {"--src, which mines with selective-search": "selective-search"} if sources else {}
+    for folder in [] if sources else dict.fromkeys(parent(shard) for shard in expand_shards(list(shards))):
+        try:
+            of = str(read_manifest(folder).parameters.get("proposals"))
+        except InputError:
+            continue  # shards of other programs; what is wrong with ours, training says itself
+        mined[f"{folder}, mined with --proposals {of}"] = of
+    for where, of in mined.items():
+        if of != wanted and (wanted == "ground-truth" or of in ("ground-truth", "naive", "grid", "none")):
+            raise UsageError(
+                f"--ablation {ablation} differs from other rows in its shards alone, and the boxes are those of {where}; expected "
+                f"--shards that `univip-stream mine --proposals {wanted}` made"
+            )

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from univip_stream.errors import InputError, why
+from univip_stream.pretrain.ablations import ABLATIONS
 from univip_stream.pretrain.load import CONFIG
-from univip_stream.pretrain.paper import Table
-from univip_stream.pretrain.settings import flat_dict
+from univip_stream.pretrain.paper import Column, Table
+from univip_stream.pretrain.recipes import recipe
+from univip_stream.pretrain.reference import KINDS
+from univip_stream.pretrain.settings import flat, flat_dict, with_settings
 from univip_stream.record import METRICS
 
 EVALUATIONS = "eval"
 """Folder of a run in which `results` looks for files that `eval ... --out` wrote; it looks in the run folder too."""
 
+_ONCE = 90_000
+"""Iterations of the 1x schedule, of which `PAPER` has the numbers."""
 TERMS = {"scene": "method.scene", "scene-instance": "method.scene_instance", "instance": "method.instance"}
 
 
@@ -153,7 +158,7 @@ def judged(path: Path) -> list[dict[str, Any]]:
 
     """
     try:
-        found = _results([path] if path.is_file() else [*path.glob("*.json"), *(path / EVALUATIONS).glob("*.json")])
+        found = _results([path] if path.is_file() else _files(path))
     except ValueError as error:
         raise InputError(
             f"{path} cannot be read as results ({why(error)}); expected JSON that `eval ... --out` wrote"
@@ -163,10 +168,21 @@ def judged(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def own_rows(table: Table, paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows of one's own for a table of the paper: name, recipe and, for each column, the number in per cent or None.
+def own_rows(table: Table, number: int, paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Rows of one's own for a table of the paper: name, recipe, ablation, epochs and, for each column, its number or None.
 
-    Runs have one row each. Results of networks that are no run's (`eval --subject`) have one row a network.
+    Runs have one row each. Results of networks that are no run's (`eval --subject`) have one row a network. Where several
+    results are of one column, the one counts that is nearest to the paper's protocol.
+
+    Args:
+        table: the table.
+        number: its number, for the name of an ablation that is in several tables.
+        paths: runs, folders of runs or of results, and files of results.
+
+    Returns:
+        For each: `name`; `recipe`, with the method; `ablation`, the row of Tables 7 to 9 whose settings the run has, "" for none;
+        `epochs` that the run has trained, None where that is not known; `numbers`, each None or `value` in per cent, `exact`,
+        and `differs`: what of network, data and protocol is not the paper's.
 
     Raises:
         InputError: as `judged`.
@@ -174,33 +190,78 @@ def own_rows(table: Table, paths: Iterable[Path]) -> list[dict[str, Any]]:
     """
     rows = []
     for path in _places(paths):
-        of_network: dict[str, list[dict[str, Any]]] = {}
+        run = _run_of(path, number)
+        of_network: dict[str, list[dict[str, Any]]] = {run["name"]: []} if run else {}
         for result in judged(path):
-            of_network.setdefault(
-                path.name if path.is_dir() and (path / CONFIG).is_file() else str(result.get("run")), []
-            ).append(result)
-        recipe = _recipe_of(path)
-        for name, found in (of_network or {path.name: []}).items():
-            numbers = [next((one for one in map(column.of, found) if one is not None), None) for column in table.columns]
-            told = [None if one is None else {"value": one[0], "exact": one[1]} for one in numbers]
-            rows.append({"name": name, "recipe": recipe, "numbers": told})
+            subject = str(result.get("run"))
+            own = run is not None and subject.partition(":")[0] not in KINDS
+            of_network.setdefault(run["name"] if run and own else subject, []).append(
+                {**result, "recipe": run["of"] if run and own else ""}
+            )
+        for name, found in of_network.items():
+            told = [nearest(column, found) for column in table.columns]
+            facts = {key: run[key] for key in _TOLD} if run and name == run["name"] else _NO_RUN
+            if any(told) or facts is not _NO_RUN or not run:
+                rows.append({"name": name, **facts, "numbers": told})
     return rows
 
 
+_TOLD = ("recipe", "ablation", "epochs")
+_NO_RUN: dict[str, Any] = {"recipe": "", "ablation": "", "epochs": None}
+
+
+def nearest(column: Column, found: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return a column's number in the result that is nearest to its protocol; None if no result is of that column."""
+    numbers = [one for one in map(column.of, found) if one is not None]
+    if not numbers:
+        return None
+    best = min(numbers, key=lambda one: len(one.differs))
+    return {"value": best.value, "exact": not best.differs, "differs": list(best.differs)}
+
+
 def _places(paths: Iterable[Path]) -> list[Path]:
-    """Runs, folders and files of results; a folder of runs stands for those in it."""
-    found = []
+    """Runs, folders and files of results; a folder of such folders stands for those in it."""
+    found: list[Path] = []
     for path in paths:
-        inside = [] if (path / CONFIG).is_file() else sorted(config.parent for config in path.glob(f"*/{CONFIG}"))
+        if not path.is_dir() or (path / CONFIG).is_file():
+            found.append(path)
+            continue
+        inside = [child for child in sorted(path.iterdir()) if child.is_dir() and (child / CONFIG).is_file()]
+        if not inside and not _files(path):
+            inside = [child for child in sorted(path.iterdir()) if child.is_dir() and _files(child)]
         found += inside or [path]
     return found
 
 
-def _recipe_of(path: Path) -> str:
+def _files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.json"), *(folder / EVALUATIONS).glob("*.json")]
+
+
+def _run_of(path: Path, table: int) -> dict[str, Any] | None:
+    """Return what is told of a run beside its numbers; None if it is no run."""
     if not (path / CONFIG).is_file():
-        return ""
+        return None
     row = _row(path)
-    return f"{row['recipe']} {row['method']}".strip()
+    facts = json.loads((path / CONFIG).read_bytes())
+    images = facts.get("shards", {}).get("images")
+    names = _ablations_with(flat_dict(facts["config"])) if row["recipe"] == "coco" else []
+    return {
+        "name": row["name"], "of": row["recipe"], "recipe": f"{row['recipe']} {row['method']}".strip(),
+        "ablation": next((name for name in names if name.startswith(str(table))), next(iter(names), "")),
+        "epochs": row["step"] * row["batch"] / images if isinstance(images, int) and images else None,
+    }  # fmt: skip
+
+
+def _ablations_with(settings: dict[str, Any]) -> list[str]:
+    """Return the names of the ablations that a run of recipe coco is, by the settings in which any of them differs.
+
+    Rows that only their shards tell from others are not named.
+    """
+    keys = {one.partition("=")[0] for row in ABLATIONS.values() for one in row.settings}
+    of_rows = {
+        name: flat(with_settings(recipe("coco"), row.settings)) for name, row in ABLATIONS.items() if row.proposals is None
+    }
+    return [name for name, own in of_rows.items() if all(settings.get(key) == own.get(key) for key in keys)]
 
 
 def _results(paths: Iterable[Path]) -> list[dict[str, Any]]:
@@ -210,10 +271,32 @@ def _results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _evaluations(run: Path) -> dict[str, float]:
     found = {}
-    for result in _results([*run.glob("*.json"), *(run / EVALUATIONS).glob("*.json")]):
-        if "top1" in result:
-            found[str(result["protocol"])] = float(result["top1"])
-        for kind in ("bbox", "segm"):
+    for result in _results(_files(run)):
+        name = _protocol_of(result)
+        for key in ("top1", "mAP"):
+            if key in result:
+                found[name] = float(result[key])
+        for kind in ("bbox", "segm", "voc"):
             if kind in result:
-                found[f"{result['protocol']} {kind}"] = float(result[kind]["AP"])
+                found[f"{name} {kind}"] = float(result[kind]["AP"])
     return found
+
+
+def _protocol_of(result: dict[str, Any]) -> str:
+    """Name a result's protocol so that unlike ones have no column together: the bare name is what `PAPER` has numbers of."""
+    name = str(result["protocol"])
+    own = result.get(name)
+    how: dict[str, Any] = own if isinstance(own, dict) else {}
+    if name == "linear" and how.get("name") in ("orl-last", "features"):
+        return f"linear {how['name']}"
+    if name == "finetune" and isinstance(result.get("fraction"), int | float):
+        return f"finetune {result['fraction']:.3g}"
+    if name == "detect" and how:
+        model, iterations, voc = how.get("model", "mask-rcnn"), how.get("iterations", _ONCE), "voc" in result
+        others = (
+            [model] * (model != "mask-rcnn")
+            + ["VOC07"] * voc
+            + [f"{iterations} iterations"] * (iterations != _ONCE and not voc)
+        )
+        return " ".join([name, *map(str, others)])
+    return name

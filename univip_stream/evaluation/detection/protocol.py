@@ -44,7 +44,9 @@ class DetectionProtocol:
 
     Not Detectron2's: images of one batch are not grouped by shape; images without objects are learnt from; box losses are smooth
     L1 with a bend at 1/9, Detectron2's are L1; with a pyramid, regions are pooled with four samples a cell and half a pixel off
-    (torchvision's MultiScaleRoIAlign). So compare these numbers with each other; for those of the tables there is
+    (torchvision's MultiScaleRoIAlign), box and mask layers begin as torchvision's, and 2,000 proposals an image are learnt from,
+    not 1,000; RetinaNet divides the loss of each image by its own objects, not all by a moving mean, finds 300 objects an image,
+    not 100, and has anchors of whole pixels. So compare these numbers with each other; for those of the tables there is
     `export backbone --format detectron2`."""
 
     model: str = "mask-rcnn"
