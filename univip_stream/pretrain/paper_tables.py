@@ -97,8 +97,8 @@ _C4 = (
 _ABLATED = "ORL's linear probe as in Table 1, and Mask R-CNN as in Table 2, after 800 epochs on COCO at each row's settings"
 _TRIED_DETECTOR = (
     "drawn images, ResNet-18: losses agree in training and in evaluation mode (tests/evaluation/test_detection.py), and eight "
-    "images are learnt by heart to an AP above .5 by each detector (tests/evaluation/test_overfit.py, asked for by name: Faster R-CNN .76, "
-    "its C4 .93, RetinaNet .77). Detectron2 "
+    "images are learnt by heart to an AP above .5 by each detector (tests/evaluation/test_overfit.py, asked for by name: Faster "
+    "R-CNN .76, its C4 .93, RetinaNet .77). Detectron2 "
     "built for the CPU: Tables 2, 10, 12 and 13 built with all weights, 2 and 10 trained for two iterations and scored "
     "(tests/export/test_detectron2_tables.py, skipped where there is none). COCO and VOC at their size never"
 )
