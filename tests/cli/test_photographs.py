@@ -132,6 +132,7 @@ def test_several_ranks_neither_mine_nor_choose(photographs, tmp_path, monkeypatc
     assert "several ranks would each choose" in done.stderr
 
 
+@pytest.mark.ray
 def test_stopped_while_mining_it_goes_on(photographs, tmp_path):
     """A scheduler's SIGTERM while Ray mines ends with 75, as in training; the same command then does the rest."""
     command = [
