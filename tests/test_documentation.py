@@ -38,8 +38,8 @@ SHORT = (
 )
 """Added to every training, which as the page gives it would take minutes to weeks; the last of equal options wins."""
 
-WITH_RESNET_18 = ("coco", "export", "rank-by-run")
-"""Pages whose runs other libraries take, or that name it; all others train one thirtieth of it."""
+WITH_RESNET_18 = ("coco", "export")
+"""Pages whose runs other libraries take; all others train one thirtieth of it."""
 MAY_LACK = ("lightning", "lightly", "datasets")
 """Libraries of examples that may not be there. lightly's pins contradict those of a tool that the tests need."""
 
@@ -75,7 +75,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, kernels):
     """The folders of images that the pages speak of, drawn and small."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(3)
