@@ -28,13 +28,27 @@ LONG = 2
 """Seconds above which a test that is not marked slow is named at the end of a run."""
 FIRST = (
     "test_documentation",
+    "test_compiled",
     "test_walk",
-    "test_kill",
     "test_detection",
+    "test_pretended_gpu",
+    "test_kill",
     "test_disturbed",
-    "test_strange_shards",
     "test_train",
+    "test_drip",
     "test_resume",
+    "test_workers",
+    "test_gpu",
+    "test_mine",
+    "test_distributed",
+    "test_strange_shards",
+    "test_surroundings",
+    "test_kernels",
+    "test_cluster",
+    "test_add",
+    "test_photographs",
+    "test_on_ray",
+    "test_elastic",
 )
 """Files that take longest. They run first, so that none of them is left for the end."""
 TESTS = str(Path(__file__).resolve().parent) + os.sep

@@ -42,6 +42,7 @@ def by_itself(monkeypatch):
     monkeypatch.setattr("univip_stream.api.photographs.usable_cpus", lambda: 1)
 
 
+@pytest.mark.slow
 def test_one_command_from_photographs_to_a_backbone_and_again(photographs, tmp_path, by_itself):
     run = tmp_path / "runs" / "first"
     done = called("--src", photographs, "--out", run, *SMALL, "--json")
@@ -78,6 +79,7 @@ def test_shards_are_kept_where_one_asks_for_them_and_serve_the_next_run(photogra
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.slow
 def test_more_broken_photographs_than_are_put_up_with(photographs, tmp_path, by_itself):
     done = called("--src", photographs, "--out", tmp_path / "run", *SMALL, "--max-failures", "0")
     assert done.exit_code == 1
