@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from univip_stream.report.doctor import examine
 
 
