@@ -28,9 +28,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole road in minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash pipelines/demo.sh
 
-# A process for each core, four at most, each with one thread; a file's tests stay together, for what they share.
-TOGETHER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	--max-worker-restart 2
+# A process for each core and one more (tests/slow.py), each with one thread; a file's tests stay together, for what they share.
+# Compiled test files are kept, also where the environment asks Python not to: each process would compile all of them again.
+TOGETHER := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+	--no-loadscope-reorder --max-worker-restart 2
 
 test: $(READY) ## the whole test suite, on all cores (minutes)
 	$(TOGETHER) $(ARGS)

@@ -3,9 +3,9 @@
 import fcntl
 import importlib
 import os
-import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -126,12 +126,12 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
+def warm(request: pytest.FixtureRequest) -> Iterator[Warm]:
     """A process that has imported everything: `warm.start` and `warm.run` fork commands from it."""
-    made = Warm(Path(tempfile.mkdtemp(prefix="warm-")))  # the name is short enough for a socket
+    run = getattr(request.config, "workerinput", {}).get("testrunuid", uuid.uuid4().hex)
+    made = Warm(Path(tempfile.gettempdir()) / f"warm-{run[:12]}")  # short enough for a socket; processes of one run share it
     yield made
     made.close()
-    shutil.rmtree(made.bin.parent)
 
 
 def _trained(folder: Path, backbone: str, shards: Path) -> Path:

@@ -1,6 +1,8 @@
 """Methods of a name with what they look at, and made-up batches of that: for tests that go through all methods."""
 
 import torch
+from timm.models.convnext import ConvNeXtStage
+from timm.models.vision_transformer import VisionTransformer
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.methods import METHODS, Method, build_method, build_plan
@@ -15,6 +17,14 @@ def planned(name: str, views: ViewConfig, **settings: object) -> tuple[Method, P
     config = kind(name=name, **own)
     plan = build_plan(config, views, AugmentConfig())
     return build_method(config, plan), plan
+
+
+def shallow(method: Method) -> Method:
+    """The method with one block where its networks repeat alike ones, which a test of operators would only go through again."""
+    for module in method.modules():
+        if isinstance(module, VisionTransformer | ConvNeXtStage):
+            module.blocks = module.blocks[:1]
+    return method
 
 
 def inputs_of(plan: Plan, images: int, seed: int) -> dict[str, torch.Tensor]:

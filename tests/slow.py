@@ -5,10 +5,15 @@ use, so nobody has to mark it. A test that takes long for another reason gets `@
 tests.
 """
 
+import contextlib
+import fcntl
 import inspect
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
+from typing import IO
 
 import pytest
 
@@ -23,16 +28,68 @@ LONG = 2
 """Seconds above which a test that is not marked slow is named at the end of a run."""
 FIRST = (
     "test_documentation",
+    "test_compiled",
     "test_walk",
-    "test_kill",
     "test_detection",
+    "test_pretended_gpu",
+    "test_kill",
     "test_disturbed",
-    "test_strange_shards",
     "test_train",
+    "test_drip",
     "test_resume",
+    "test_workers",
+    "test_gpu",
+    "test_mine",
+    "test_distributed",
+    "test_strange_shards",
+    "test_surroundings",
+    "test_kernels",
+    "test_cluster",
+    "test_add",
+    "test_photographs",
+    "test_on_ray",
+    "test_elastic",
 )
 """Files that take longest. They run first, so that none of them is left for the end."""
-TESTS = Path(__file__).resolve().parent
+TESTS = str(Path(__file__).resolve().parent) + os.sep
+AT_MOST = 4
+"""Cores that the suite uses: with more, each start costs more than it brings."""
+RAYS = 2
+"""Tests that start a Ray at the same time: each takes a gigabyte and, while it starts, more than a core."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A process more than cores: tests that wait for servers, clusters and browsers leave a quarter of the cores idle."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, AT_MOST) + 1
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)  # outermost, so that a wait for room counts for no test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        if hasattr(item.config, "workerinput") and item.get_closest_marker("ray"):
+            folder = item.config._tmp_path_factory.getbasetemp().parent
+            held.enter_context(_room(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Wait until fewer than `RAYS` of the processes that share the suite hold a lock in this folder, and hold one."""
+    with contextlib.ExitStack() as files:
+        locks = [files.enter_context(open(folder / f"ray{number}.lock", "w")) for number in range(RAYS)]
+        while not (held := next(filter(_locked, locks), None)):
+            time.sleep(0.1)
+        yield
+        fcntl.flock(held, fcntl.LOCK_UN)  # forks that are left over hold the file open
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,10 +105,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _starts(function: object, known: dict[FunctionType, bool]) -> bool:
-    function = inspect.unwrap(function) if callable(function) else function
-    if not isinstance(function, FunctionType) or TESTS not in Path(function.__code__.co_filename).parents:
+    if not callable(function) or not isinstance(function := inspect.unwrap(function), FunctionType):
         return False
     if function not in known:
+        if not function.__code__.co_filename.startswith(TESTS):
+            return known.setdefault(function, False)
         known[function] = False  # a preliminary answer, for functions that call each other
         names = set(_names(function.__code__))
         known[function] = not STARTS.isdisjoint(names) or any(

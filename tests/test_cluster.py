@@ -24,6 +24,7 @@ def mined(arguments, **variables):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=surroundings | variables)
 
 
+@pytest.mark.ray
 def test_mining_within_a_program_that_uses_ray_uses_its_ray_and_leaves_it(drawn_folder, tmp_path):
     code = f"""
 import ray
@@ -38,6 +39,7 @@ print(report.manifest.totals["images"], sum(counted), ray.get(ray.remote(lambda:
     assert done.stdout.split() == ["12", "12", "42"], done.stderr
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_local_ray_reports_every_image_and_leaves_nothing_behind(drawn_folder, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
@@ -67,12 +69,14 @@ def test_a_count_is_of_whole_lines_and_of_each_once(tmp_path):
     assert not Path(counter._path).exists()
 
 
+@pytest.mark.ray
 def test_a_local_ray_needs_no_home_directory(drawn_folder, tmp_path):
     done = mined(["--src", drawn_folder, "--out", tmp_path / "shards"], HOME="/proc/nohome")
     assert done.returncode == 0, done.stderr
     assert "12 images: 12 no_boxes" in done.stdout
 
 
+@pytest.mark.ray
 def test_a_temporary_folder_too_long_for_sockets_is_named_with_what_to_set(drawn_folder, tmp_path):
     long = tmp_path / ("x" * 90)
     long.mkdir()
@@ -85,6 +89,7 @@ def test_a_temporary_folder_too_long_for_sockets_is_named_with_what_to_set(drawn
     )
 
 
+@pytest.mark.ray
 def test_a_local_ray_that_cannot_start_says_what_does_without(drawn_folder, tmp_path):
     done = mined(["--src", drawn_folder, "--out", tmp_path / "shards"], RAY_TMPDIR="/proc/nowhere")
     assert done.returncode == 1
@@ -92,6 +97,7 @@ def test_a_local_ray_that_cannot_start_says_what_does_without(drawn_folder, tmp_
     assert re.search(r"error: a local Ray cannot start here: .*/proc/nowhere.*univip-stream doctor.*--inline", done.stderr)
 
 
+@pytest.mark.ray
 def test_a_cluster_of_another_version_is_told_with_both_versions():
     from ray._private.utils import check_version_info
 

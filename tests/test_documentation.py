@@ -28,14 +28,18 @@ AS_INSTALLED = "own-photographs"
 """The page whose first command is the installed one; all others begin warm."""
 WITH_TORCHRUN = "slurm"
 """The page that trains on two ranks under torchrun; others that name it train on one, warm."""
+ON_RAY = ("tutorial", "own-photographs", "python", "cluster", "slurm")
+"""Pages that start a Ray."""
 FEWER = "2"
 """Steps that a training of those pages takes here."""
 SHORT = (
-    " --steps 2 --batch-size 4 --backbone resnet18 --device cpu --workers 0 --set method.hidden=32 --set method.width=16"
+    " --steps 2 --batch-size 4 --device cpu --workers 0 --set method.hidden=32 --set method.width=16"
     " --set views.scene_size=64 --set views.instance_size=32 --set accumulate=1"
 )
 """Added to every training, which as the page gives it would take minutes to weeks; the last of equal options wins."""
 
+WITH_RESNET_18 = ("coco", "export")
+"""Pages whose runs other libraries take; all others train one thirtieth of it."""
 MAY_LACK = ("lightning", "lightly", "datasets")
 """Libraries of examples that may not be there. lightly's pins contradict those of a tool that the tests need."""
 
@@ -52,7 +56,8 @@ def as_tried(page: str, line: str) -> str:
         line = re.sub(r"^torchrun .*-m univip_stream ", "univip-stream ", line)
     if re.search(r"univip.stream train ", line):
         small = re.search(r"--recipe (vit|convnext)\b", line)
-        line += SHORT + (f" --backbone test_{small[1]}" if small else "")
+        network = f"test_{small[1]}" if small else "resnet18" if page in WITH_RESNET_18 else "test_resnet"
+        line += f"{SHORT} --backbone {network}"
     if "univip-stream doctor" in line:
         line += " --no-ray"  # its own test starts it
     if " eval " in line:
@@ -70,7 +75,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory, kernels):
     """The folders of images that the pages speak of, drawn and small."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(3)
@@ -118,8 +123,11 @@ def surroundings(request):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("page", "surroundings"), [(page, page.stem) for page in PAGES], ids=lambda x: getattr(x, "stem", ""),
-                         indirect=["surroundings"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "surroundings"),
+    [pytest.param(page, page.stem, marks=[pytest.mark.ray] if page.stem in ON_RAY else [], id=page.stem) for page in PAGES],
+    indirect=["surroundings"],
+)
 def test_every_command_of_a_page_runs(page, surroundings, images, tmp_path, warm):
     desk = tmp_path / "desk"
     shutil.copytree(images, desk)

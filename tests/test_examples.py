@@ -33,6 +33,7 @@ def test_every_script_is_short_and_tried_here():
         assert path.suffix != ".py" or len(path.read_text().splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_region_crops_trains(run, drawn_shards):
     lines = run("region_crops.py", drawn_shards)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
@@ -69,6 +70,7 @@ def run_notebook(name):
     return names
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
     names = run_notebook("shards_and_views.ipynb")
     assert names["batch"].pixels["instances"].shape == (3, 4, 3, 96, 96)

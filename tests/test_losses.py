@@ -225,6 +225,7 @@ def test_bf16_inputs_under_autocast_are_computed_in_float32():
     np.testing.assert_allclose([loss.item() for loss in losses], exact, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_through_the_plan_the_gradient_is_that_of_finite_differences_and_reaches_no_target():
     generator = torch.Generator().manual_seed(6)
     o, t = (torch.randn(2, 3, 8, dtype=torch.float64, generator=generator) for _ in range(2))

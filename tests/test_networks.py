@@ -114,6 +114,7 @@ def test_views_in_one_batch_are_normalised_to_the_bit_as_in_calls_of_their_own(c
     torch.testing.assert_close(joint.weight.grad, plain.weight.grad)
 
 
+@pytest.mark.slow
 def test_a_whole_network_agrees_with_separate_forwards_and_one_plain_batch_does_not():
     torch.manual_seed(0)
     plain = build_backbone("resnet18", small_stem=True).double()
@@ -175,6 +176,7 @@ def test_batches_counted_together_are_those_counted_one_by_one():
         assert torch.equal(network.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_counters_of_a_cpu_and_of_what_is_compiled_are_left_alone():
     network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=None), nn.InstanceNorm1d(3))
     assert countable_together(network) == []

@@ -4,16 +4,18 @@ They are ordinary processes, which can be signalled, killed and waited for. A te
 variables, limits, launchers) starts its own interpreter instead.
 
 `python warm.py SOCKET` is the process that is forked. It computes nothing, so that no thread is lost in a fork, and ends with
-the process that started it.
+the last process that uses it: those that share the suite share it too.
 """
 
 import array
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,46 +27,75 @@ import types
 from pathlib import Path
 
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
+STAYS = b"stays"
+"""What a process that uses this one sends first, on a connection that lasts as long as that."""
 LARGEST = 1 << 20
 """The most bytes of a request, which holds the words of the command and the environment's variables."""
 
 SHIM = """#!{python} -IS
-import array, json, os, socket, sys
+import array, json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({place!r})
     asked = [["univip-stream", *sys.argv[1:]], os.getcwd(), dict(os.environ), False]
     server.sendmsg([json.dumps(asked).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
-    server.recv(100)
+    pid = int(server.recv(100))
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))  # what torchrun stops its ranks with
     status = int(server.recv(100))
 sys.exit(status if status >= 0 else 128 - status)
 """
-"""Script `univip-stream` for shells: it runs the command as a fork, and exits with the fork's status."""
+"""Script `univip-stream` for shells and launchers: it runs the command as a fork, and exits with the fork's status."""
 
 
 class Warm:
-    """The process that commands are forked from, and methods that start them. The fixture `warm` makes it."""
+    """The process that commands are forked from, and methods that start them. The fixture `warm` makes it.
+
+    `folder` has a short name, for the socket in it. Whoever comes to a folder first starts the process, and others use it.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.place = str(folder / "socket")
+        self.bin = folder / "bin"
+        """Folder for PATH with a `univip-stream` that runs as a fork."""
+        while not self._joined():
+            pass  # what was there has just ended, with its folder
+
+    def _joined(self) -> bool:
+        """Use the process of this folder, which is started if there is none."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.folder.exists():
+                return self._known() or (self._start(), self._known())[1]
+        return False
+
+    def _known(self) -> bool:
+        """Say to the process that it is used, if there is one."""
+        self._stays = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(OSError):
+            self._stays.connect(self.place)
+            self._stays.send(STAYS)
+            if self._stays.recv(100) == STAYS:
+                return True
+        self._stays.close()
+        return False
+
+    def _start(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self._process = subprocess.Popen([sys.executable, __file__, self.place], stdin=PIPE, stdout=PIPE)
-        assert self._process.stdout.readline() == b"ready\n"
-        shim = folder / "bin" / "univip-stream"
-        shim.parent.mkdir()
+        Path(self.place).unlink(missing_ok=True)  # of a process that was killed
+        process = subprocess.Popen([sys.executable, __file__, self.place], stdin=DEVNULL, stdout=PIPE)
+        with process.stdout:
+            assert process.stdout.readline() == b"ready\n"
+        process.returncode = 0  # it may outlive this process, which need not wait for it
+        self.bin.mkdir(exist_ok=True)
+        shim = self.bin / "univip-stream"
         shim.write_text(SHIM.format(python=sys.executable, place=self.place))
         shim.chmod(0o755)
-        self.bin = shim.parent
-        """Folder for PATH with a `univip-stream` that runs as a fork."""
 
     def close(self) -> None:
-        """End the process, also where a forked child that was left over holds its standard input open."""
-        self._process.stdin.close()
-        self._process.stdout.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Use the process no longer, also where a forked child that was left over holds the connection open."""
+        with self._stays:
+            self._stays.shutdown(socket.SHUT_RDWR)
 
     def start(self, words, *, stdout=None, stderr=None, cwd=None, env=None, start_new_session=False):
         """Start a command like `subprocess.Popen([sys.executable, *words], text=True, ...)`.
@@ -182,29 +213,34 @@ def serve(place):
     listener.bind(place)
     listener.listen(64)
     print("ready", flush=True)
-    running = {}
-    while True:
-        readable = select.select([0, listener, *running.values()], [], [], 0.02 if running else None)[0]
+    running, users, used = {}, set(), False
+    while users or not used or not ended(Path(place).parent):
+        readable = select.select([listener, *users, *running.values()], [], [], 0.02 if running else None)[0]
         for child in list(running):
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 with running.pop(child) as asker, contextlib.suppress(OSError):  # it may have gone
                     asker.send(str(os.waitstatus_to_exitcode(status)).encode())
-        for child in [child for child, asker in running.items() if 0 in readable or asker in readable]:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        for child in [child for child, asker in running.items() if asker in readable]:
+            kill(child)
             running.pop(child).close()
-        if 0 in readable:  # standard input is closed: the process that started this one has ended
-            os._exit(0)
+        for user in users & set(readable):  # it has ended
+            users.remove(user)
+            user.close()
         if listener in readable:
             asker, _ = listener.accept()
             request, files, _, _ = socket.recv_fds(asker, LARGEST, 3)
+            if request == STAYS:
+                asker.send(STAYS)
+                users.add(asker)
+                used = True
+                continue
             words, folder, variables, session = json.loads(request)
             child = os.fork()
             if child == 0:
                 for number, file in enumerate(files):
                     os.dup2(file, number)
-                for own in (listener, asker, *running.values()):
+                for own in (listener, asker, *users, *running.values()):
                     own.close()
                 for file in files:
                     os.close(file)
@@ -222,6 +258,25 @@ def serve(place):
                 os.close(file)
             asker.send(str(child).encode())
             running[child] = asker
+    for child in running:
+        kill(child)
+    os._exit(0)
+
+
+def ended(folder):
+    """Remove the folder, unless somebody comes to it at this moment."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(folder)
+        return True
+
+
+def kill(child):
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def found(rng):
     return boxes, truth
 
 
+@pytest.mark.slow
 def test_average_recall_is_pycocotools(found, capsys):
     tools = pytest.importorskip("pycocotools.coco")
     evaluation = pytest.importorskip("pycocotools.cocoeval")

@@ -1,10 +1,7 @@
 """Two processes that write one place, and processes killed between two files: nothing is torn, and the same command goes on."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +11,12 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """(what was done, command) -> what came of it, of one process that forks them all."""
+def results(tmp_path_factory, warm):
+    """(what was done, command) -> what came of it, of one process that forks them all, itself a fork that has computed nothing."""
     folder = tmp_path_factory.mktemp("disturbed")
-    path = os.pathsep.join(
-        [str(HERE), str(HERE.parent), str(HERE.parents[1] / "pipelines"), os.environ.get("PYTHONPATH", "")]
-    )
-    call = [sys.executable, str(HERE / "disturbed.py"), str(folder / "work")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=280, env=os.environ | {"PYTHONPATH": path})
+    path = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "pipelines")]
+    script = f"import runpy, sys; sys.path[:0] = {path}; runpy.run_path({str(HERE / 'disturbed.py')!r}, run_name='__main__')"
+    done = warm.run(["-c", script, folder / "work"], timeout=280)
     assert done.returncode == 0, done.stderr
     rows = map(json.loads, done.stdout.splitlines())
     return {("two", row["two"]) if "two" in row else ("killed", row["killed"]): row for row in rows}

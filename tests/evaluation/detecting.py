@@ -16,6 +16,6 @@ def command(run, drawn, out, *more):
         "--val-images",
         drawn,
     ]
-    how = ["--model", "retinanet", "--iterations", 8, "--batch-size", 2, "--short-side", 64, "--lr", "0.005", "--workers", 0]
+    how = ["--model", "retinanet", "--iterations", 8, "--batch-size", 2, "--short-side", 32, "--lr", "0.005", "--workers", 0]
     arguments = ["eval", "detect", run, *sets, *how, "--save-every", 3, "--out", out, *more]
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

@@ -100,7 +100,7 @@ def test_every_detector_takes_the_backbone_and_freezes_nothing(name, run):
 def test_losses_on_the_same_images_agree_in_training_and_in_evaluation_mode(name, run, drawn):
     """What is scored is what was trained: a normalisation that several levels share would be neither level's when scored."""
     torch.manual_seed(0)
-    network = build_detector(name, open_subject(run), 2, sides=(64,), longest=96).train()
+    network = build_detector(name, open_subject(run), 2, sides=(32,), longest=48).train()
     if name != "retinanet":
         network.roi_heads.fg_bg_sampler.batch_size_per_image = 8  # for the test's time
     images = DetectionItems(read_coco(drawn / "boxes.json", drawn), masks=has_masks(name))
@@ -190,7 +190,7 @@ def test_the_loss_falls_and_from_python_it_is_the_same(run, drawn, tmp_path, cap
     sets = dict.fromkeys(("train_json", "val_json"), drawn / "boxes.json") | dict.fromkeys(
         ("train_images", "val_images"), drawn
     )
-    how = {"model": "retinanet", "iterations": 12, "batch_size": 4, "sides": (64,), "rate": 0.02, "workers": 0}
+    how = {"model": "retinanet", "iterations": 12, "batch_size": 4, "sides": (32,), "rate": 0.02, "workers": 0}
     again = us.evaluate(us.Detect(run=run, **sets, **how), quiet=True)
     assert json.loads(json.dumps(again)) == result
     assert not any(capsys.readouterr())

@@ -19,6 +19,7 @@ from univip_stream.networks import build_backbone
 from univip_stream.probe.crops import RandomCrop, lit
 
 
+@pytest.mark.slow
 def test_a_resnet_50s_maps_are_pooled_as_orl_pools_them():
     """openselfsup/models/utils/multi_pooling.py, POOL_PARAMS and POOL_DIMS of resnet50, on maps that torchvision names."""
     torch.manual_seed(0)

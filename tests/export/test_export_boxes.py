@@ -373,6 +373,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("format", ["coco", "soco", "detectron2"])
+@pytest.mark.slow
 def test_no_image_is_held_while_its_boxes_are_written(format, many, tmp_path):
     """Peak of Python's memory: 0.3 MB; it was 1.3 MB when the facts of all images were held."""
     tracemalloc.start()

@@ -129,6 +129,7 @@ def both_ways(q1: Tensor, q2: Tensor, t1: Tensor, t2: Tensor) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_scrl_is_its_equation():
     method, twin = built("scrl")
     scenes, _, boxes = views()

@@ -29,6 +29,7 @@ def contrast(query: Tensor, positive: Tensor, queue: Tensor, t: float) -> float:
     return -math.log(own / (own + sum(math.exp(cosine(query, key) / t) for key in queue)))
 
 
+@pytest.mark.slow
 def test_densecl_is_its_equations():
     torch.manual_seed(0)
     method = build_method(SMALL, PLAN).double()

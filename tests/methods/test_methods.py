@@ -202,6 +202,7 @@ def test_synchronised_method_keeps_its_names_and_aliases(batch):
     assert next(method.online.parameters()) is next(method.online_parameters())
 
 
+@pytest.mark.slow
 def test_state_returns_through_a_dictionary(batch):
     method = build()
     optimizer = torch.optim.SGD(method.online_parameters(), lr=0.5)
@@ -214,6 +215,7 @@ def test_state_returns_through_a_dictionary(batch):
 
 
 @pytest.mark.parametrize("name", ["univip", "byol"])
+@pytest.mark.slow
 def test_the_loss_scale_multiplies_the_gradient_and_leaves_the_terms(name: str, batch):
     once, twice = (build(name=name, loss_scale=scale) for scale in (1.0, 2.0))
     one, two = once(batch), twice(batch)

@@ -74,6 +74,7 @@ def plain_nearby(x: int, y: int, w: int, h: int, width: int, height: int, rng: r
 
 
 @pytest.mark.parametrize("box", [(200, 100, 120, 90), (0, 30, 200, 64)])
+@pytest.mark.slow
 def test_nearby_boxes_are_distributed_as_those_of_orls_loop(box, rng):
     plain_rng = random.Random(1)
     plain = np.array([plain_nearby(*box, 320, 240, plain_rng) for _ in range(3000)])

@@ -20,7 +20,9 @@ def two_steps(name: str, process: Process) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     kind = METHODS[name].Settings
     own = {"queue": 6, "small_views": 3, "small_size": T}
-    config = kind(name=name, backbone="resnet10t", hidden=16, width=8, **{key: own[key] for key in own if hasattr(kind, key)})
+    config = kind(
+        name=name, backbone="test_resnet", hidden=16, width=8, **{key: own[key] for key in own if hasattr(kind, key)}
+    )
     views = ViewConfig(scene_size=S, instance_size=S, instances=K, third_size=T, pairs="pairs.parquet")
     plan = build_plan(config, views, AugmentConfig())
     method = build_method(config, plan).double()

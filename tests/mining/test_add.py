@@ -91,6 +91,7 @@ def test_new_images_follow_in_order_and_the_old_bytes_stay(photos, out, tmp_path
     assert second.shards == ["003.tar", "004.tar"]
 
 
+@pytest.mark.slow
 def test_adding_again_adds_nothing_and_adding_later_adds_a_third_part(photos, out, drawn_folder):
     add(out, photos)
     once = contents(out)
@@ -229,6 +230,7 @@ def test_every_command_reads_a_set_of_two_parts(photos, out, tmp_path):
     assert (refused.exit_code, "its parts do not name its shards" in refused.output) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_run_on_the_old_set_is_refused_with_the_new_and_goes_on_with_the_old(photos, out, tmp_path):
     small = ["method.backbone=test_resnet", "method.hidden=16", "method.width=8", "views.scene_size=32", "views.instances=0",
              "stream.batch_size=4", "stream.workers=0", "steps=2"]  # fmt: skip

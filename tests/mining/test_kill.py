@@ -93,6 +93,7 @@ def wait_for(condition, seconds=90):
     raise AssertionError(f"did not happen in {seconds} s")
 
 
+@pytest.mark.ray
 def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
     out = tmp_path / "out"
     process = command(drawn_folder, out)
@@ -106,6 +107,7 @@ def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
     assert contents(out) == calm["test_"]
 
 
+@pytest.mark.ray
 def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
     out = tmp_path / "out"
     process = command(drawn_folder, out)
@@ -116,6 +118,7 @@ def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
     assert contents(out) == calm["test_"]
 
 
+@pytest.mark.ray
 def test_ctrl_c_says_how_to_go_on(drawn_folder, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / number.name
@@ -131,6 +134,7 @@ def test_ctrl_c_says_how_to_go_on(drawn_folder, tmp_path):
     assert verify_folder(out) == []
 
 
+@pytest.mark.ray
 def test_a_node_removed_while_mining(drawn_folder, calm, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 

@@ -29,6 +29,8 @@ from univip_stream.mining.pipeline import plan_job
 from univip_stream.shards import open_index
 from univip_stream.shards.verify import verify_folder
 
+pytestmark = pytest.mark.ray  # the set that most of them look at
+
 
 def config(source, out, **changes):
     settings = {"proposals": "naive", "inline": True, "num_shards": 3} | changes

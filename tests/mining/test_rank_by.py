@@ -86,6 +86,7 @@ def test_the_run_may_lie_elsewhere_and_the_job_may_be_interrupted(drawn_shards, 
     assert files(out) == files(ranked)
 
 
+@pytest.mark.ray
 @pytest.mark.slow  # Ray
 def test_two_workers_write_the_same_bytes(drawn_shards, run_folder, ranked, tmp_path):
     threads = torch.get_num_threads()

@@ -20,6 +20,7 @@ from test_kill import SECONDS, config, contents, wait_for
 
 from univip_stream.mining import mine
 
+pytestmark = pytest.mark.ray
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "cluster.md"
 SERVERS_PARTS = ("aiohttp_cors", "colorful", "opencensus", "opentelemetry.exporter.prometheus", "prometheus_client")
 """What Ray's job server imports beside Ray (the extra `default`)."""

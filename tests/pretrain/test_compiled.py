@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planned import inputs_of, planned
+from planned import inputs_of, planned, shallow
 from torch._dynamo.backends.debugging import aot_eager
 
 from univip_stream.augment import AugmentConfig, _augment_all, _tables, draw
@@ -38,7 +38,7 @@ FAMILIES = ("byol test_convnext", "byol test_vit")
 def method_of(name: str, backbone: str, *, joint_views: bool) -> tuple[Method, Plan]:
     torch.manual_seed(0)
     method, plan = planned(name, VIEWS, backbone=backbone, joint_views=joint_views, **SMALL)
-    return method.to(memory_format=torch.channels_last), plan
+    return shallow(method).to(memory_format=torch.channels_last), plan
 
 
 def compared(name: str) -> dict[str, object]:

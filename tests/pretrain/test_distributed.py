@@ -7,13 +7,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from warm import PIPE, Started, Warm
 
 from univip_stream.augment import AugmentConfig
 from univip_stream.distributed import Process, in_parallel, joined
@@ -77,7 +77,8 @@ def free_port() -> int:
 
 def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_path, warm):
     ports = {2: free_port(), 3: free_port()}
-    code = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_distributed as here; "
+    here = Path(__file__).resolve().parent
+    code = f"import os, sys; sys.path[:0] = {[str(here), str(here.parent)]}; import test_distributed as here; "
     statuses, said = warm.ranks(3, ["-c", f"{code}here.be_a_rank(int(os.environ['RANK']), {ports}, {str(tmp_path)!r})"])
     assert statuses == [0, 0, 0], said
     alone = two_steps(Process(), True)
@@ -89,7 +90,7 @@ def test_gradients_and_updates_of_2_and_3_ranks_are_those_of_one_process(tmp_pat
 
 
 TINY = [
-    "method.backbone=resnet10t", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
+    "method.backbone=test_resnet", "method.hidden=32", "method.width=16", "views.scene_size=32", "views.instance_size=32",
     "views.instances=2", "views.min_scale=32", "stream.batch_size=12", "stream.workers=1", "precision=fp32",
     "steps=8", "checkpoint_every=2", "record_every=1", "optim.lr=0.0005",
 ]  # fmt: skip
@@ -100,10 +101,10 @@ def words(shards: Path, run: Path, *settings: str) -> list[str]:
     return ["train", "--shards", str(shards), "--out", str(run), "--recipe", "cpu-demo", *texts]
 
 
-def job(ranks: int, *arguments: Path | str) -> list[str]:
-    """The real command under the real torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, *launcher, "-m", "univip_stream", *words(*arguments)]
+def job(warm: Warm, ranks: int, *arguments: Path | str) -> list[str]:
+    """The command under torchrun's own code, all of them forks; the test of the page about Slurm starts what they stand for."""
+    launcher = ["-c", "from torch.distributed.run import main; main()", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*launcher, "--no-python", str(warm.bin / "univip-stream"), *words(*arguments)]
 
 
 def losses(run: Path) -> list[list[float]]:
@@ -112,16 +113,18 @@ def losses(run: Path) -> list[list[float]]:
 
 
 @contextlib.contextmanager
-def launched(command: list[str], **more: str) -> Iterator[subprocess.Popen[str]]:
+def launched(warm: Warm, command: list[str], **more: str) -> Iterator[Started]:
     """A job that is stopped where the test fails: it would train on beside all the others."""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | more) as launcher:
+    launcher = warm.start(command, stderr=PIPE, env=os.environ | more)
+    with launcher.stderr:
         try:
             yield launcher
         finally:
-            launcher.terminate()
+            launcher.send_signal(signal.SIGTERM)
+            launcher.wait(30)
 
 
-def wait_for(launcher: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+def wait_for(launcher: Started, what: Callable[[], bool]) -> None:
     until = time.monotonic() + 200  # three starts of torch, and whatever else the machine does
     while not what():
         assert launcher.poll() is None, launcher.stderr.read()
@@ -141,7 +144,7 @@ def rank_of(process: int) -> str | None:
 def test_a_killed_rank_ends_the_job_soon_and_the_same_command_continues(drawn_shards, tmp_path, warm):
     """Two ranks, one killed; then three finish the run, with the losses that one process has."""
     run = tmp_path / "run"
-    with launched(job(2, drawn_shards, run)) as launcher:
+    with launched(warm, job(warm, 2, drawn_shards, run)) as launcher:
         wait_for(launcher, lambda: (run / "checkpoints" / "step-000000002.pt").exists())
         children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
         (victim,) = [int(child) for child in children if rank_of(int(child)) == "1"]
@@ -183,11 +186,11 @@ def test_parts_of_ranks_add_up_to_the_parts_of_one_process(drawn_shards, tmp_pat
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=least, rtol=0)
 
 
-def test_sigterm_to_the_job_saves_at_one_step_of_all_ranks(drawn_shards, tmp_path):
+def test_sigterm_to_the_job_saves_at_one_step_of_all_ranks(drawn_shards, tmp_path, warm):
     run = tmp_path / "preempted"
-    command = job(2, drawn_shards, run, "checkpoint_every=4000", "steps=4000")
+    command = job(warm, 2, drawn_shards, run, "checkpoint_every=4000", "steps=4000")
     written = run / "metrics.jsonl"
-    with launched(command) as launcher:
+    with launched(warm, command) as launcher:
         wait_for(launcher, lambda: written.exists() and written.read_text().count("\n") >= 2)
         launcher.send_signal(signal.SIGTERM)
         _, said = launcher.communicate(timeout=60)

@@ -43,6 +43,7 @@ def small(name, pairs):
 
 
 @pytest.mark.parametrize("name", NEW)
+@pytest.mark.slow
 def test_a_run_stopped_and_continued_is_the_undisturbed_one_to_the_bit(name, drawn_shards, drawn_pairs, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = small(name, drawn_pairs)

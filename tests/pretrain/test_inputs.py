@@ -134,6 +134,7 @@ def test_what_is_drawn_for_some_methods_changes_nothing_for_others(red_shards):
     assert torch.equal(jittered.facts["boxes"][:, 1], third.facts["boxes"][:, 1])
 
 
+@pytest.mark.slow
 def test_third_views_and_jitter_come_the_same_from_workers_into_memory_used_again(red_shards):
     views = ViewConfig(scene_size=S, third_size=T, instances=2, box_jitter=0.1, whole_first=True)
     given = []

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import uuid
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from warm import DEVNULL
 
 from univip_stream.cli import cli
 
+pytestmark = pytest.mark.ray
 OURS = uuid.uuid4().hex
 
 
@@ -39,8 +39,8 @@ def ranks():
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
 def test_ranks_on_ray_train_as_one_process_and_a_killed_one_is_told(drawn_shards, tmp_path, warm):
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "univip_stream", *command(drawn_shards, run, "--launcher", "ray", "--ranks", "2")]
-    with launched(words, UNIVIP_TEST_RUN=OURS) as job:
+    words = ["-m", "univip_stream", *command(drawn_shards, run, "--launcher", "ray", "--ranks", "2")]
+    with launched(warm, words, UNIVIP_TEST_RUN=OURS) as job:
         wait_for(job, lambda: (run / "checkpoints" / "step-000000004.pt").exists())
         os.kill(ranks()[0], signal.SIGKILL)
         _, said = job.communicate(timeout=90)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from planned import shallow
 from pretended import CUDA, HostWaitsError, PretendedGpu
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -78,7 +79,7 @@ def updates_of(
         instance_augmentations=augmentations,
     )  # fmt: skip
     plan = build_plan(config, views, AugmentConfig())
-    method = build_method(config, plan)
+    method = shallow(build_method(config, plan))
     method.to(memory_format=torch.channels_last)
     batches = itertools.repeat(batch_of(gpu, plan))
     gpu.place(method)
@@ -99,7 +100,8 @@ def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str) -> 
             updates_of(gpu, name, FAMILIES[family], torch.float32)
         return
     updates, batches = updates_of(gpu, name, FAMILIES[family], torch.float32)
-    for updates.precision, updates.accumulate in ((torch.float32, 2), (torch.bfloat16, 1)):
+    parts = 2 if family == "resnet" else 1  # whose backbone it is makes no difference to them
+    for updates.precision, updates.accumulate in ((torch.float32, parts), (torch.bfloat16, 1)):
         check_a_step(gpu, updates, batches)
     assert {parameter.device for parameter in updates.method.parameters()} == {CUDA}
 

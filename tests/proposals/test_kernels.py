@@ -83,6 +83,7 @@ def test_weights_are_euclidean_distances(image):
     np.testing.assert_allclose(down / pixels.UNIT, np.sqrt((np.diff(colours, axis=1) ** 2).sum(axis=0)), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_dropping_the_heaviest_edges_of_squares_keeps_the_spanning_tree(rng):
     for levels in (3, 1000):  # few levels: many ties
         right, down = rng.integers(0, levels, (14, 16), np.int32), rng.integers(0, levels, (13, 17), np.int32)
@@ -183,6 +184,7 @@ def counted(image, labels):
     return features.cell_histograms(image, features.texture_codes(image), labels.astype(np.uint32), names, cells)
 
 
+@pytest.mark.slow
 def test_histograms_count_every_pixel_once(image, rng):
     labels = np.mgrid[:44, :60][1] // 20
     colour, texture, boxes = counted(image, labels)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from univip_stream.report.doctor import examine
 
 
@@ -14,6 +16,7 @@ def doctor(*arguments, before=""):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.ray
 def test_here_everything_is_found_and_a_task_runs_on_ray(tmp_path):
     done = doctor("--path", str(tmp_path), "--json")
     findings = {finding["what"]: finding for finding in json.loads(done.stdout)}

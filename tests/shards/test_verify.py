@@ -33,6 +33,7 @@ def test_a_truncation_at_every_block_is_found(shards):
         assert any("001.tar has" in problem for problem in problems(shards)), size
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_is_found(shards, rng):
     for name in ("000.tar", "000.parquet"):
         path = shards / name

@@ -77,7 +77,7 @@ def test_a_large_object_has_time_for_its_bytes(store, monkeypatch):
         storage.image(f"s3://{BUCKET}/drip", 1000)
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.ray)])
 def test_an_image_that_drips_is_a_row_and_the_command_ends(inline, store, drawn_folder, tmp_path):
     for number in range(5):
         name = f"{number}{'-drip' * (number == 3)}.jpg"

@@ -93,6 +93,7 @@ def test_pairs_change_nothing_else(drawn_shards, drawn_pairs):
         assert (plain.pixels.keys(), paired.pixels.keys()) == ({"scenes"}, {"scenes", "patches"})
 
 
+@pytest.mark.slow
 def test_a_bad_neighbour_is_named_and_its_pair_is_the_region_twice(drawn_shards, drawn_pairs, tmp_path):
     shutil.copytree(drawn_shards, tmp_path / "bad")
     index = open_index(expand_shards(str(tmp_path / "bad")))

@@ -236,6 +236,7 @@ def test_shard_dataset_order_is_fixed_by_seed_and_epoch(drawn_shards):
     assert [key for turn in range(3) for rank in range(5) for key in shared[rank][turn : turn + 1]] == keys(1, 0)
 
 
+@pytest.mark.slow
 def test_instances_drawn_as_either_view_have_the_chances_of_both(drawn_shards):
     """Blurred always and solarised never in the first view, the other way round in the second: half of the instances each."""
     chances = AugmentConfig(blur_p=(1.0, 0.0), solarize_p=(0.0, 1.0))
