@@ -16,7 +16,7 @@ import pytest
 from demo_images import SHAPES, draw_scene
 from warm import Warm
 
-# One thread in each process, as `make test` sets before numpy is imported: it runs a process for each core, and networks as
+# One thread in each process, as `make test` sets before numpy is imported: it runs a process more than cores, and networks as
 # small as these are no faster with more threads. Tests about threads set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

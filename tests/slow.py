@@ -1,4 +1,6 @@
-"""Find slow tests. They run first if several processes share the suite, and `make test-fast` leaves them out.
+"""Find slow tests, and share the machine out: how many processes, and how many Rays at once.
+
+Slow tests run first if several processes share the suite, and `make test-fast` leaves them out.
 
 A test counts as slow if it starts or trains something, which is found from the names that it, its fixtures and its helpers
 use, so nobody has to mark it. A test that takes long for another reason gets `@pytest.mark.slow`; the end of a run names such
