@@ -49,6 +49,28 @@ def test_a_run_of_the_command_is_gone_on_with_from_python_and_shown_alike(drawn_
     assert [loss for _, _, loss in seen] == by_command
 
 
+def test_a_result_is_written_while_nobody_else_may_write_it(tmp_path, monkeypatch, warm):
+    """Another evaluation with this `--out` removes half-written files of its name, once it has the lock."""
+    from univip_stream.api import judging
+
+    out, tried = tmp_path / "out.json", []
+    another = (
+        f"from pathlib import Path; from univip_stream import files\nwith files.written_by_one(Path({str(out)!r})): pass"
+    )
+    write = judging.write_result
+
+    def write_result(result, path):
+        tried.append(warm.run(["-c", another]))
+        write(result, path)
+
+    monkeypatch.setattr(judging, "_knn", lambda config, quiet: lambda process: {"top1": 0.5})
+    monkeypatch.setattr(judging, "write_result", write_result)
+    assert us.evaluate(us.Knn(run=tmp_path, train=tmp_path, val=tmp_path, out=out)) == {"top1": 0.5}
+    assert "another process writes" in tried[0].stderr
+    assert json.loads(out.read_text()) == {"top1": 0.5}
+    assert warm.run(["-c", another]).returncode == 0
+
+
 WRONG = {
     "nothing to train on": lambda shards, out: us.train(us.TrainConfig(out=out)),
     "a setting that is none": lambda shards, out: us.train(

@@ -9,10 +9,12 @@ import threading
 import time
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from univip_stream.cli.trouble import errors_reported
 from univip_stream.errors import InputError, UsageError
 from univip_stream.workers import WorkerDied, death, explained, loaded
 
@@ -153,6 +155,16 @@ def test_what_is_not_known_is_left_alone():
     assert death(RuntimeError("size mismatch")) is None
     bus = "DataLoader worker (pid 3) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
     assert "--shm-size" in death(RuntimeError(bus))
+
+
+def test_a_death_in_a_call_that_then_ends_with_an_error_of_its_own_is_still_told(capsys):
+    """As torch.save does: the file's end does not fit what was written before the signal."""
+    written = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 4615104 vs 4614992")
+    written.__context__ = RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
+    assert death(written).startswith("a loader worker died")
+    with pytest.raises(click.exceptions.Exit), errors_reported(click.Context(click.Command("train"))):
+        raise written
+    assert capsys.readouterr().err.startswith("error: a loader worker died")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -20,6 +21,13 @@ class UsageError(InputError):
     """The command itself was called wrongly (a contradiction between options, an unknown name)."""
 
     exit_status = 2
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it came from or came up in, one after the other."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def as_setting(value: Any) -> str:

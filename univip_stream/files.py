@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, causes
 
 TEMPORARY = ".tmp"
 """Suffix of files being written; a leftover one belongs to a process that was killed, and is never read."""
@@ -43,7 +43,7 @@ def no_room_in_words(path: Path, wanted: int | None = None) -> Iterator[None]:
     except InputError:  # readable already, or about something else
         raise
     except Exception as error:
-        full = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in _FULL), None)
+        full = next((cause for cause in causes(error) if isinstance(cause, OSError) and cause.errno in _FULL), None)
         if full is None:
             raise
         takes = "" if wanted is None else f"; it takes about {readable_size(wanted)}"
@@ -91,12 +91,6 @@ class Scratch(io.FileIO):
                 "on another disk"
             ) from error
         return size
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def readable_size(size: int) -> str:

@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from univip_stream.errors import InputError
+from univip_stream.errors import InputError, causes
 from univip_stream.files import readable_size
 
 _PR_SET_PDEATHSIG = 1
@@ -120,8 +120,13 @@ def explained(error: BaseException | str) -> str | None:
 def death(error: BaseException) -> str | None:
     """Return the message for an error that means that a loader worker died; None for other errors.
 
-    torch reports a worker's death in whatever call the main process happens to be in, so pass any RuntimeError.
+    torch reports a worker's death in whatever call the main process happens to be in, so pass any RuntimeError. A call that is cut
+    off like that can end with an error of its own, as the writing of a checkpoint does.
     """
+    return next((told for cause in causes(error) if (told := _death(cause)) is not None), None)
+
+
+def _death(error: BaseException) -> str | None:
     text = str(error).strip()
     if isinstance(error, WorkerDied):
         return text

@@ -100,8 +100,7 @@ def test_a_step_makes_nobody_wait(gpu: PretendedGpu, name: str, family: str) -> 
             updates_of(gpu, name, FAMILIES[family], torch.float32)
         return
     updates, batches = updates_of(gpu, name, FAMILIES[family], torch.float32)
-    parts = 2 if family == "resnet" else 1  # whose backbone it is makes no difference to them
-    for updates.precision, updates.accumulate in ((torch.float32, parts), (torch.bfloat16, 1)):
+    for updates.precision, updates.accumulate in ((torch.float32, 2), (torch.bfloat16, 1)):
         check_a_step(gpu, updates, batches)
     assert {parameter.device for parameter in updates.method.parameters()} == {CUDA}
 

@@ -141,9 +141,9 @@ def evaluate(config: Knn | Linear | Finetune | Detect, *, quiet: bool = False) -
     process = process_from_environment()
     with sole_writer(out, process), joined(process, pick_device(config.device, process)):
         result = judged(process)
-    if not process.is_first:
-        return None
-    write_result(result, out)
+        if not process.is_first:
+            return None
+        write_result(result, out)  # as its sole writer: another one removes half-written files of this name first
     return result
 
 

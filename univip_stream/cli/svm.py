@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.api.running import reading_workers, write_result
+from univip_stream.api.running import reading_workers, sole_writer, write_result
 from univip_stream.cli.judging import out_option, subject_argument
 from univip_stream.distributed import ALONE, pick_device
 from univip_stream.errors import UsageError
@@ -54,12 +54,13 @@ def svm(
     for cost in costs:
         if not 0 < cost < float("inf"):
             raise UsageError(f"--cost is {cost}; expected a number above 0")
-    result = voc_svm(
-        open_subject(run, image_size=image_size), devkit, costs=costs or COSTS, batch_size=batch_size,
-        workers=reading_workers(workers), device=pick_device(device, ALONE),
-        say=lambda line: None if quiet else click.echo(line, err=True),
-    )  # fmt: skip
-    write_result(result, out)
+    with sole_writer(out, ALONE):
+        result = voc_svm(
+            open_subject(run, image_size=image_size), devkit, costs=costs or COSTS, batch_size=batch_size,
+            workers=reading_workers(workers), device=pick_device(device, ALONE),
+            say=lambda line: None if quiet else click.echo(line, err=True),
+        )  # fmt: skip
+        write_result(result, out)
     if as_json:
         click.echo(json.dumps(result))
         return

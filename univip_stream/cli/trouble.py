@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from univip_stream.errors import InputError, in_words
+from univip_stream.errors import InputError, causes, in_words
 from univip_stream.extras import cure_for
 
 
@@ -51,8 +51,8 @@ def _failed_import(error: ImportError) -> str:
 
 def _worker_died(error: RuntimeError) -> str | None:
     """Return the message for a dead loader worker, which torch reports in any call; None for other errors."""
-    if "DataLoader worker" not in str(error):
-        return None
+    if not any("DataLoader worker" in str(cause) for cause in causes(error)):
+        return None  # without importing torch
     from univip_stream.workers import death
 
     return death(error)
