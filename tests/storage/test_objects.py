@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import boto3
@@ -141,6 +142,23 @@ def test_an_endpoint_that_is_no_address_is_said(asks, said):
     for call in (lambda: storage.read("s3://some/file"), lambda: list(storage.files_below("s3://some"))):
         with pytest.raises(InputError, match=r"AWS_ENDPOINT_URL is '.*'; expected a web address such as https://"):
             call()
+
+
+def test_threads_that_read_the_first_images_together_share_a_client(asks):
+    asks("http://127.0.0.1:9")
+    objects._client.cache_clear()
+    together, made = threading.Barrier(8), []
+
+    def ask(number):
+        together.wait()
+        made.append(objects._store(f"s3://{BUCKET}/{number}")[0])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(client) for client in made}) == 1
 
 
 def test_a_server_that_nobody_runs(asks, monkeypatch):

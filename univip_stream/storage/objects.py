@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -265,7 +266,8 @@ def _store(location: str) -> tuple[Any, str]:
     try:
         address = endpoint if scheme == "s3" else None
         trusted = tuple(os.environ.get(name, "") for name in (_BUNDLE, "SSL_CERT_FILE"))
-        fs = _client(scheme, host, os.getpid(), address, _unsigned(scheme, host), trusted)
+        with _making:
+            fs = _client(scheme, host, os.getpid(), address, _unsigned(scheme, host), trusted)
     except InputError:
         raise
     except (OSError, ValueError, NotImplementedError, AttributeError) as error:
@@ -296,6 +298,19 @@ def _authorities(bundle: str, openssl: str) -> str:
 def _remove(path: str, process: int) -> None:
     if os.getpid() == process:  # not when a process ends that was forked from this one
         Path(path).unlink(missing_ok=True)
+
+
+_making = threading.Lock()
+"""Held while a client is made: threads that ask for the first one together would each make their own."""
+
+
+def _forget_makers() -> None:
+    """In a forked process: the thread that was making a client is not there."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_makers)
 
 
 @lru_cache(maxsize=16)
