@@ -37,7 +37,6 @@ def end_client():
 
 @pytest.fixture(autouse=True)
 def few_short_tries(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(retry, "TRIES", 1)
     monkeypatch.setattr(message, "SILENCE", 0.3)
     end_client()  # one that another test began waits as long as was said then: a minute for each server that is silent

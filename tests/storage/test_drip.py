@@ -14,18 +14,11 @@ from univip_stream import storage
 from univip_stream.augment import AugmentConfig
 from univip_stream.methods.univip import UniVIPPlan
 from univip_stream.shards.cache import FetchError
-from univip_stream.storage import WebOptions, limit, message, retry
+from univip_stream.storage import WebOptions, limit, message
 from univip_stream.stream import Stream, StreamConfig
 from univip_stream.views import ViewConfig
 
 DATA = bytes(range(256)) * 40
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-    yield
-    storage.use_web(WebOptions())
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ from univip_stream.storage import objects, retry
 DATA = bytes(range(256)) * 40
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-
-
 @pytest.fixture
 def endpoint():
     with s3_server() as running:

@@ -72,8 +72,7 @@ def test_what_is_written_is_listed_in_the_order_of_its_bytes(bucket, tmp_path):
     assert len(list(storage.files_below(f"{bucket}/listed"))) == len(names) - 1
 
 
-def test_errors_that_pass_are_tried_again(web, monkeypatch):
-    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
+def test_errors_that_pass_are_tried_again(web):
     web.failures = storage.retry.TRIES - 1
     assert storage.read(f"{web.url}/file") == DATA
     web.failures = storage.retry.TRIES
@@ -81,8 +80,7 @@ def test_errors_that_pass_are_tried_again(web, monkeypatch):
         storage.read(f"{web.url}/file")
 
 
-def test_a_server_that_is_down_is_not_a_file_that_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.retry, "FIRST_WAIT", 0.01)
+def test_a_server_that_is_down_is_not_a_file_that_is_missing(tmp_path):
     with web_server(tmp_path) as server:
         assert storage.size_of(f"{server.url}/file") is None
     with pytest.raises(OSError, match="no connection to"):

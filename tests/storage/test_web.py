@@ -19,13 +19,6 @@ DATA = bytes(range(256)) * 40
 MOST = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
-    yield
-    storage.use_web(WebOptions())
-
-
 @pytest.fixture
 def server():
     with odd_server(lambda handler: handler.reply(200, DATA)) as running:
