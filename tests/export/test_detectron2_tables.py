@@ -176,6 +176,7 @@ def test_references_go_the_same_way(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Detectron2 uses what torch and Pillow have deprecated since
 @pytest.mark.parametrize("table", [2, 10, 12, 13])
 def test_detectron2_builds_it_and_finds_all_its_weights(table, network, tmp_path):
     """Where Detectron2 is installed (it has no wheels; it builds for CPUs from its source)."""
@@ -222,6 +223,7 @@ ON_CPU = {
 """What two iterations on a CPU need otherwise: one process has no SyncBN."""
 
 
+@pytest.mark.filterwarnings("default")  # Detectron2 uses what torch and Pillow have deprecated since
 @pytest.mark.parametrize("table", [2, 10])
 def test_detectron2_trains_and_scores_by_the_configuration(table, network, tmp_path):
     """With the program that we write for the tables without a pyramid: Detectron2's tools/train_net.py but for its head."""
