@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# pip keeps every download until the last package is installed: PyTorch by itself first needs 2 GB less disk on the way.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help setup demo test test-fast proof check docs bench clean
 
@@ -20,9 +22,10 @@ setup: $(READY) ## virtual environment in .venv, pinned dependencies, the packag
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; install one, or: make PYTHON=/path/to/python3.12 setup" >&2; exit 1; }
-	@echo "setting up $(VENV) with $$($(PYTHON) --version) (a few minutes the first time, 6 GB)"
+	@echo "setting up $(VENV) with $$($(PYTHON) --version) (a few minutes the first time, 8 GB)"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,demo,dev]'
+	$(INSTALL) torch torchvision
+	$(INSTALL) --editable '.[all,demo,dev]'
 	@touch $(READY)
 
 demo: $(READY) ## mine photographs and drawn scenes, train, judge: the whole road in minutes

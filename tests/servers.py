@@ -159,6 +159,22 @@ class OddServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), OddHandler)
         self.answer = answer
         self.asked: list[Asked] = []
+        self._connections: set[socket.socket] = set()
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """End open connections too: a client would keep one, and a later server at this port be answered for by this one."""
+        super().server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def url(self) -> str:

@@ -28,7 +28,7 @@ AS_INSTALLED = "own-photographs"
 """The page whose first command is the installed one; all others begin warm."""
 WITH_TORCHRUN = "slurm"
 """The page that trains on two ranks under torchrun; others that name it train on one, warm."""
-ON_RAY = ("tutorial", "own-photographs", "python", "cluster", "slurm")
+ON_RAY = ("tutorial", "own-photographs", "python", "cluster")
 """Pages that start a Ray."""
 FEWER = "2"
 """Steps that a training of those pages takes here."""
@@ -54,6 +54,7 @@ def as_tried(page: str, line: str) -> str:
     line = line.replace("<000..127>", "<000..000>").replace("--nproc-per-node 8", "--nproc-per-node 2 --standalone")
     if page != WITH_TORCHRUN:
         line = re.sub(r"^torchrun .*-m univip_stream ", "univip-stream ", line)
+    line = line.replace(" --launcher ray --ranks 2", "")  # pretrain/test_on_ray.py gives it as it stands
     if re.search(r"univip.stream train ", line):
         small = re.search(r"--recipe (vit|convnext)\b", line)
         network = f"test_{small[1]}" if small else "resnet18" if page in WITH_RESNET_18 else "test_resnet"

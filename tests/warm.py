@@ -246,6 +246,8 @@ def serve(place):
                     os.close(file)
                 if session:
                     os.setsid()
+                # A suite that was started in the background (`make test &`) ignores Ctrl-C; the command does not.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 # The parent's stream objects keep the state of its own files, and would seek in files that cannot.
                 sys.stdin = open(0, closefd=False)  # noqa: SIM115
                 sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115

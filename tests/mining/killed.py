@@ -51,6 +51,12 @@ PARTS = {
     "part: before it says what it made": lambda: die_before(output.Output, "write", lambda out, name, data: "part-1" in name),
 }
 
+
+def run_killed(warm, stage, *arguments):
+    """Run this file as a fork of `warm`, up to the stage where it dies."""
+    return warm.run(["-c", f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')", stage, *arguments])
+
+
 if __name__ == "__main__":
     stage, source, out, *how = sys.argv[1:]
     {**STAGES, **ADDING, **PARTS}[stage]()

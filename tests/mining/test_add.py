@@ -3,16 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from killed import ADDING
+from killed import ADDING, run_killed
 from servers import BUCKET, s3_server
 
 from univip_stream import storage
@@ -111,11 +108,12 @@ def test_adding_again_adds_nothing_and_adding_later_adds_a_third_part(photos, ou
 
 
 @pytest.mark.parametrize("stage", ADDING)
-def test_killed_while_adding_the_set_is_the_old_or_the_new_and_run_again_the_bytes_are_the_same(stage, photos, out, tmp_path):
+def test_killed_while_adding_the_set_is_the_old_or_the_new_and_run_again_the_bytes_are_the_same(
+    stage, photos, out, tmp_path, warm
+):
     shutil.copytree(out, tmp_path / "calm")
     add(tmp_path / "calm", photos)
-    script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, stage, photos, out, "add"], capture_output=True, text=True)
+    done = run_killed(warm, stage, photos, out, "add")
     assert done.returncode == -signal.SIGKILL, done.stderr
     expected = tmp_path / ("calm" if stage == "add: after the manifest" else "before")
     assert (out / "manifest.json").read_bytes() == (expected / "manifest.json").read_bytes()
@@ -200,9 +198,8 @@ def test_another_image_of_a_known_name_is_not_passed_over(photos, out, drawn_fol
         add(out, photos, other)
 
 
-def test_an_unfinished_adding_of_other_images_is_not_overwritten(photos, out, drawn_folder):
-    script = Path(__file__).with_name("killed.py")
-    subprocess.run([sys.executable, script, "add: before the manifest", photos, out, "add"], capture_output=True)
+def test_an_unfinished_adding_of_other_images_is_not_overwritten(photos, out, drawn_folder, warm):
+    run_killed(warm, "add: before the manifest", photos, out, "add")
     shutil.copy(drawn_folder / "scene00.jpg", photos / "zz.jpg")
     with pytest.raises(InputError, match=r"5 there, 6 here.*003\.tar to 005\.tar"):
         add(out, photos)

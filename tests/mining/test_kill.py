@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -10,7 +9,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from killed import STAGES
+from killed import STAGES, run_killed
+from warm import PIPE
 
 from univip_stream.mining import MiningConfig, mine
 from univip_stream.shards.verify import verify_folder
@@ -47,28 +47,26 @@ def propose_slowly(image):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_stage_then_run_again(stage, drawn_folder, calm, tmp_path):
+def test_killed_at_any_stage_then_run_again(stage, drawn_folder, calm, tmp_path, warm):
     out = tmp_path / "out"
-    script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, stage, drawn_folder, out], capture_output=True, text=True)
+    done = run_killed(warm, stage, drawn_folder, out)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (out / "manifest.json").exists() == (stage == "after the manifest")
     mine(config(drawn_folder, out))
     assert contents(out) == calm["naive"]
 
 
-def command(source, out, *more, seconds=0.3):
-    arguments = ["mine", "--src", source, "--out", out, "--num-shards", "3", "--proposals", "test_kill:propose_slowly", *more]
-    name, _, value = OURS.partition("=")
-    ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: str(seconds), name: value}
-    return subprocess.Popen(
-        [sys.executable, "-m", "univip_stream", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | ours,
-        # A suite started in the background (`make test &`) ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture
+def command(warm):
+    """Starts mining on Ray with a proposer that takes `seconds` an image."""
+
+    def start(source, out, *more, seconds=0.3):
+        arguments = ["--src", source, "--out", out, "--num-shards", "3", "--proposals", "test_kill:propose_slowly", *more]
+        name, _, value = OURS.partition("=")
+        ours = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), SECONDS: str(seconds), name: value}
+        return warm.start(["-m", "univip_stream", "mine", *arguments], stderr=PIPE, env=os.environ | ours)
+
+    return start
 
 
 def mining_workers():
@@ -94,7 +92,7 @@ def wait_for(condition, seconds=90):
 
 
 @pytest.mark.ray
-def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
+def test_the_driver_killed_on_ray_then_run_again(command, drawn_folder, calm, tmp_path):
     out = tmp_path / "out"
     process = command(drawn_folder, out)
     wait_for(lambda: list(out.glob("*.parquet")))
@@ -108,7 +106,7 @@ def test_the_driver_killed_on_ray_then_run_again(drawn_folder, calm, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
+def test_a_worker_killed_is_replaced(command, drawn_folder, calm, tmp_path):
     out = tmp_path / "out"
     process = command(drawn_folder, out)
     victim = wait_for(mining_workers)[0]
@@ -119,7 +117,7 @@ def test_a_worker_killed_is_replaced(drawn_folder, calm, tmp_path):
 
 
 @pytest.mark.ray
-def test_ctrl_c_says_how_to_go_on(drawn_folder, tmp_path):
+def test_ctrl_c_says_how_to_go_on(command, drawn_folder, tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         out = tmp_path / number.name
         process = command(drawn_folder, out, "--num-shards", "12", seconds=2)

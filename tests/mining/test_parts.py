@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from killed import PARTS
+from killed import PARTS, run_killed
 from servers import BUCKET, s3_server
 
 from univip_stream import storage
@@ -209,11 +209,10 @@ def test_failures_count_over_all_parts(drawn_folder, tmp_path):
 
 
 @pytest.mark.parametrize("stage", PARTS)
-def test_a_part_killed_is_missing_until_it_is_run_again(stage, drawn_folder, whole, tmp_path):
+def test_a_part_killed_is_missing_until_it_is_run_again(stage, drawn_folder, whole, tmp_path, warm):
     out = tmp_path / "out"
     mined_in(out, drawn_folder, "2/2")
-    script = Path(__file__).with_name("killed.py")
-    done = subprocess.run([sys.executable, script, stage, drawn_folder, out, "1/2"], capture_output=True, text=True)
+    done = run_killed(warm, stage, drawn_folder, out, "1/2")
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(InputError, match=r"1 part of 2 is not mined: 1/2"):
         join_parts(out)

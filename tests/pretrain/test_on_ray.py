@@ -1,6 +1,8 @@
 """Ray Train as the launcher: the losses of one process, a killed rank told in words, and the same command continues."""
 
 import os
+import re
+import shlex
 import signal
 import uuid
 from pathlib import Path
@@ -15,6 +17,7 @@ from univip_stream.cli import cli
 
 pytestmark = pytest.mark.ray
 OURS = uuid.uuid4().hex
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "slurm.md"
 
 
 def command(shards, run, *more):
@@ -36,10 +39,16 @@ def ranks():
     return found
 
 
+def launcher_of_the_page():
+    """The options by which the page says to train on Ray: --launcher and what comes after it."""
+    [line] = re.findall(r"^univip-stream train .* (--launcher .*)$", PAGE.read_text(), re.MULTILINE)
+    return shlex.split(line)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
 def test_ranks_on_ray_train_as_one_process_and_a_killed_one_is_told(drawn_shards, tmp_path, warm):
     run = tmp_path / "run"
-    words = ["-m", "univip_stream", *command(drawn_shards, run, "--launcher", "ray", "--ranks", "2")]
+    words = ["-m", "univip_stream", *command(drawn_shards, run, *launcher_of_the_page())]
     with launched(warm, words, UNIVIP_TEST_RUN=OURS) as job:
         wait_for(job, lambda: (run / "checkpoints" / "step-000000004.pt").exists())
         os.kill(ranks()[0], signal.SIGKILL)

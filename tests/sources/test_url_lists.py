@@ -196,7 +196,7 @@ def test_a_slow_image_does_not_stop_those_behind_it(server, tmp_path, drawn_fold
     # The first image's time limit runs while two hundred others are fetched, on a machine that may be busy.
     rows, _ = mined(tmp_path / "out", images, web=WebOptions(per_host=8, seconds=600), num_shards=1)
     assert [row["source"] for row in rows] == [f"list/{server.url}/{number}.jpg" for number in range(240)]
-    assert {row["status"] for row in rows} == {"no_boxes"}
+    assert column((row for row in rows if row["status"] != "no_boxes"), "source", "status", "reason") == []
 
 
 def test_members_of_a_tar_on_the_web_wait_for_their_turn_too(server, tmp_path, drawn_folder):
