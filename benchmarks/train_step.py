@@ -9,6 +9,9 @@ choice after the other; the last row is what the trainer does where the CPU mult
 Losses are compared first, on the same weights and images. A batch normalisation's statistics are those of what it is given,
 so for that the peer gives all instances in one forward, as ours does.
 
+The last lines are of the host alone: the same operators on tensors of next to no numbers (a ResNet-50 of two channels, 32 px, two
+images), so what is left is Python and the calls into torch. It bounds from above what a GPU waits for its host.
+
 One thread: with several, oneDNN's threads wait for each other in loops, and beside other programs that is what one measures.
 """
 
@@ -20,8 +23,10 @@ from collections.abc import Callable
 
 import numpy as np
 import ot
+import timm
 import torch
 import torch.nn.functional as F
+from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor
 
 from univip_stream.augment import AugmentConfig
@@ -167,6 +172,31 @@ def compare_transport(rounds: int) -> None:
               f"{1000 * taken['ours']:.2f} ms: {taken['pot'] / taken['ours']:.0f} times as fast")  # fmt: skip
 
 
+@timm.models.register_model
+def resnet50_of_two_channels(pretrained: bool = False, **settings: object) -> ResNet:
+    """A ResNet-50's modules with hardly any weights."""
+    del pretrained, settings
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=0, stem_width=2, channels=(2, 2, 2, 2))
+
+
+def compare_hosts(rounds: int) -> None:
+    """Time of the host for a step, whatever the batch: ours beside the straightforward one, and what is left at our goal."""
+    torch.manual_seed(0)
+    views = ViewConfig(scene_size=32, instance_size=32, instances=K)
+    config = UniVIPConfig(backbone="timm/resnet50_of_two_channels", hidden=8, width=8)
+    start = UniVIP(config, UniVIPPlan(views, AugmentConfig()))
+    scenes, instances = torch.randn(2, 2, 3, 32, 32), torch.randn(1, 2, K, 3, 32, 32)
+    works: dict[str, Callable[[], object]] = {
+        "straightforward": the_peers_step(start, scenes, instances),
+        "ours": our_step(start, scenes, instances, torch.channels_last, torch.float32),
+        "ours, bf16": our_step(start, scenes, instances, torch.channels_last, torch.bfloat16),
+    }
+    taken = medians(works, 5 * rounds)
+    for name, seconds in taken.items():
+        print(f"host, {name:22s} {1000 * seconds:6.1f} ms a step: {taken['straightforward'] / seconds:.2f} times as fast")
+    print(f"the goal on an H100, 2,000 images/s in batches of 256, leaves it {256 / 2000 * 1000:.0f} ms")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,6 +208,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} thread{'s' * (arguments.threads > 1)}, {arguments.backbone}")
     compare_transport(arguments.rounds)
+    compare_hosts(arguments.rounds)
     compare_steps(arguments.backbone, arguments.batch, arguments.rounds)
 
 
