@@ -42,10 +42,10 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def mined(drawn_folder, tmp_path_factory):
-    """Twelve drawn scenes mined with OpenCV on a local Ray, by the command a user types."""
+def mined(drawn_folder, tmp_path_factory, kernels):
+    """Twelve drawn scenes mined on a local Ray, by the command a user types."""
     out = tmp_path_factory.mktemp("mined") / "shards"
-    command = ["mine", "--src", str(drawn_folder), "--out", str(out), "--num-shards", "3", "--proposals", "opencv-fast"]
+    command = ["mine", "--src", str(drawn_folder), "--out", str(out), "--num-shards", "3"]
     done = subprocess.run([sys.executable, "-m", "univip_stream", *command], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return out, done
@@ -75,7 +75,7 @@ def test_plain_webdataset_reads_every_sample_and_its_boxes_obey_the_filter(mined
         assert sample["jpg"] == source.read_bytes()
         assert (facts["width"], facts["height"]) == image.size
         assert facts["source"] == f"{drawn_folder.name}/{source.name}"
-        assert facts["proposals"] == "opencv-fast"
+        assert facts["proposals"] == "selective-search"
         assert len(boxes) > 0
         validate_boxes(boxes, *image.size)
         assert all(min(w, h) >= 64 and max(w, h) <= 3 * min(w, h) for _, _, w, h in boxes)
@@ -103,7 +103,7 @@ def test_members_are_owned_by_nobody_at_no_time_and_samples_stand_together(mined
 
 
 def test_ray_and_no_ray_give_the_same_bytes(mined, drawn_folder, tmp_path):
-    mine(config(drawn_folder, tmp_path / "inline", proposals="opencv-fast"))
+    mine(config(drawn_folder, tmp_path / "inline", proposals="selective-search"))
     assert contents(tmp_path / "inline") == contents(mined[0])
 
 
