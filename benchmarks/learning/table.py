@@ -28,7 +28,8 @@ def main(results: Path, *, write: bool) -> int:
     text = PAGE.read_text() if write else ""
     for name in SETS:
         found = read(results, name)
-        lines = [*scores(found), "", *explained(found)] if found else ["No cell of this set is finished."]
+        tables = [table for table in (scores(found), changed(found), explained(found)) if table]
+        lines = [line for table in tables for line in (*table, "")][:-1] if found else ["No cell of this set is finished."]
         print(f"== {name}\n" + "\n".join(lines) + "\n")
         text = _between(text, name, lines) if write else text
     done = [cell for cell in cells() if (results / f"{cell.name}.json").exists()]
@@ -83,6 +84,19 @@ def scores(found: dict[str, list[Result]]) -> list[str]:
             f"| {difference([a['linear'] - b['linear'] for a, b in pairs])} | {seen:,} | {cpu:.1f} | {wall:.1f} |"
         )
     return lines
+
+
+def changed(found: dict[str, list[Result]]) -> list[str]:
+    """A row for each that is another with one thing changed, such as `K+two, plan`: the difference to that, paired by seed."""
+    lines = ["| one thing changed | seeds | kNN | linear |", "|---|---|---|---|"]
+    for row, there in found.items():
+        from_row, comma, _ = row.partition(", ")
+        base = {result["seed"]: result for result in found.get(from_row, [])}
+        pairs = [(result, base[result["seed"]]) for result in there if result["seed"] in base]
+        if comma and pairs:
+            knn, linear = (difference([a[kind] - b[kind] for a, b in pairs]) for kind in ("knn", "linear"))
+            lines.append(f"| `{row}` less `{from_row}` | {len(pairs)} | {knn} | {linear} |")
+    return lines if len(lines) > 2 else []
 
 
 def side_by_side(sets: dict[str, dict[str, list[Result]]]) -> list[str]:

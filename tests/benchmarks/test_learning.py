@@ -106,7 +106,12 @@ def test_the_interval_of_paired_differences_is_students():
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path):
-    scores = {"byol": {0: 0.50, 1: 0.60}, "scene": {0: 0.51, 1: 0.63, 2: 0.99}}
+    scores = {
+        "byol": {0: 0.50, 1: 0.60},
+        "scene": {0: 0.51, 1: 0.63, 2: 0.99},
+        "K+two, plan": {0: 0.7},
+        "byol, kaiming": {1: 0.7},
+    }
     for row, seeds in scores.items():
         for seed, knn in seeds.items():
             cell = grid.Cell(set="drawn", row=row, seed=seed)
@@ -119,6 +124,10 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
             path.write_text(json.dumps(said))
     line = next(line for line in table.scores(table.read(tmp_path, "drawn")) if "`scene`" in line)
     assert "+0.020" in line  # seed 2 has no partner
+    # One thing changed: less the row that it changes, which `K+two, plan` lacks here.
+    assert [line for line in table.changed(table.read(tmp_path, "drawn")) if "less" in line] == [
+        "| `byol, kaiming` less `byol` | 1 | +0.100 | +0.100 |"
+    ]
     other = json.loads((tmp_path / "drawn/scene-s0.json").read_text()) | {"fingerprint": "of another protocol"}
     (tmp_path / "drawn/scene-s0.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="another protocol"):
