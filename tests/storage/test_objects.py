@@ -249,3 +249,19 @@ def test_a_store_with_an_authority_of_its_own(drawn_folder, tmp_path):
             1,
             True,
         )
+
+
+def test_no_client_is_left_when_pyarrow_finalizes_s3(tmp_path):
+    """It waits for ever, now and then, while one of its file systems is alive."""
+    code = f"""
+import atexit
+from pyarrow import fs
+from univip_stream import storage
+from univip_stream.storage import objects
+atexit.register(lambda: print("at the end", objects._client.cache_info().currsize))  # between pyarrow's function and ours
+storage.write("s3://{BUCKET}/a", b"1")
+print("before", objects._client.cache_info().currsize)
+"""
+    with s3_server():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "before 1\nat the end 0\n", done.stderr

@@ -313,10 +313,21 @@ def _forget_makers() -> None:
 os.register_at_fork(after_in_child=_forget_makers)
 
 
+@lru_cache(maxsize=1)
+def _drop_clients_at_the_end() -> None:
+    """Let go of all clients when the process ends, before pyarrow finalizes S3.
+
+    With one of its file systems still alive that can wait for ever, in pyarrow 24 and later (apache/arrow issue 50188).
+    """
+    # Registered after pyarrow's own function, which its import has registered, so that it runs before that.
+    atexit.register(_client.cache_clear)
+
+
 @lru_cache(maxsize=16)
 def _client(scheme: str, host: str, process: int, endpoint: str | None, unsigned: bool, trusted: tuple[str, ...]) -> Any:
     from pyarrow import fs as arrow_fs
 
+    _drop_clients_at_the_end()
     if scheme == "s3":
         options: dict[str, Any] = {"anonymous": True} if unsigned else {}
         if endpoint:
