@@ -14,6 +14,7 @@ sys.path.append(str(LEARNING))
 
 import data  # noqa: E402 - it lies in a folder that is a program
 import grid  # noqa: E402
+import labelfree  # noqa: E402
 import table  # noqa: E402
 
 from univip_stream.pretrain.ablations import ABLATIONS  # noqa: E402
@@ -148,3 +149,24 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
     (tmp_path / "drawn/scene-s0.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="another protocol"):
         table.read(tmp_path, "drawn")
+
+
+def test_measures_without_labels_are_of_the_network_that_knn_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell of `untrained` has a run of one step, after which batch norm has other statistics than the network it began with."""
+    for name in ("drawn/untrained-s0", "drawn/byol-s0"):
+        for path, text in ((tmp_path / f"{name}.json", '{"knn": 0.5}'), (tmp_path / "runs" / name / "config.json", "{}")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    asked = {}
+
+    def loaded(run: Path, *, untrained: bool = False):
+        asked[run.name] = untrained
+        return None, recipe("cpu-demo")
+
+    monkeypatch.setattr(labelfree, "load_backbone", loaded)
+    monkeypatch.setattr(labelfree, "_pixels", lambda *_: None)
+    monkeypatch.setattr(labelfree, "_measured", lambda *_: {"all": {}})
+    monkeypatch.setattr(labelfree, "table", lambda known: "")
+    monkeypatch.setattr("sys.argv", ["labelfree.py", "--work", str(tmp_path), "--results", str(tmp_path)])
+    labelfree.main()
+    assert asked == {"untrained-s0": True, "byol-s0": False}
