@@ -45,7 +45,7 @@ def main() -> None:
         run, result = asked.work / "runs" / cell.name, asked.results / f"{cell.name}.json"
         if cell.name in known or not result.exists() or not (run / "config.json").exists():
             continue
-        backbone, config = load_backbone(run)
+        backbone, config = load_backbone(run, untrained=cell.row == "untrained")  # as kNN judges it; its run has one step
         if pixels is None:
             pixels = _pixels(asked.work / SETS[asked.set].images / "images", config.views.scene_size, config.augment)
         known[cell.name] = {"knn": json.loads(result.read_text())["knn"], **_measured(backbone, pixels, config.augment)}
@@ -104,7 +104,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def table(known: dict) -> str:
-    """Spearman of each measure with kNN over runs and over rows' means, with the interval of 2,000 bootstraps over runs."""
+    """Spearman of each measure with kNN over runs, with the interval of 2,000 bootstraps over runs."""
     trained = {name: values for name, values in known.items() if "/untrained" not in name}
     return "\n\n".join([_table("all runs", known), _table("trained runs alone", trained)])
 

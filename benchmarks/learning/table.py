@@ -1,4 +1,4 @@
-"""From finished cells to tables and plots: means, standard errors over seeds, paired differences against BYOL."""
+"""From finished cells to tables and plots: means, standard errors over seeds, paired differences."""
 
 import json
 import math
@@ -18,6 +18,11 @@ SIDE_BY_SIDE = {
     "moco-v2": "moco-v2", "densecl": "densecl", "scrl": "scrl", "soco": "soco", "orl": "orl",
 }  # fmt: skip
 """Method -> its row, for the page of the methods."""
+ADDS_TO = {
+    "scene+si": ("scene",), "scene+ii": ("scene",), "printed": ("scene", "byol, longer", "untrained"), "K": ("printed",),
+    "two": ("printed",), "K+two": ("scene", "printed", "K", "two", "byol, longer", "untrained"),
+}  # fmt: skip
+"""Row -> the rows that it is compared with beside BYOL: those that it adds something to, BYOL for about as long, no training."""
 _EXPLAINED = ("gradient_scene", "gradient_scene_instance", "gradient_instance", "own_mass", "own_cosine", "other_cosine")
 
 Result = dict[str, Any]
@@ -28,7 +33,7 @@ def main(results: Path, *, write: bool) -> int:
     text = PAGE.read_text() if write else ""
     for name in SETS:
         found = read(results, name)
-        tables = [table for table in (scores(found), changed(found), explained(found)) if table]
+        tables = [table for table in (scores(found), fewer(found), changed(found), explained(found)) if table]
         lines = [line for table in tables for line in (*table, "")][:-1] if found else ["No cell of this set is finished."]
         print(f"== {name}\n" + "\n".join(lines) + "\n")
         text = _between(text, name, lines) if write else text
@@ -45,6 +50,9 @@ def main(results: Path, *, write: bool) -> int:
         for name in SETS:
             if found := read(results, name):
                 plot(found, name, DOCS / "figures" / f"learning-{name}.svg")
+        passes = json.loads((results / "progress.json").read_text())
+        untrained = json.loads((results / "drawn" / "untrained-s0.json").read_text())["knn"]
+        plot_passes(passes, untrained, DOCS / "figures" / "learning-passes.svg")
     return 0
 
 
@@ -86,16 +94,28 @@ def scores(found: dict[str, list[Result]]) -> list[str]:
     return lines
 
 
+def fewer(found: dict[str, list[Result]]) -> list[str]:
+    """What BYOL has over the seeds of rows that have fewer: their difference is to that, not to BYOL's mean in the table."""
+    base = {result["seed"]: result for result in found.get("byol", [])}
+    of_rows = {tuple(result["seed"] for result in there if result["seed"] in base) for there in found.values()}
+    parts = []
+    for seeds in sorted(of_rows - {()}, key=len, reverse=True):
+        knn, linear = (mean(base[seed][kind] for seed in seeds) for kind in ("knn", "linear"))
+        parts.append(f"{knn:.3f} and {linear:.3f} with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+    return [f"Differences are to BYOL's same seeds; it has kNN and linear {'; '.join(parts)}."] if len(parts) > 1 else []
+
+
 def changed(found: dict[str, list[Result]]) -> list[str]:
-    """A row for each that is another with one thing changed, such as `K+two, plan`: the difference to that, paired by seed."""
-    lines = ["| one thing changed | seeds | kNN | linear |", "|---|---|---|---|"]
+    """A row less another that it adds something to or, such as `K+two, plan`, changes one thing of, paired by seed."""
+    lines = ["| one row less another | seeds | kNN | linear |", "|---|---|---|---|"]
     for row, there in found.items():
-        from_row, comma, _ = row.partition(", ")
-        base = {result["seed"]: result for result in found.get(from_row, [])}
-        pairs = [(result, base[result["seed"]]) for result in there if result["seed"] in base]
-        if comma and pairs:
-            knn, linear = (difference([a[kind] - b[kind] for a, b in pairs]) for kind in ("knn", "linear"))
-            lines.append(f"| `{row}` less `{from_row}` | {len(pairs)} | {knn} | {linear} |")
+        before, comma, _ = row.partition(", ")
+        for other in (before,) if comma else ADDS_TO.get(row, ()):
+            base = {result["seed"]: result for result in found.get(other, [])}
+            pairs = [(result, base[result["seed"]]) for result in there if result["seed"] in base]
+            if pairs:
+                knn, linear = (difference([a[kind] - b[kind] for a, b in pairs]) for kind in ("knn", "linear"))
+                lines.append(f"| `{row}` less `{other}` | {len(pairs)} | {knn} | {linear} |")
     return lines if len(lines) > 2 else []
 
 
@@ -157,13 +177,7 @@ def difference(values: list[float]) -> str:
 
 def plot(found: dict[str, list[Result]], name: str, out: Path) -> None:
     """Every seed's kNN as a dot and their mean as a line, a row each."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = name
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.28 * len(found)))
+    figure, axes = _empty(name, (7, 0.6 + 0.28 * len(found)))
     rows = list(found)[::-1]
     for height, row in enumerate(rows):
         values = [result["knn"] for result in found[row]]
@@ -171,6 +185,36 @@ def plot(found: dict[str, list[Result]], name: str, out: Path) -> None:
         axes.plot([mean(values)] * 2, [height - 0.3, height + 0.3], color="#f26419", linewidth=2)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(f"kNN top-1, {name}: a dot a seed, the line their mean")
+    _save(figure, axes, out)
+
+
+def plot_passes(passes: dict[str, list[Result]], untrained: float, out: Path) -> None:
+    """kNN after each pass of the runs of `progress.py`, and that of the network that they begin with."""
+    figure, axes = _empty("passes", (7, 3.2))
+    axes.axhline(untrained, color="#888888", linestyle="--", label="untrained")
+    for name, looks in passes.items():
+        values = [look["knn_top1"] for look in looks if "knn_top1" in look]
+        axes.plot(range(1, len(values) + 1), values, "o-", markersize=4, label=name)
+    axes.set_xlabel("passes over the images")
+    axes.set_ylabel("kNN top-1")
+    axes.legend(loc="center right")
+    _save(figure, axes, out)
+
+
+def _empty(name: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its axes, whose file hangs on `name` and what is drawn alone."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = name
+    return plt.subplots(figsize=size)
+
+
+def _save(figure: Any, axes: Any, out: Path) -> None:
+    import matplotlib.pyplot as plt
+
     axes.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ sys.path.append(str(LEARNING))
 
 import data  # noqa: E402 - it lies in a folder that is a program
 import grid  # noqa: E402
+import labelfree  # noqa: E402
 import table  # noqa: E402
 
 from univip_stream.pretrain.ablations import ABLATIONS  # noqa: E402
@@ -62,9 +63,19 @@ def test_finished_cells_are_of_the_protocol_as_it_stands_and_the_page_has_them()
         if found := table.read(LEARNING / "results", name):
             for line in table.scores(found):
                 assert line in page, f"run `python benchmarks/learning table --write`: {line}"
+            for line in (*table.fewer(found), *table.changed(found)):
+                assert line in page, f"run `python benchmarks/learning table --write`: {line}"
     methods = table.METHODS_PAGE.read_text()
     for line in table.side_by_side({name: table.read(LEARNING / "results", name) for name in ("drawn", "composed")}):
         assert line in methods, f"run `python benchmarks/learning table --write`: {line}"
+
+
+def test_finished_cells_of_a_set_have_the_same_images_and_boxes_and_judges():
+    """Shards carry their boxes, so that one fingerprint is one set of both; lightly's runs read the images themselves."""
+    for name in grid.SETS:
+        there = [result for results in table.read(LEARNING / "results", name).values() for result in results]
+        assert len({result["shards"] for result in there if not grid.ROWS[result["row"]].by_lightly}) == 1
+        assert len({(result["images"], result["judged"], result["chance"]) for result in there}) == 1
 
 
 @pytest.fixture
@@ -109,6 +120,7 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
     scores = {
         "byol": {0: 0.50, 1: 0.60},
         "scene": {0: 0.51, 1: 0.63, 2: 0.99},
+        "printed": {0: 0.55},
         "K+two, plan": {0: 0.7},
         "byol, kaiming": {1: 0.7},
     }
@@ -124,11 +136,37 @@ def test_differences_are_paired_by_seed(tmp_path: Path):
             path.write_text(json.dumps(said))
     line = next(line for line in table.scores(table.read(tmp_path, "drawn")) if "`scene`" in line)
     assert "+0.020" in line  # seed 2 has no partner
-    # One thing changed: less the row that it changes, which `K+two, plan` lacks here.
-    assert [line for line in table.changed(table.read(tmp_path, "drawn")) if "less" in line] == [
-        "| `byol, kaiming` less `byol` | 1 | +0.100 | +0.100 |"
+    # Less the row that it adds something to or changes one thing of, which `K+two, plan` lacks here.
+    assert table.changed(table.read(tmp_path, "drawn"))[2:] == [
+        "| `printed` less `scene` | 1 | +0.040 | +0.040 |",
+        "| `byol, kaiming` less `byol` | 1 | +0.100 | +0.100 |",
     ]
+    # `printed` has seed 0 alone, which is BYOL's lower one.
+    [told] = table.fewer(table.read(tmp_path, "drawn"))
+    assert "0.550 and 0.550 with seeds 0, 1" in told
+    assert "0.500 and 0.500 with seed 0" in told
     other = json.loads((tmp_path / "drawn/scene-s0.json").read_text()) | {"fingerprint": "of another protocol"}
     (tmp_path / "drawn/scene-s0.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="another protocol"):
         table.read(tmp_path, "drawn")
+
+
+def test_measures_without_labels_are_of_the_network_that_knn_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell of `untrained` has a run of one step, after which batch norm has other statistics than the network it began with."""
+    for name in ("drawn/untrained-s0", "drawn/byol-s0"):
+        for path, text in ((tmp_path / f"{name}.json", '{"knn": 0.5}'), (tmp_path / "runs" / name / "config.json", "{}")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    asked = {}
+
+    def loaded(run: Path, *, untrained: bool = False):
+        asked[run.name] = untrained
+        return None, recipe("cpu-demo")
+
+    monkeypatch.setattr(labelfree, "load_backbone", loaded)
+    monkeypatch.setattr(labelfree, "_pixels", lambda *_: None)
+    monkeypatch.setattr(labelfree, "_measured", lambda *_: {"all": {}})
+    monkeypatch.setattr(labelfree, "table", lambda known: "")
+    monkeypatch.setattr("sys.argv", ["labelfree.py", "--work", str(tmp_path), "--results", str(tmp_path)])
+    labelfree.main()
+    assert asked == {"untrained-s0": True, "byol-s0": False}
