@@ -40,7 +40,7 @@ def on_a_copy(image: np.ndarray, side: int = 256) -> np.ndarray:
 def by_agreement(boxes: np.ndarray) -> np.ndarray:
     """The same boxes in our order."""
     edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    return xywh(ranking.ranked(edges, 70, xywh))
+    return ranking.ranked(edges, xywh)
 
 
 def xywh(edges: np.ndarray) -> np.ndarray:

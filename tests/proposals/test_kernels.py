@@ -341,7 +341,7 @@ def test_each_next_box_is_the_one_worth_most_beside_those_before_it(corners):
         order.append(best)
         left.remove(best)
         covered = np.maximum(covered, level[best])
-    ranked = ranking.ranked(corners, 70, lambda edges: 8 * xywh(edges))
+    ranked = ranking.ranked(corners, lambda edges: 8 * xywh(edges))
     assert ranked.tolist() == unique[order].tolist() != unique[by_votes].tolist()
     # What the paper's filter keeps is what it kept of the boxes by votes alone, in that order.
     assert filter_boxes(8 * xywh(ranked)).tolist() == filter_boxes(8 * xywh(unique[by_votes])).tolist()
@@ -352,5 +352,5 @@ def test_the_first_boxes_lie_in_different_places():
     spread = [(x, y) for x in range(2) for y in range(2)]
     boxes = [(0 + x, 0 + y, 100, 100) for x in range(4) for y in range(4)]
     boxes += [(200 + x, 0 + y, 260, 80) for x, y in spread] + [(0 + x, 200, 70, 270) for x, _ in spread[1:]]
-    ranked = ranking.ranked(np.array(boxes, np.int32), 70, xywh)
+    ranked = ranking.ranked(np.array(boxes, np.int32), xywh)
     assert {(x // 150, y // 150) for x, y, _, _ in ranked[:3].tolist()} == {(0, 0), (1, 0), (0, 1)}

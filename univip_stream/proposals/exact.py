@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from univip_stream.proposals import features, ranking
-from univip_stream.proposals.fast import AGREE, COLOURS, Segmentation
+from univip_stream.proposals.fast import COLOURS, Segmentation
 from univip_stream.proposals.jit import entry
 
 OPENCV_FAST = Segmentation(sigma=0.8, scales=(150, 300, 450), min_size=100, thin=False, corners=True)
@@ -41,7 +41,7 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
     for conversion in COLOURS:
         colours = np.asarray(cv2.cvtColor(image, conversion), np.uint8)
         found.append(OPENCV_FAST.boxes(colours, texture_codes(colours)))
-    return _xywh(ranking.ranked(np.concatenate(found), AGREE, _xywh))
+    return ranking.ranked(np.concatenate(found), _xywh)
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:

@@ -19,8 +19,6 @@ from univip_stream.proposals.options import require_switch, require_whole
 
 COLOURS = (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab)
 """The two colour spaces of Fast mode, 8 bits; OpenCV converts to them in integers."""
-AGREE = 70
-"""Percent of IoU at which two boxes agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ def selective_search(
     def in_image(boxes: np.ndarray) -> np.ndarray:
         return full_size(boxes, copy.shape[1], copy.shape[0], width, height)
 
-    return in_image(ranking.ranked(np.concatenate(found), AGREE, in_image))
+    return ranking.ranked(np.concatenate(found), in_image)
 
 
 def scaled(settings: Segmentation, growth: float) -> Segmentation:
@@ -135,10 +133,12 @@ def working_copy(image: np.ndarray, working_resolution: int) -> np.ndarray:
 
 def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_height: int) -> np.ndarray:
     """Convert boxes of the working copy (left, top, right, bottom) to x, y, w, h of the image; different boxes stay different."""
-    edges = np.empty((len(boxes), 4), np.int64)
+    edges = np.empty((len(boxes), 4), np.int32)
     for axis, (side, full) in enumerate(((width, full_width), (height, full_height))):
-        edges[:, axis::2] = (boxes[:, axis::2].astype(np.int64) * full * 2 + side) // (2 * side)
-    return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1).astype(np.int32)
+        there = ((np.arange(side + 1) * full * 2 + side) // (2 * side)).astype(np.int32)
+        edges[:, axis::2] = there.take(boxes[:, axis::2])
+    edges[:, 2:] -= edges[:, :2]
+    return edges
 
 
 def version() -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from univip_stream.proposals import ranking
-from univip_stream.proposals.fast import AGREE, full_size, working_copy
+from univip_stream.proposals.fast import full_size, working_copy
 from univip_stream.proposals.options import require_whole
 
 _SMALLEST = 64
@@ -66,7 +66,7 @@ def watershed(image: np.ndarray, *, seed: int = 0, working_resolution: int = 256
     def in_image(boxes: np.ndarray) -> np.ndarray:
         return full_size(boxes, columns, rows, width, height)
 
-    return in_image(ranking.ranked(np.concatenate(found), AGREE, in_image))
+    return ranking.ranked(np.concatenate(found), in_image)
 
 
 def version() -> str:
