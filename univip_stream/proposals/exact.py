@@ -41,7 +41,8 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
     for conversion in COLOURS:
         colours = np.asarray(cv2.cvtColor(image, conversion), np.uint8)
         found.append(OPENCV_FAST.boxes(colours, texture_codes(colours)))
-    return ranking.ranked(np.concatenate(found), _xywh)
+    lab = colours  # the last of both
+    return ranking.ranked(np.concatenate(found), lab, _xywh)
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:

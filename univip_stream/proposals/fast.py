@@ -100,11 +100,12 @@ def selective_search(
             settings = replace(settings, min_size=max(settings.min_size, AT_256.min_size))
         colours = np.asarray(cv2.cvtColor(copy, conversion), np.uint8)
         found.append(settings.boxes(colours, texture_codes(colours)))
+    lab = colours  # the last of both
 
     def in_image(boxes: np.ndarray) -> np.ndarray:
         return full_size(boxes, copy.shape[1], copy.shape[0], width, height)
 
-    return ranking.ranked(np.concatenate(found), in_image)
+    return ranking.ranked(np.concatenate(found), lab, in_image)
 
 
 def scaled(settings: Segmentation, growth: float) -> Segmentation:

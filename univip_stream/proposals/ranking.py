@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from univip_stream.proposals.graph import DIGIT, sorted_keys
 from univip_stream.proposals.jit import entry, part
+from univip_stream.proposals.prominence import FULL, prominence
 
 LONGEST = 3
 """Longest side over shortest of a box that keeps all its votes; it is the paper's own limit."""
@@ -19,6 +21,8 @@ SHARES = ((AGREE, 3), (80, 4), (90, 6))
 """What a box is worth that an earlier one overlaps: from an IoU of so many hundredths on, its votes halved so many times."""
 _HALVINGS = SHARES[-1][1]
 """Bits below the worth of a box, so that no halving loses any."""
+_MOST = (1 << 2 * DIGIT) - 1
+"""The greatest worth that `sorted_keys` sorts."""
 
 
 def unique_boxes(boxes: np.ndarray) -> np.ndarray:
@@ -157,30 +161,38 @@ def _list(
     return found
 
 
-def ranked(boxes: np.ndarray, full_size: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def ranked(boxes: np.ndarray, lab: np.ndarray, full_size: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return each box once, in an order in which each next one adds most: int32 N x 4 x, y, w, h of the image.
 
-    A box is worth as many votes as boxes agree with it, a quarter of that if it is longer than `LONGEST` to one, and of what is
-    left only a share if one before it overlaps it (`SHARES`). The next box is always the one worth most; larger first among equals.
-    So the first boxes lie in different places, and what refines them comes later, between the less certain ones. Worth is
-    counted in whole numbers: the order is the same on every machine.
+    A box is worth as many votes as boxes agree with it, times how much it stands out by its colours (`prominence`), a quarter of
+    that if it is longer than `LONGEST` to one, and of what is left only a share if one before it overlaps it (`SHARES`). The next
+    box is always the one worth most; larger first among equals. So the first boxes lie in different places, and what refines
+    them comes later, between the less certain ones. Worth is counted in whole numbers: the order is the same on every machine.
 
     What the paper's filter keeps of the boxes by votes alone is always worth all its votes, so that the filter keeps exactly
     these here too: any other box of its size and aspect comes after the one that the filter drops it for.
 
     Args:
-        boxes: int32, left, top, right, bottom, none negative.
+        boxes: int32, left, top, right, bottom, inside `lab`.
+        lab: uint8 height x width x 3, the colours that the boxes were found in, as OpenCV's 8-bit Lab.
         full_size: gives boxes as x, y, w, h of the image, which the filter sees; different ones must stay different.
 
     """
     unique = unique_boxes(boxes)
     full = np.ascontiguousarray(full_size(unique), np.int32)
-    return full[_order(unique, full)]
+    return full[_order(unique, prominence(unique, lab), full)]
 
 
 @entry
-def _order(boxes: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """Return the order of boxes (int32 N x 4 left, top, right, bottom, in rising area), which are `full` as the filter sees them."""
+def _order(boxes: np.ndarray, stands_out: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Return the order of boxes: int64 N.
+
+    Args:
+        boxes: int32 N x 4 left, top, right, bottom, in rising area.
+        stands_out: int64 N, their prominence.
+        full: int32 N x 4 x, y, w, h of the same as the filter sees them.
+
+    """
     count = len(boxes)
     pairs = agreements(boxes, AGREE)
     votes = np.ones(count, np.int64)
@@ -188,26 +200,28 @@ def _order(boxes: np.ndarray, full: np.ndarray) -> np.ndarray:
         votes[pairs[0, at]] += 1
         votes[pairs[1, at]] += 1
     kept = kept_by_filter(full, _falling(votes))
-    quarters = np.empty(count, np.int64)
+    worth = np.empty(count, np.int64)
     for at in range(count):
         wide, high = np.int64(boxes[at, 2] - boxes[at, 0]), np.int64(boxes[at, 3] - boxes[at, 1])
         long = max(wide, high) > LONGEST * min(wide, high)
-        quarters[at] = votes[at] if long and not kept[at] else 4 * votes[at]
-    return each_adds_most(boxes, pairs, quarters << _HALVINGS, _falling(quarters), kept)
+        # Limits that no photograph comes near: 16,384 boxes that agree.
+        if kept[at]:
+            worth[at] = min(4 * votes[at] * FULL, _MOST)
+        else:
+            worth[at] = min(votes[at] * stands_out[at] * (1 if long else 4), _MOST - 1)
+    return each_adds_most(boxes, pairs, worth << _HALVINGS, _falling(worth), kept)
 
 
 @part
 def _falling(values: np.ndarray) -> np.ndarray:
-    """Return the order of falling values, all of 0 or more, the later first among equals; in time linear in number and values."""
-    begin = np.zeros(values.max() + 2 if len(values) else 1, np.int64)
-    for value in values:
-        begin[value + 1] += 1
-    for value in range(len(begin) - 1):
-        begin[value + 1] += begin[value]
+    """Return the order of falling values, all from 0 to _MOST, the later first among equals; in linear time."""
+    keys = np.empty(len(values), np.int64)
+    for at in range(len(values)):
+        keys[at] = values[at] << 32 | at
+    keys = sorted_keys(keys)
     order = np.empty(len(values), np.int64)
     for at in range(len(values)):
-        order[len(values) - 1 - begin[values[at]]] = at
-        begin[values[at]] += 1
+        order[len(values) - 1 - at] = keys[at] & 0xFFFFFFFF
     return order
 
 
