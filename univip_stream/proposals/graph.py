@@ -217,7 +217,7 @@ def segment(
 
 @part
 def _rename(old: int, new: int, name: np.ndarray, ring: np.ndarray) -> None:
-    """Give the nodes of component `old` the name of `new`, and make one ring of both. A component is named after one of its nodes."""
+    """Give the nodes of component `old` the name of `new`, and make one ring of both; a name is the number of one of its nodes."""
     last = old
     while ring[last] != old:
         name[last] = new

@@ -14,6 +14,8 @@ FULL = 64
 SPREAD, CONTRAST = 50.0, 20.0
 """Standard deviation inside, and distance of the mean to that of the surroundings, at which a box stands out: in the 8-bit units of
 OpenCV's Lab. Chosen on COCO train images, where half or double of either is no better (docs/log.md)."""
+FLAT = 2
+"""What has one colour stands out by its contrast alone, at so many times SPREAD."""
 MARGIN = 8
 """The surroundings reach this part of width and height beyond the sides, and at least a pixel."""
 
@@ -22,8 +24,8 @@ MARGIN = 8
 def prominence(boxes: np.ndarray, lab: np.ndarray) -> np.ndarray:
     """Return how much boxes stand out: int64 N, from 0 to FULL.
 
-    Both numbers that make it up count up to their limits, and are multiplied: FULL x min(1, spread / SPREAD) x min(1, contrast /
-    CONTRAST). What covers the whole image stands out from nothing.
+    FULL x min(1, max(spread, contrast / FLAT) / SPREAD) x min(1, contrast / CONTRAST), rounded down. What covers the whole image
+    stands out from nothing.
 
     Args:
         boxes: int32 N x 4 left, top, right, bottom, inside the image and not empty.
@@ -43,15 +45,19 @@ def prominence(boxes: np.ndarray, lab: np.ndarray) -> np.ndarray:
         _sum(sums, from_x, from_y, to_x, to_y, around)
         count = np.int64(right - left) * np.int64(bottom - top)
         others = np.int64(to_x - from_x) * np.int64(to_y - from_y) - count
+        if others == 0:
+            out[box] = 0
+            continue
         # Each operation rounds as IEEE 754 says and in the order written: the same bits on every machine.
-        spread, contrast = np.float64(inside[3]) / count, 0.0
+        variance, distance = np.float64(inside[3]) / count, np.float64(0)
         for c in range(3):
             mean = np.float64(inside[c]) / count
-            spread -= mean * mean
-            step = mean - np.float64(around[c] - inside[c]) / max(others, 1)
-            contrast += step * step
-        share = min(np.sqrt(max(spread, 0.0)) / SPREAD, 1.0) * min(np.sqrt(contrast) / CONTRAST, 1.0)
-        out[box] = np.int64(FULL * share) if others > 0 else 0
+            variance -= mean * mean
+            step = mean - np.float64(around[c] - inside[c]) / others
+            distance += step * step
+        contrast = np.sqrt(distance)
+        spread = max(np.sqrt(max(variance, 0.0)), contrast / FLAT)
+        out[box] = np.int64(FULL * min(spread / SPREAD, 1.0) * min(contrast / CONTRAST, 1.0))
     return out
 
 

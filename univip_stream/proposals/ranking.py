@@ -45,7 +45,12 @@ def _packed(boxes: np.ndarray, bits: int) -> np.ndarray:
     """Return boxes as numbers that sort by area and then by coordinates, which have so many bits each: int64 N."""
     keys = np.empty(len(boxes), np.int64)
     for at in range(len(boxes)):
-        left, top, right, bottom = np.int64(boxes[at, 0]), np.int64(boxes[at, 1]), np.int64(boxes[at, 2]), np.int64(boxes[at, 3])
+        left, top, right, bottom = (
+            np.int64(boxes[at, 0]),
+            np.int64(boxes[at, 1]),
+            np.int64(boxes[at, 2]),
+            np.int64(boxes[at, 3]),
+        )
         area = (right - left) * (bottom - top)
         keys[at] = (((area << bits | left) << bits | top) << bits | right) << bits | bottom
     return keys

@@ -79,4 +79,4 @@ def version() -> str:
     """
     import higra  # noqa: F401 - its absence has a message of its own; its version has none
 
-    return f"1, higra {version_of('higra')}, opencv {cv2.__version__}"
+    return f"2, higra {version_of('higra')}, opencv {cv2.__version__}"
