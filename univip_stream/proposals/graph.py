@@ -96,7 +96,8 @@ def contract(
         b = _root(parent, np.uint32(pixel + steps[edge & np.uint32(1)]))
         if a == b:
             continue
-        if _may_join(weight, k, inner_size[a]) and _may_join(weight, k, inner_size[b]):
+        # One branch and not two: which way it goes is hard to foresee.
+        if _may_join(weight, k, inner_size[a]) & _may_join(weight, k, inner_size[b]):
             if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
             parent[b] = a
@@ -181,7 +182,6 @@ def segment(
         a, b = name[a_nodes[at]], name[b_nodes[at]]
         if a == b:
             continue
-        # One branch and not two: which way it goes is as hard to foresee.
         if _may_join(weights[at], k, inner_size[a]) & _may_join(weights[at], k, inner_size[b]):
             if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a

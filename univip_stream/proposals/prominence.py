@@ -70,16 +70,20 @@ def _sums(lab: np.ndarray) -> np.ndarray:
 
     """
     height, width, _ = lab.shape
-    sums = np.zeros((height + 1, width + 1, 4), np.int64)
+    sums = np.empty((height + 1, width + 1, 4), np.int64)
+    sums[0] = 0
     for y in range(height):
-        row = np.zeros(4, np.int64)
+        above, here, line = sums[y], sums[y + 1], lab[y]
+        here[0] = 0
+        first, second, third, squares = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         for x in range(width):
-            for c in range(3):
-                value = np.int64(lab[y, x, c])
-                row[c] += value
-                row[3] += value * value
-            for c in range(4):
-                sums[y + 1, x + 1, c] = sums[y, x + 1, c] + row[c]
+            one, two, three = np.int64(line[x, 0]), np.int64(line[x, 1]), np.int64(line[x, 2])
+            first, second, third = first + one, second + two, third + three
+            squares += one * one + two * two + three * three
+            here[x + 1, 0] = above[x + 1, 0] + first
+            here[x + 1, 1] = above[x + 1, 1] + second
+            here[x + 1, 2] = above[x + 1, 2] + third
+            here[x + 1, 3] = above[x + 1, 3] + squares
     return sums
 
 
