@@ -80,7 +80,7 @@ def neighbours(boxes: np.ndarray, percent: int) -> np.ndarray:
     return 1 + np.bincount(agreements(boxes, percent).ravel(), minlength=len(boxes))
 
 
-@entry
+@part
 def agreements(boxes: np.ndarray, percent: int) -> np.ndarray:
     """Return every two boxes with an IoU of at least `percent`: int32 2 x P, the earlier ones and the later ones.
 
@@ -230,7 +230,7 @@ def _falling(values: np.ndarray) -> np.ndarray:
     return order
 
 
-@entry
+@part
 def kept_by_filter(boxes: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return which boxes the paper's filter (`boxes.filter_boxes`) keeps of all in an order: bool N.
 
@@ -267,7 +267,7 @@ def kept_by_filter(boxes: np.ndarray, order: np.ndarray) -> np.ndarray:
     return kept
 
 
-@entry
+@part
 def each_adds_most(
     boxes: np.ndarray, pairs: np.ndarray, worth: np.ndarray, order: np.ndarray, kept: np.ndarray
 ) -> np.ndarray:
