@@ -2,8 +2,8 @@
 
 Segmentations and groupings are those of OpenCV, including its quirks: textures along the diagonals are computed on a rotated
 copy of the image, including its black corners, and regions are neighbours across one of the two diagonals. OpenCV's order of
-boxes is random (a random number times the level of the region); this one ranks by agreement and by what is already covered,
-which is better and always the same.
+boxes is random (a random number times the level of the region); this one ranks by agreement, by colours and by what is already
+covered, which is better and always the same.
 
 Rotation is OpenCV's own, in floats: boxes are the same in every process and with any number of threads, but a few can differ
 between processors for which OpenCV has different instructions. The default engine does not depend on this.
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from univip_stream.proposals import features, ranking
-from univip_stream.proposals.fast import AGREE, COLOURS, Segmentation
+from univip_stream.proposals.fast import COLOURS, Segmentation
 from univip_stream.proposals.jit import entry
 
 OPENCV_FAST = Segmentation(sigma=0.8, scales=(150, 300, 450), min_size=100, thin=False, corners=True)
@@ -41,7 +41,7 @@ def selective_search_exact(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
     for conversion in COLOURS:
         colours = np.asarray(cv2.cvtColor(image, conversion), np.uint8)
         found.append(OPENCV_FAST.boxes(colours, texture_codes(colours)))
-    return _xywh(ranking.ranked(np.concatenate(found), AGREE, _xywh))
+    return ranking.ranked(np.concatenate(found), colours, _xywh)
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -99,4 +99,4 @@ def _opencv_bins(slopes: np.ndarray, codes: np.ndarray) -> None:
 
 def version() -> str:
     """Return a version that changes when the same image can get other boxes."""
-    return f"4, opencv {cv2.__version__}"
+    return f"5, opencv {cv2.__version__}"

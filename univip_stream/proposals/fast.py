@@ -18,9 +18,7 @@ from univip_stream.proposals.hierarchies import hierarchies
 from univip_stream.proposals.options import require_switch, require_whole
 
 COLOURS = (cv2.COLOR_RGB2HSV, cv2.COLOR_RGB2Lab)
-"""The two colour spaces of Fast mode, 8 bits; OpenCV converts to them in integers."""
-AGREE = 70
-"""Percent of IoU at which two boxes agree."""
+"""The two colour spaces of Fast mode, 8 bits; OpenCV converts to them in integers. The ranking looks at the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ AT_256 = Segmentation(sigma=0.6, scales=(60, 120, 270, 540), min_size=35, thin=T
 FINE_AT_256 = replace(AT_256, fine=30, fine_size=12, fine_side=38)
 """The same with the finer segmentation, whose boxes measure up to 95 pixels in a photograph of 640."""
 FAST_RESOLUTION = 160
-"""Of `fast`: of 89 settings tried on COCO train images, the one whose boxes the paper's filter keeps best at 300 times the speed
+"""Of `fast`: of the settings tried on COCO train images, one whose boxes the paper's filter keeps best at 300 times the speed
 of OpenCV's Fast mode or more (docs/log.md)."""
 
 
@@ -65,7 +63,7 @@ def selective_search(
     *,
     seed: int = 0,
     working_resolution: int | None = None,
-    small: bool | None = None,
+    small: bool = True,
     fast: bool = False,
 ) -> np.ndarray:
     """Propose boxes by selective search on a small copy.
@@ -76,9 +74,9 @@ def selective_search(
         working_resolution: longer side of the copy, pixels; a smaller image is taken as it is. Time grows with its square.
             None is 256, or 160 with `fast`.
         small: whether to look for small objects too, in a finer segmentation of the copy in Lab. Without, boxes of less than a
-            tenth of the longer side are few, and the rest takes less time. None is true, or false with `fast`.
-        fast: whether to take less than half the time for boxes that are a little worse: a smaller copy, no finer
-            segmentation, and no region of less than 35 pixels of the copy, however small it is.
+            tenth of the longer side are few, and the rest takes less time.
+        fast: whether to take half the time for boxes that are a little worse: a smaller copy, with regions of as many of its
+            pixels as those of a copy of 256 have.
 
     Returns:
         int32, N x 4 x, y, w, h in pixels of the image, each next one the one that adds most to those before it (`ranking.ranked`).
@@ -89,7 +87,6 @@ def selective_search(
     """
     require_switch("fast", fast)
     working_resolution = (FAST_RESOLUTION if fast else 256) if working_resolution is None else working_resolution
-    small = not fast if small is None else small
     require_whole("working_resolution", working_resolution, 16, (1 << 15) - 1, "whole pixels")
     require_switch("small", small)
     height, width = image.shape[:2]
@@ -99,14 +96,15 @@ def selective_search(
         fine = small and conversion == cv2.COLOR_RGB2Lab
         settings = scaled(FINE_AT_256 if fine else AT_256, working_resolution / 256)
         if fast:
-            settings = replace(settings, min_size=max(settings.min_size, AT_256.min_size))
+            min_size, fine_size = (max(settings.min_size, AT_256.min_size), max(settings.fine_size, FINE_AT_256.fine_size))
+            settings = replace(settings, min_size=min_size, fine_size=fine_size)
         colours = np.asarray(cv2.cvtColor(copy, conversion), np.uint8)
         found.append(settings.boxes(colours, texture_codes(colours)))
 
     def in_image(boxes: np.ndarray) -> np.ndarray:
         return full_size(boxes, copy.shape[1], copy.shape[0], width, height)
 
-    return in_image(ranking.ranked(np.concatenate(found), AGREE, in_image))
+    return ranking.ranked(np.concatenate(found), colours, in_image)
 
 
 def scaled(settings: Segmentation, growth: float) -> Segmentation:
@@ -135,15 +133,17 @@ def working_copy(image: np.ndarray, working_resolution: int) -> np.ndarray:
 
 def full_size(boxes: np.ndarray, width: int, height: int, full_width: int, full_height: int) -> np.ndarray:
     """Convert boxes of the working copy (left, top, right, bottom) to x, y, w, h of the image; different boxes stay different."""
-    edges = np.empty((len(boxes), 4), np.int64)
+    edges = np.empty((len(boxes), 4), np.int32)
     for axis, (side, full) in enumerate(((width, full_width), (height, full_height))):
-        edges[:, axis::2] = (boxes[:, axis::2].astype(np.int64) * full * 2 + side) // (2 * side)
-    return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1).astype(np.int32)
+        there = ((np.arange(side + 1) * full * 2 + side) // (2 * side)).astype(np.int32)
+        edges[:, axis::2] = there.take(boxes[:, axis::2])
+    edges[:, 2:] -= edges[:, :2]
+    return edges
 
 
 def version() -> str:
     """Return a version that changes when the same image can get other boxes."""
-    return f"5, opencv {cv2.__version__}"
+    return f"6, opencv {cv2.__version__}"
 
 
 @lru_cache(maxsize=4)

@@ -96,7 +96,8 @@ def contract(
         b = _root(parent, np.uint32(pixel + steps[edge & np.uint32(1)]))
         if a == b:
             continue
-        if _may_join(weight, k, inner_size[a]) and _may_join(weight, k, inner_size[b]):
+        # One branch and not two: which way it goes is hard to foresee.
+        if _may_join(weight, k, inner_size[a]) & _may_join(weight, k, inner_size[b]):
             if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
             parent[b] = a
@@ -168,20 +169,23 @@ def segment(
 
     """
     nodes = len(sizes)
-    parent = np.arange(nodes).astype(np.uint32)
+    # Each node knows its component's name, and the nodes of a component form a ring. Finding is then one look where it would be
+    # a walk, whose length no processor foresees; joining renames the nodes of the smaller one.
+    name = np.arange(nodes).astype(np.uint32)
+    ring = name.copy()
     inner_size = np.empty((nodes, 2), np.int32)
     inner_size[:, 0] = inners
     inner_size[:, 1] = sizes
     left = np.empty(len(weights), np.int64)
     rejected = 0
     for at in range(len(weights)):
-        a, b = _root(parent, a_nodes[at]), _root(parent, b_nodes[at])
+        a, b = name[a_nodes[at]], name[b_nodes[at]]
         if a == b:
             continue
-        if _may_join(weights[at], k, inner_size[a]) and _may_join(weights[at], k, inner_size[b]):
+        if _may_join(weights[at], k, inner_size[a]) & _may_join(weights[at], k, inner_size[b]):
             if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
-            parent[b] = a
+            _rename(b, a, name, ring)
             inner_size[a, 1] += inner_size[b, 1]
             inner_size[a, 0] = weights[at]
         else:
@@ -190,26 +194,37 @@ def segment(
     # Lightest edges first: a small component goes to the neighbour it differs least from.
     for number in range(rejected):
         at = left[number]
-        a, b = _root(parent, a_nodes[at]), _root(parent, b_nodes[at])
+        a, b = name[a_nodes[at]], name[b_nodes[at]]
         if a != b and min(inner_size[a, 1], inner_size[b, 1]) < min_size:
             if inner_size[a, 1] < inner_size[b, 1]:
                 a, b = b, a
-            parent[b] = a
+            _rename(b, a, name, ring)
             inner_size[a, 1] += inner_size[b, 1]
     region = np.empty(nodes, np.uint32)
     unnamed = np.uint32(0xFFFFFFFF)
-    name = np.full(nodes, unnamed, np.uint32)
+    number_of = np.full(nodes, unnamed, np.uint32)
     regions = 0
     for node in range(nodes):
-        root = _root(parent, np.uint32(node))
-        if name[root] == unnamed:
-            name[root] = regions
+        if number_of[name[node]] == unnamed:
+            number_of[name[node]] = regions
             regions += 1
-        region[node] = name[root]
+        region[node] = number_of[name[node]]
     pairs = np.empty((rejected, 2), np.uint32)
     for number in range(rejected):
         pairs[number, 0], pairs[number, 1] = region[a_nodes[left[number]]], region[b_nodes[left[number]]]
     return region, regions, each_pair_once(pairs, regions)
+
+
+@part
+def _rename(old: int, new: int, name: np.ndarray, ring: np.ndarray) -> None:
+    """Give the nodes of component `old` the name of `new`, and make one ring of both; a name is the number of one of its nodes."""
+    last = old
+    while ring[last] != old:
+        name[last] = new
+        last = ring[last]
+    name[last] = new
+    ring[last] = ring[new]
+    ring[new] = old
 
 
 @part

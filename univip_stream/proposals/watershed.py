@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from univip_stream.proposals import ranking
-from univip_stream.proposals.fast import AGREE, full_size, working_copy
+from univip_stream.proposals.fast import full_size, working_copy
 from univip_stream.proposals.options import require_whole
 
 _SMALLEST = 64
@@ -44,11 +44,12 @@ def watershed(image: np.ndarray, *, seed: int = 0, working_resolution: int = 256
     rows, columns = copy.shape[:2]
     whole = np.array([[0, 0, columns, rows]], np.int32)
     found = [whole]
+    lab = np.asarray(cv2.cvtColor(copy, cv2.COLOR_RGB2Lab), np.uint8)
     if rows * columns > 1:
-        lab = cv2.GaussianBlur(cv2.cvtColor(copy, cv2.COLOR_RGB2Lab), (0, 0), _SIGMA)
+        smooth = cv2.GaussianBlur(lab, (0, 0), _SIGMA)
         graph = hg.get_4_adjacency_graph((rows, columns))
         one, other = graph.edge_list()
-        steps = lab.reshape(-1, 3).astype(np.int64)
+        steps = smooth.reshape(-1, 3).astype(np.int64)
         # Squares of whole numbers: the same order of edges on every machine.
         weights = ((steps[one] - steps[other]) ** 2).sum(axis=1).astype(np.float64)
         y, x = (place.ravel().astype(np.float64) for place in np.indices((rows, columns)))
@@ -66,7 +67,7 @@ def watershed(image: np.ndarray, *, seed: int = 0, working_resolution: int = 256
     def in_image(boxes: np.ndarray) -> np.ndarray:
         return full_size(boxes, columns, rows, width, height)
 
-    return in_image(ranking.ranked(np.concatenate(found), AGREE, in_image))
+    return ranking.ranked(np.concatenate(found), lab, in_image)
 
 
 def version() -> str:
@@ -78,4 +79,4 @@ def version() -> str:
     """
     import higra  # noqa: F401 - its absence has a message of its own; its version has none
 
-    return f"1, higra {version_of('higra')}, opencv {cv2.__version__}"
+    return f"2, higra {version_of('higra')}, opencv {cv2.__version__}"
