@@ -242,6 +242,20 @@ def test_a_shard_that_drips_is_an_error_too(server, monkeypatch, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize("first", [0.3, 60])
+def test_how_long_a_server_may_be_silent_does_not_depend_on_earlier_requests(first, server, monkeypatch):
+    monkeypatch.setattr(message, "SILENCE", first)
+    server.answer = lambda handler: handler.reply(200, DATA)
+    assert storage.read(f"{server.url}/a") == DATA
+    monkeypatch.setattr(message, "SILENCE", 60.3 - first)
+    server.answer = lambda handler: (time.sleep(0.8), handler.reply(200, DATA))
+    if first < 1:
+        assert storage.read(f"{server.url}/a") == DATA
+    else:
+        with pytest.raises(TimeoutError, match="the server is silent"):
+            storage.read(f"{server.url}/a")
+
+
 def test_a_body_without_end_is_read_as_far_as_an_image_may_reach(server):
     def endless(handler):
         handler.send_response(200)

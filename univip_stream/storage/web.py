@@ -91,10 +91,7 @@ class Client:
     @staticmethod
     async def _started() -> aiohttp.ClientSession:
         # `Host` limits simultaneous requests. Cookies would make the result of a request depend on earlier ones.
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=message.SILENCE)
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), timeout=patience
-        )
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
 
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Run a coroutine in the client's thread, and return its result."""
@@ -260,6 +257,8 @@ class Client:
                     headers=request.headers(url.origin() == named),
                     allow_redirects=False,
                     proxy=proxy_for(location, url),
+                    # With each request, so that none depends on what was set when the first one of the process was made.
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=message.SILENCE),
                 )
                 async with asyncio.timeout(CONNECT + message.SILENCE):  # headers that drip are no silence to the session
                     answer = await stack.enter_async_context(asked)
