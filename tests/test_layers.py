@@ -18,7 +18,8 @@ LAYERS = [
     {"methods", "stream", "webdataset", "formats", "sources", "probe", "record", "loggers"},
     {"losses", "transport", "networks", "views", "augment", "plan", "proposals"},
     {"boxes", "shards", "images", "depth", "filetypes", "schedules", "checkpoint", "distributed", "workers", "cluster"},
-    {"errors", "extras", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "typed", "__init__"},
+    {"errors", "extras", "suggest", "failures", "shapes", "files", "parquet", "machine", "storage", "stopping", "typed"}
+    | {"__init__"},
 ]
 FLOOR = {name: height for height, names in enumerate(reversed(LAYERS)) for name in names}
 

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from univip_stream.pretrain.rundir import SHARDS
 from univip_stream.pretrain.settings import from_dict, with_settings
 from univip_stream.shards import expand_shards, open_shards
 from univip_stream.shards.cache import Cache
+from univip_stream.stopping import stoppable
 from univip_stream.storage import is_remote
 
 Say = Callable[[str], None]
@@ -86,15 +85,11 @@ def shards_of(
 @contextmanager
 def _stopping(words: str) -> Iterator[None]:
     """Within: Ctrl-C and SIGTERM are Interrupted, with these words; nothing is left that the same command does not go on from."""
-    in_main = threading.current_thread() is threading.main_thread()  # signals belong to it
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
     try:
-        yield
+        with stoppable():
+            yield
     except KeyboardInterrupt:
         raise Interrupted(words) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def chosen(

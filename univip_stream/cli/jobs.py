@@ -1,11 +1,12 @@
 """Shared by the commands that run on Ray: options for where the work is done, and how it is stopped."""
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+
+from univip_stream.stopping import stoppable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -33,9 +34,9 @@ def where_options(command: _Command) -> _Command:
 @contextmanager
 def stop_on_sigterm(what: str) -> Iterator[None]:
     """While inside: on Ctrl-C, and on SIGTERM from a scheduler, print what to do next and exit with status 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with stoppable():
+            yield
     except KeyboardInterrupt:
         click.echo(f"\ninterrupted: finished shards are kept; run the same command again to {what} the rest", err=True)
         raise SystemExit(1) from None

@@ -6,7 +6,7 @@ of texture.
 
 import numpy as np
 
-from univip_stream.proposals.jit import entry, part
+from univip_stream.proposals.jit import copy_into, entry, part
 
 COLOUR_BINS = 25
 """Bins per channel, over 0 to 255."""
@@ -45,8 +45,8 @@ def texture_codes(image: np.ndarray) -> np.ndarray:
                 plane[y + 1, x + 1] = image[y, x, c]
             plane[y + 1, 0] = plane[y + 1, min(2, width)]
             plane[y + 1, width + 1] = plane[y + 1, max(width - 1, 1)]
-        plane[0] = plane[min(2, height)]
-        plane[height + 1] = plane[max(height - 1, 1)]
+        copy_into(plane[0], plane[min(2, height)])
+        copy_into(plane[height + 1], plane[max(height - 1, 1)])
         for y in range(height):
             up, mid, down = plane[y], plane[y + 1], plane[y + 2]
             up_w, up_x, up_e = up[:width], up[1 : width + 1], up[2:]
@@ -96,7 +96,7 @@ def cell_histograms(
     height, width, _ = image.shape
     boxes = np.empty((cells, 4), np.int32)
     for at in range(cells):
-        boxes[at] = (width, height, 0, 0)
+        boxes[at, 0], boxes[at, 1], boxes[at, 2], boxes[at, 3] = width, height, 0, 0
     colour = np.zeros(cells * COLOURS, np.int32)
     texture = np.zeros(cells * TEXTURES, np.int32)
     of_colour = np.empty(256, np.uint32)
@@ -104,7 +104,7 @@ def cell_histograms(
         of_colour[value] = value * COLOUR_BINS // 256
     labels = np.empty(width, np.uint32)
     for y in range(height):
-        begin = 0
+        begin = np.int64(0)
         for x in range(width):
             labels[x] = cell[node[y, x]]
             if labels[x] != labels[begin]:

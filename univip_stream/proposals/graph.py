@@ -174,8 +174,8 @@ def segment(
     name = np.arange(nodes).astype(np.uint32)
     ring = name.copy()
     inner_size = np.empty((nodes, 2), np.int32)
-    inner_size[:, 0] = inners
-    inner_size[:, 1] = sizes
+    for node in range(nodes):
+        inner_size[node, 0], inner_size[node, 1] = inners[node], sizes[node]
     left = np.empty(len(weights), np.int64)
     rejected = 0
     for at in range(len(weights)):
@@ -203,7 +203,7 @@ def segment(
     region = np.empty(nodes, np.uint32)
     unnamed = np.uint32(0xFFFFFFFF)
     number_of = np.full(nodes, unnamed, np.uint32)
-    regions = 0
+    regions = np.int64(0)
     for node in range(nodes):
         if number_of[name[node]] == unnamed:
             number_of[name[node]] = regions

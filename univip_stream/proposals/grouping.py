@@ -8,7 +8,7 @@ Shape letters: A cells, n regions to begin with, P pairs of neighbours.
 
 import numpy as np
 
-from univip_stream.proposals.jit import part
+from univip_stream.proposals.jit import copy_into, part
 
 SCALE = 1 << 24
 """Integer that represents a similarity of one."""
@@ -117,7 +117,8 @@ def group(
     colour, texture, boxes = colour.copy(), texture.copy(), boxes.copy()
     share = np.float64(SCALE) / np.float64(pixels)  # of one pixel of the image
     found = np.empty((2 * regions - 1, 4), np.int32)
-    found[:regions] = boxes
+    for r in range(regions):
+        copy_into(found[r], boxes[r])
     colour_share, texture_share = np.empty_like(colour), np.empty_like(texture)
     for r in range(regions):
         _shares(colour[r], colour_share[r])
@@ -128,7 +129,7 @@ def group(
     first = np.full(regions, _NONE, np.int32)
     alike = np.empty(len(pairs), np.int32)
     for pair in range(len(pairs)):
-        a, b = pairs[pair, 0], pairs[pair, 1]
+        a, b = np.int64(pairs[pair, 0]), np.int64(pairs[pair, 1])
         alike[pair] = _similarity(a, b, colour_share, texture_share, boxes, share, with_colour)
         _link(2 * pair, a, b, target, after, before, first)
         _link(2 * pair + 1, b, a, target, after, before, first)
@@ -143,21 +144,21 @@ def group(
             top = max(top, best[r])
         if top < 0:
             return found[:merged]  # what is left does not touch
-        a = 0
+        a = np.int64(0)
         while best[a] != top:
             a += 1
-        b = mate[a]
+        b = np.int64(mate[a])
         best[b] = -1
         _add(colour[a], colour[b])
         _add(texture[a], texture[b])
         _join(boxes[a], boxes[b])
-        found[merged] = boxes[a]
+        copy_into(found[merged], boxes[a])
         _shares(colour[a], colour_share[a])
         _shares(texture[a], texture_share[a])
         _take_over(a, b, target, after, before, first, link_to)
         link = first[a]
         while link != _NONE:
-            r = target[link]
+            r = np.int64(target[link])
             value = _similarity(min(a, r), max(a, r), colour_share, texture_share, boxes, share, with_colour)
             alike[link >> 1] = value
             if mate[r] == a or mate[r] == b:
@@ -197,15 +198,15 @@ def _take_over(
     a: int, b: int, target: np.ndarray, after: np.ndarray, before: np.ndarray, first: np.ndarray, link_to: np.ndarray
 ) -> None:
     """Move the neighbours of b to a, each once, and remove the link between the two."""
-    link = first[a]
+    link = np.int64(first[a])
     while link != _NONE:
         link_to[target[link]] = link
         link = after[link]
-    _unlink(link_to[b], a, after, before, first)
+    _unlink(np.int64(link_to[b]), a, after, before, first)
     link_to[b] = _NONE
-    link = first[b]
+    link = np.int64(first[b])
     while link != _NONE:
-        r, following = target[link], after[link]
+        r, following = np.int64(target[link]), np.int64(after[link])
         if r != a:
             if link_to[r] != _NONE:
                 _unlink(link ^ 1, r, after, before, first)

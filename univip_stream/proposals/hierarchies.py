@@ -6,7 +6,7 @@ This is one compiled function, so that Python and its global lock are left only 
 import numpy as np
 
 from univip_stream.proposals import features, graph, grouping, pixels
-from univip_stream.proposals.jit import entry
+from univip_stream.proposals.jit import copy_into, entry
 
 
 @entry
@@ -46,12 +46,14 @@ def hierarchies(
     height, width, _ = image.shape
     right, down = pixels.weigh_edges(pixels.smooth(image, taps))
     keys = graph.sorted_keys(pixels.edge_keys(right, down, thin))
-    finest = fine if fine > 0 else scales.min()
+    finest = fine if fine > 0 else scales[0]
+    for k in scales:
+        finest = min(finest, k)
     node, sizes, inners, a_nodes, b_nodes, weights = graph.contract(keys, height, width, finest * pixels.UNIT)
 
     # All segmentations first: where they agree, pixels are counted together.
     nodes, count = len(sizes), len(scales) + (fine > 0)
-    cell, cells = np.zeros(nodes, np.uint32), 1
+    cell, cells = np.zeros(nodes, np.uint32), min(1, nodes)
     regions_of = np.empty((count, nodes), np.uint32)
     counts_of = np.empty(count, np.int64)
     pairs_of = []
@@ -61,7 +63,8 @@ def hierarchies(
         if corners:
             pairs = graph.touching(node, region, regions)
         cell, cells = graph.common_cells(cell, cells, region, regions)
-        regions_of[at], counts_of[at] = region, regions
+        copy_into(regions_of[at], region)
+        counts_of[at] = regions
         pairs_of.append(pairs)
     colour, texture, boxes = features.cell_histograms(image, codes, node, cell, cells)
 
@@ -72,14 +75,11 @@ def hierarchies(
         for n in range(nodes):
             region_of_cell[cell[n]] = regions_of[at, n]
         parts = grouping.pool(region_of_cell, counts_of[at], colour, texture, boxes)
+        finer = at == len(scales)
         for with_colour in (True, False):
-            if at < len(scales):
-                grouped = grouping.group(pairs_of[at], parts[0], parts[1], parts[2], height * width, with_colour)
-                found[total : total + len(grouped)] = grouped
-                total += len(grouped)
-        if at == len(scales):
-            grouped = grouping.group(pairs_of[at], parts[0], parts[1], parts[2], height * width, True)
-            for box in grouped:
-                found[total] = box
-                total += max(box[2] - box[0], box[3] - box[1]) <= fine_side
+            if finer and not with_colour:
+                continue
+            for box in grouping.group(pairs_of[at], parts[0], parts[1], parts[2], height * width, with_colour):
+                copy_into(found[total], box)
+                total += not finer or max(box[2] - box[0], box[3] - box[1]) <= fine_side
     return found[:total].copy()

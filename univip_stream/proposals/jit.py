@@ -3,6 +3,10 @@
 Kernels that Python calls are `entry`: their machine code is kept on disk. Kernels that only other kernels call are `part`, and
 compiled into those. Each entry is called with one set of argument types, so all processes that write its file write the same.
 
+The first call of all takes half a minute of compiling, so kernels are written for the compiler too. A part is called with one
+set of argument types, since each further one is compiled again; a literal is a type of its own (`np.int64(0)` is not). Arrays
+are copied by `copy_into`: an assignment to a slice compiles numba's strings, for the message of a wrong shape.
+
 The folder is named after everything that the code depends on: the sources of all kernels (numba itself only checks the date of
 one file, and would keep outdated code inlined from others), numba's version, and the processor with its features, so that a
 home folder shared by different machines has a folder for each.
@@ -32,6 +36,13 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 def part(function: Function) -> Function:
     """Make a function part of the kernels that call it."""
     return cast(Function, numba.njit(**_OPTIONS)(function))
+
+
+@part
+def copy_into(out: np.ndarray, values: np.ndarray) -> None:
+    """Write an array of one axis into another, which is at least as long."""
+    for at in range(len(values)):
+        out[at] = values[at]
 
 
 def entry(function: Function) -> Function:

@@ -8,7 +8,7 @@ Inner loops run over neighbours in memory and over slices, which the compiler tu
 
 import numpy as np
 
-from univip_stream.proposals.jit import entry, part
+from univip_stream.proposals.jit import copy_into, entry, part
 
 UNIT = 1 << 13
 """An edge's weight of one grey level. The greatest weight, sqrt(3) * 255 levels, takes 22 bits."""
@@ -95,8 +95,8 @@ def smooth(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
             for t in range(1, radius + 1):
                 _add_both(sums, taps[t], line[radius - t : radius - t + width], line[radius + t : radius + t + width])
         for y in range(1, radius + 1):
-            rows[radius - y] = rows[radius + _mirrored(-y, height)]
-            rows[radius + height - 1 + y] = rows[radius + _mirrored(height - 1 + y, height)]
+            copy_into(rows[radius - y], rows[radius + _mirrored(-y, height)])
+            copy_into(rows[radius + height - 1 + y], rows[radius + _mirrored(height - 1 + y, height)])
         for y in range(height):
             sums, centre = out[c, y], rows[y + radius]
             for x in range(width):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from univip_stream.proposals.graph import DIGIT, sorted_keys
-from univip_stream.proposals.jit import entry, part
+from univip_stream.proposals.jit import copy_into, entry, part
 from univip_stream.proposals.prominence import FULL, prominence
 
 LONGEST = 3
@@ -89,40 +89,30 @@ def agreements(boxes: np.ndarray, percent: int) -> np.ndarray:
         percent: least IoU, in hundredths.
 
     """
-    # Whole numbers far below 2 ** 53, and for a copy of 256 pixels below 2 ** 24: floats hold them exactly, and the compiler
-    # has vector instructions for them, for twice as many short ones.
-    largest = np.int64(0)
-    for at in range(len(boxes)):
-        largest = max(largest, np.int64(boxes[at, 2] - boxes[at, 0]) * np.int64(boxes[at, 3] - boxes[at, 1]))
-    if 2 * 100 * largest <= 1 << 24:
-        return _agreements(np.empty((4, len(boxes)), np.float32), boxes, np.float32(0), np.float32(percent), np.float32(100))
-    return _agreements(np.empty((4, len(boxes)), np.float64), boxes, np.float64(0), np.float64(percent), np.float64(100))
-
-
-@part
-def _agreements(edges: np.ndarray, boxes: np.ndarray, none: float, percent: float, hundred: float) -> np.ndarray:
-    """Return `agreements`, computed in the floats of `edges` (4 x N, written here), which `none`, `percent` and 100 are too."""
-    count = len(boxes)
+    # Whole numbers far below 2 ** 53: floats hold them exactly, and the compiler has vector instructions for them.
+    count, share = len(boxes), np.float64(percent)
+    edges = np.empty((4, count), np.float64)
     for side in range(4):
         for at in range(count):
             edges[side, at] = boxes[at, side]
     left, top, right, bottom = edges[0], edges[1], edges[2], edges[3]
     areas = (right - left) * (bottom - top)
-    found, pairs = 0, np.empty((2, 4 * count + 8), np.int32)
+    found, pairs = np.int64(0), np.empty((2, 4 * count + 8), np.int32)
     flags = np.zeros(count // 8 * 8 + 16, np.uint8)
     words = flags.view(np.uint64)
     end = 0
     for a in range(count):
         # Boxes grow from here on: once the smaller cannot cover its share of the larger, no later one will do.
-        while end < count and areas[end] * percent <= areas[a] * hundred:
+        while end < count and areas[end] * share <= areas[a] * 100:
             end += 1
         begin, length = a + 1, end - a - 1
         _agree(left[a], top[a], right[a], bottom[a], areas[a], left[begin:end], top[begin:end], right[begin:end],
-               bottom[begin:end], areas[begin:end], none, percent, hundred + percent, flags[:length])  # fmt: skip
+               bottom[begin:end], areas[begin:end], share, flags[:length])  # fmt: skip
         flags[length : length + 8] = 0
         if found + length + 8 > pairs.shape[1]:
             more = np.empty((2, 2 * pairs.shape[1] + length + 8), np.int32)
-            more[:, :found] = pairs[:, :found]
+            copy_into(more[0], pairs[0, :found])
+            copy_into(more[1], pairs[1, :found])
             pairs = more
         found = _list(flags, words, a, length, pairs[0], pairs[1], found)
     return pairs[:, :found].copy()
@@ -140,16 +130,14 @@ def _agree(
     right: np.ndarray,
     bottom: np.ndarray,
     areas: np.ndarray,
-    none: float,
     percent: float,
-    more: float,
     flags: np.ndarray,
 ) -> None:
     """Note which boxes agree with this one. IoU is shared / (areas - shared), so that no division is needed."""
     for b in range(len(flags)):
-        wide = max(min(a_right, right[b]) - max(a_left, left[b]), none)
-        high = max(min(a_bottom, bottom[b]) - max(a_top, top[b]), none)
-        flags[b] = np.uint8(wide * high * more >= (area + areas[b]) * percent)
+        wide = max(min(a_right, right[b]) - max(a_left, left[b]), 0.0)
+        high = max(min(a_bottom, bottom[b]) - max(a_top, top[b]), 0.0)
+        flags[b] = np.uint8(wide * high * (100 + percent) >= (area + areas[b]) * percent)
 
 
 @part
@@ -296,7 +284,7 @@ def each_adds_most(
     levels = len(SHARES) + 1
     queue = np.empty((levels, levels, count), np.int64)
     head, tail = np.zeros((levels, levels), np.int64), np.zeros((levels, levels), np.int64)
-    queue[0, 0] = order
+    copy_into(queue[0, 0], order)
     tail[0, 0] = count
     out = np.empty(count, np.int64)
     found = 0
