@@ -258,6 +258,18 @@ def test_grouping_is_algorithm_1_in_plain_loops(image, with_colour):
     assert [tuple(box) for box in found.tolist()] == [tuple(int(v) for v in box) for box in expected]
 
 
+def test_counts_of_170_million_pixels_group_like_those_of_few(image):
+    """Texture counts each pixel 24 times, so the sum of a region passes 2 ** 31 from 90 million pixels on."""
+    keys = graph.sorted_keys(pixels.edge_keys(*weights_of(image), False))
+    node, sizes, inners, *edges = graph.contract(keys, 44, 60, 10 * pixels.UNIT)
+    region, _, pairs = graph.segment(*edges, sizes, inners, 20 * pixels.UNIT, 30)
+    colour, texture, boxes = counted(image, region[node])
+    times = np.int32(1 << 16)  # a power of two: shares are the same to the bit
+    assert texture.astype(np.int64).sum() * times > 1 << 31 > 44 * 60 * times
+    few, many = (grouping.group(pairs, colour * n, texture * n, boxes, 44 * 60, True) for n in (np.int32(1), times))
+    np.testing.assert_array_equal(many, few)
+
+
 def test_pooled_regions_are_sums_of_their_cells(image, rng):
     labels = np.mgrid[:44, :60][0] // 11 * 3 + np.mgrid[:44, :60][1] // 20
     region = rng.integers(0, 4, 12).astype(np.uint32)

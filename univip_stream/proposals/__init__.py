@@ -104,7 +104,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
     """
     pixels = np.asarray(image)
-    if pixels.dtype == np.uint16:
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:  # in either order of bytes
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 2:
         pixels = pixels[..., None]

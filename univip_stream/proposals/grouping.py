@@ -57,9 +57,9 @@ def _join(box: np.ndarray, other: np.ndarray) -> None:
 @part
 def _shares(counts: np.ndarray, out: np.ndarray) -> None:
     """Write counts as shares of their sum, times SCALE."""
-    total = np.int32(0)
+    total = np.int64(0)  # texture counts a pixel 24 times: an image of 100 million is too much for 32 bits
     for at in range(len(counts)):
-        total = np.int32(total + counts[at])
+        total += counts[at]
     factor = np.float32(np.float64(SCALE) / max(total, 1))
     for at in range(len(counts)):
         out[at] = np.int32(np.float32(counts[at]) * factor)
