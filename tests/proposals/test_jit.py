@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,38 @@ def test_without_any_folder_kernels_are_compiled_all_the_same(monkeypatch):
     monkeypatch.setattr(jit, "_folder", lambda: None)
     double = jit.entry(lambda values: values * 2)
     assert double(np.arange(3)).tolist() == [0, 2, 4]
+
+
+def test_kernels_that_threads_import_at_once_all_go_to_the_one_folder(places, monkeypatch):
+    """numba has one setting for all threads: unguarded, the second thread here loses it to the first, and would cache under no
+    name of what the code depends on."""
+    monkeypatch.setattr(jit._config, "CACHE_DIR", str(places / "mine"))
+    compile_, made = jit.numba.njit, []
+    first_came, second_came, first_is_done = threading.Event(), threading.Event(), threading.Event()
+
+    def njit(**options):
+        if threading.current_thread() is threads[0]:
+            first_came.set()
+            second_came.wait(0.5)  # in vain if it has to wait its turn
+        else:
+            second_came.set()
+            first_is_done.wait(10)
+        return compile_(**options)
+
+    def make():
+        made.append(jit.entry(lambda values: values * 2))
+        first_is_done.set()
+
+    monkeypatch.setattr(jit.numba, "njit", njit)
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    threads[0].start()
+    first_came.wait(10)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    folder = places / "mine" / f"kernels-{jit._digest()}"
+    assert [Path(kernel._cache._cache_path).parent for kernel in made] == [folder] * 2
+    assert jit._config.CACHE_DIR == str(places / "mine")
 
 
 def test_other_processors_and_other_sources_have_other_folders(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # "numpy": a division by zero is no Python exception, which every loop would have to be ready for. No fast-math: every machine
 # adds in the order that is written.
 _config: Any = numba.config
+_CACHING = threading.Lock()
+"""Held while numba's one setting of a folder, which all threads share, is ours."""
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
@@ -47,19 +50,20 @@ def copy_into(out: np.ndarray, values: np.ndarray) -> None:
 
 def entry(function: Function) -> Function:
     """Compile a function on first use, or load it from the cache; without a writable folder, it is compiled in each process."""
-    folder = _folder()
-    if folder is None:
-        return part(function)
-    before = _config.CACHE_DIR
-    _config.CACHE_DIR = str(folder)
-    try:
-        compiled: Any = numba.njit(cache=True, **_OPTIONS)(function)
-        _tolerate_errors(compiled._cache)
-        return cast(Function, compiled)
-    except RuntimeError:  # "no locator available": the folder went away, or became read-only
-        return part(function)
-    finally:
-        _config.CACHE_DIR = before
+    with _CACHING:
+        folder = _folder()
+        if folder is None:
+            return part(function)
+        before = _config.CACHE_DIR
+        _config.CACHE_DIR = str(folder)
+        try:
+            compiled: Any = numba.njit(cache=True, **_OPTIONS)(function)
+            _tolerate_errors(compiled._cache)
+            return cast(Function, compiled)
+        except RuntimeError:  # "no locator available": the folder went away, or became read-only
+            return part(function)
+        finally:
+            _config.CACHE_DIR = before
 
 
 def _tolerate_errors(cache: Any) -> None:
