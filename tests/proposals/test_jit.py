@@ -69,7 +69,8 @@ def test_kernels_that_threads_import_at_once_all_go_to_the_one_folder(places, mo
         thread.join()
     folder = places / "mine" / f"kernels-{jit._digest()}"
     assert [Path(kernel._cache._cache_path).parent for kernel in made] == [folder] * 2
-    assert jit._config.CACHE_DIR == str(places / "mine")
+    setting = jit._config.CACHE_DIR
+    assert setting == str(places / "mine")
 
 
 def test_other_processors_and_other_sources_have_other_folders(monkeypatch, tmp_path):
