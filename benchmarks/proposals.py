@@ -37,13 +37,14 @@ Engine = Callable[[np.ndarray], np.ndarray]
 PUBLISHED = (
     (
         "selective search, COCO val2017",
-        "1.5 at 10, 10.9 at 100; DETReg 12.7, FreeSOLO 15.3 at 100 (they train without labels)",
+        "1.5 at 10, 10.9 at 100; DETReg 12.7, FreeSOLO 15.3 at 100 (they train without labels); arXiv:2106.04550, 2202.12181",
     ),
     (
         "selective search, COCO 2014",
-        "5 / 16 / 36 at 10 / 100 / 1000; EdgeBoxes 7 / 18 / 34, MCG 10 / 25 / 40 (25 s an image)",
+        "5 / 16 / 36 at 10 / 100 / 1000; EdgeBoxes 7 / 18 / 34, MCG 10 / 25 / 40 (25 s an image); read by another off curves of "
+        "arXiv:1506.06204, 1603.08695; why they disagree with the row above neither says",
     ),
-    ("CutLER, COCO val2017", "32.7 at 100: a detector, trained on ImageNet without labels"),
+    ("CutLER, COCO val2017", "32.7 at 100: a detector, trained on ImageNet without labels; arXiv:2301.11320"),
 )
 """From DETReg (arXiv:2106.04550), FreeSOLO (arXiv:2202.12181), CutLER (arXiv:2301.11320), and curves of DeepMask's and SharpMask's
 papers (arXiv:1506.06204, 1603.08695), as another's survey read them: on their images, all of COCO's."""
@@ -178,11 +179,11 @@ def read_images(folder: Path, annotations: Path, count: int) -> tuple[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--annotations", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEG images")
+    parser.add_argument("--annotations", type=Path, required=True, help="their objects, in COCO's JSON")
     parser.add_argument("--count", type=int, help="images; all by default")
     parser.add_argument(
-        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME", help=", ".join(ENGINES)
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME", help="; ".join(ENGINES)
     )
     parser.add_argument("--rank-by", nargs="+", default=[], metavar="RUN", help="also the default ranked by these runs")
     parser.add_argument("--rounds", type=int, default=3, help="of engines that take less than 100 ms")
@@ -190,6 +191,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     engines = {name: ENGINES[name] for name in options.engines} | {f"by {run}": ranked_by(run) for run in options.rank_by}
     paths, truth = read_images(options.images, options.annotations, options.count)
+    if not paths:
+        parser.error(
+            f"no image of {options.images} has objects in {options.annotations}; expected COCO's JSON of these images"
+        )
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in engines}
     usual = []

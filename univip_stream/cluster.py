@@ -41,9 +41,15 @@ def attached(ray: Any, address: str | None, *, otherwise: str, **local: Any) -> 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(ray, address) if address else _start_local(ray, otherwise, local)
+        try:
+            _connect(ray, address) if address else _start_local(ray, otherwise, local)
+        except SystemExit as end:
+            # SIGTERM came to the handler that Ray installs on its way: it exits with the signal's number, without our message.
+            if end.code == signal.SIGTERM and callable(on_sigterm):
+                on_sigterm(signal.SIGTERM, None)
+            raise
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs its own handler, which exits without our message
+            signal.signal(signal.SIGTERM, on_sigterm)
         yield
     finally:
         ray.shutdown()

@@ -132,6 +132,31 @@ def test_ctrl_c_says_how_to_go_on(command, drawn_folder, tmp_path):
     assert verify_folder(out) == []
 
 
+def starting(driver):
+    """Whether Ray's first process, of those that `driver` starts, is there."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and b"gcs_server" in (entry / "cmdline").read_bytes().partition(b"\0")[0]:
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent == str(driver):
+                    return True
+        except OSError:
+            continue  # gone meanwhile
+    return False
+
+
+@pytest.mark.ray
+def test_a_scheduler_that_stops_it_while_ray_starts_is_answered_too(command, drawn_folder, tmp_path):
+    """Ray has a handler of its own for SIGTERM by then, which exits with 15 and no word."""
+    out = tmp_path / "out"
+    process = command(drawn_folder, out)
+    wait_for(lambda: starting(process.pid))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, "run the same command again" in said, "Traceback" in said) == (1, True, False), said
+    assert not list(out.glob("*.tar"))
+
+
 @pytest.mark.ray
 def test_a_node_removed_while_mining(drawn_folder, calm, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster

@@ -348,7 +348,7 @@ def test_failures_may_be_a_share_or_a_number():
         (["--src", "{drawn}", "--proposals", "nowhere:f"], 2, "No module named 'nowhere'"),
         (["--src", "{drawn}", "--proposals", ":"], 2, "--proposals :"),
         (["--src", "{drawn}", "--option", "seed=3"], 2, "the seed is --seed"),
-        (["--src", "{drawn}", "--proposals", "naive", "--option", "cuont=3"], 2, "no such option"),
+        (["--src", "{drawn}", "--proposals", "naive", "--option", "cuont=3"], 2, "no option 'cuont'; it has count; did"),
         (["--src", "{drawn}", "--option", "count"], 2, "expected KEY=VALUE"),
         (["--src", "{drawn}", "--min-scale", "0"], 2, "--min-scale"),
         (["--src", "{drawn}", "--address", "127.0.0.1:1"], 1, "nobody answers there"),

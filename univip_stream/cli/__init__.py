@@ -49,7 +49,7 @@ def cli() -> None:
     univip-stream eval knn runs/coco --train imagenet/train --val imagenet/val
     univip-stream export backbone runs/coco --format torchvision --out backbone.pth
 
-    Exit status: 0 done, 1 failed, 2 called wrongly.
+    Exit status: 0 done, 1 failed, 2 called wrongly; 75 a training was asked to stop, and the same command goes on.
     """
 
 

@@ -79,7 +79,13 @@ FEW = 10_000
     help="For photographs that EXIF turns, with ground-truth: whether the JSON's boxes are in the upright picture, as the "
     "annotators saw it, or in the pixels as stored. The same as in `eval detect`.  [default: upright]",
 )
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine; may be repeated.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the engine, such as fast=true, small=false or working_resolution=320 of the default; may be repeated.",
+)
 @click.option("--min-scale", default=64, show_default=True, type=click.IntRange(min=1), help="Shortest side kept, pixels.")
 @click.option("--max-aspect", default=3.0, show_default=True, type=click.FloatRange(min=1), help="Longest side by shortest.")
 @click.option("--max-iou", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Greatest overlap of two boxes.")

@@ -295,7 +295,8 @@ def refuse_other_shards(job: Job) -> None:
         theirs, here = ({**IMPLIED, **parameters} for parameters in (found, wanted))
         names = [name for name in {**wanted, **found} if name != "listing" and theirs.get(name) != here.get(name)]
         differences = [f"{name} {as_setting(theirs.get(name))} there, {as_setting(here.get(name))} here" for name in names]
-        more = " To add images that it lacks, use --add." if out.read(MANIFEST) is not None else ""
+        other_images = set(names) <= {"sources", "images", "num_shards"}  # and the same settings, which is what --add is for
+        more = " To add images that it lacks, use --add." if other_images and out.read(MANIFEST) is not None else ""
         raise InputError(
             f"{out.location} holds shards made with other parameters: {'; '.join(differences or ['other images'])}. "
             f"Choose another --out, or empty that folder if those shards are not needed.{more}"

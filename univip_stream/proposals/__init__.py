@@ -5,6 +5,7 @@ Engines are imported when used, so a machine without numba or OpenCV's contrib p
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from univip_stream.boxes import as_boxes
 from univip_stream.errors import InputError, UsageError
+from univip_stream.suggest import did_you_mean
 
 Proposer = Callable[..., np.ndarray]
 
@@ -82,13 +84,12 @@ def propose(image: np.ndarray, engine: str = "selective-search", seed: int = 0, 
     pixels = as_rgb(image)
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
         raise UsageError(f"seed is {seed!r}; expected a whole number from 0 to 2 ** 63 - 1")
-    try:
-        boxes = function(pixels, seed=seed, **options)
-    except TypeError as error:
-        if options and "unexpected keyword" in str(error):
-            raise UsageError(f"engine {engine!r} has no such option: {error}") from error
-        raise
-    return as_boxes(boxes)
+    known = [name for name in inspect.signature(function).parameters if name not in ("image", "seed")]
+    for name in options:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"engine {engine!r} has no option {name!r}; {has}{did_you_mean(name, known)}")
+    return as_boxes(function(pixels, seed=seed, **options))
 
 
 def engine_version(engine: str) -> str:
@@ -121,5 +122,5 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def _engine(name: str) -> Engine:
     if name not in ENGINES:
-        raise UsageError(f"unknown proposals {name!r}; expected one of: {', '.join(ENGINES)}")
+        raise UsageError(f"unknown proposals {name!r}; expected one of: {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}")
     return ENGINES[name]
