@@ -7,13 +7,14 @@ import sys
 import pytest
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 from univip_stream.stopping import stoppable
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by what a shell began in the background
 try:
     with stoppable():
         # As a library that is imported makes its named tuples.
-        exec("os.kill(os.getpid(), signal.Signals(int(sys.argv[1])))\\nwhile True: pass")
+        exec("os.kill(os.getpid(), signal.Signals(int(sys.argv[1])))\\ntime.sleep(30)")
 except KeyboardInterrupt:
     sys.exit(75)
 """

@@ -97,7 +97,9 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(drawn_shards, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_to_a_full_disk_is_told(drawn_shards, tmp_path):
-    done = shell('"$U" verify "$1" --inline > /dev/full', drawn_shards, folder=tmp_path)
+@pytest.mark.parametrize("unbuffered", [None, "1"])
+def test_output_to_a_full_disk_is_told(unbuffered, drawn_shards, tmp_path):
+    done = shell('"$U" verify "$1" --inline > /dev/full', drawn_shards, folder=tmp_path, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert "no space left on device; make room" in done.stderr
+    assert "Exception ignored" not in done.stderr

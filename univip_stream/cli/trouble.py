@@ -28,6 +28,7 @@ def errors_reported(ctx: click.Context) -> Iterator[None]:
         _discard_output()
         ctx.exit(1)
     except OSError as error:
+        _discard_output()  # if it is standard output that cannot be written
         _exit_with(ctx, in_words(error))
     except UnicodeEncodeError as error:
         name = error.object if isinstance(error.object, str) else repr(error.object)
@@ -93,13 +94,13 @@ def readable(message: str) -> str:
 
 
 def _discard_output() -> None:
-    """Discard output that is still buffered: at exit Python would complain about the closed pipe again."""
+    """Discard output that cannot be written (a closed pipe, a full disk): at exit Python would try again, and end with 120."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no real file
             descriptor = stream.fileno()
             try:
                 stream.flush()
-            except BrokenPipeError:
+            except OSError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
