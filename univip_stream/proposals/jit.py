@@ -3,8 +3,8 @@
 Kernels that Python calls are `entry`: their machine code is kept on disk. Kernels that only other kernels call are `part`, and
 compiled into those. Each entry is called with one set of argument types, so all processes that write its file write the same.
 
-The first call of all takes some 20 seconds of compiling, so kernels are written for the compiler too. A part is called with one
-set of argument types, since each further one is compiled again; a literal is a type of its own (`np.int64(0)` is not). Arrays
+The first call of all takes some 20 seconds of compiling, so kernels are written for the compiler too. A part is called with as
+few sets of argument types as can be, since each is compiled anew; a literal is a type of its own (`np.int64(0)` is not). Arrays
 are copied by `copy_into`: an assignment to a slice compiles numba's strings, for the message of a wrong shape.
 
 The folder is named after everything that the code depends on: the sources of all kernels (numba itself only checks the date of
